@@ -1,0 +1,29 @@
+# The two commands: `make demo` and `make test`. Both set up the environment first, when it is not yet there.
+SHELL := bash
+export LANE PYTHON
+
+# Every recipe gets the lane's environment from tools/setup.sh, which prints its path, and puts it first on PATH.
+ENTER = env=$$(tools/setup.sh) && export PATH="$$env/bin:$$PATH"
+
+.PHONY: help setup demo test
+
+help:
+	@echo 'make demo    set up, then train, attack and score on a small data set (10 minutes on 2 cores)'
+	@echo 'make test    set up, then run the tests, the fast ones first; pytest reads options from PYTEST_ADDOPTS'
+	@echo 'make setup   set up alone: .venv-tf1 or .venv-tf2 in this folder'
+	@echo
+	@echo 'LANE=tf1|tf2 picks the lane: TensorFlow 1.15 on Python 3.7, or 2.18 on Python 3.9 to 3.12.'
+	@echo '             Without it: the one that a Python of this machine can run, tf2 first.'
+	@echo 'PYTHON=...   picks the interpreter, for example: make setup PYTHON=python3.12'
+	@echo '             Without it: an environment keeps its own, and a new one takes the first that fits, on PATH or'
+	@echo '             in pyenv.'
+	@echo 'HOROVOD_GPU_OPERATIONS=NCCL and other HOROVOD_ variables reach the build of Horovod.'
+
+setup:
+	@tools/setup.sh >/dev/null
+
+demo:
+	@$(ENTER) && python tools/demo.py
+
+test:
+	@$(ENTER) && python -m pytest -m 'not slow' tests && python -m pytest -m slow tests

@@ -1,0 +1,80 @@
+"""Which of a job's processes this is, and sums over all of them. One process alone needs neither MPI nor Horovod."""
+import os
+from typing import Any, Optional
+
+import numpy as np
+
+from compat import num_gpus, session_config, tf
+from errors import InputError
+
+
+class World:
+    """All processes ("ranks") of a job. This one: a single process."""
+    rank = 0
+    size = 1
+    local_rank = 0  # among those of this machine
+    local_size = 1
+
+    @property
+    def is_chief(self) -> bool:
+        """The rank that writes files and talks to the user."""
+        return self.rank == 0
+
+    def sum(self, values: Any) -> np.ndarray:
+        """Sum of every rank's numbers, float64 of the same shape. All ranks must call it, in the same order."""
+        return np.asarray(values, np.float64)
+
+    def session_config(self) -> Any:
+        """For sessions of this rank: its GPU, and its share of the machine's cores.
+
+        With a single inter-op thread, Horovod's and the input queue's operations can wait for each other for ever.
+        """
+        config = session_config()
+        if num_gpus():  # a launcher may show each rank its own GPU only, as number 0
+            config.gpu_options.visible_device_list = str(self.local_rank % num_gpus())
+        if self.size > 1:
+            cores = len(os.sched_getaffinity(0))
+            config.intra_op_parallelism_threads = max(1, min(cores, (os.cpu_count() or 1) // self.local_size))
+            config.inter_op_parallelism_threads = max(2, config.intra_op_parallelism_threads)
+        return config
+
+
+class HorovodWorld(World):
+    """The ranks that mpirun started."""
+
+    def __init__(self):
+        try:
+            import horovod.tensorflow as hvd
+        except (ImportError, OSError, tf.errors.OpError) as e:  # not installed, no MPI, built for another TensorFlow
+            raise InputError('several processes, and training, need Horovod, which can\'t be loaded (%s): '
+                             'run "make setup"' % e)
+        hvd.init()
+        self.hvd = hvd
+        self.rank, self.size = hvd.rank(), hvd.size()
+        self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
+        self._session: Optional[tf.Session] = None
+
+    def sum(self, values):
+        values = np.asarray(values, np.float64)
+        if self.size == 1:
+            return values
+        if self._session is None:
+            # a graph of its own: sums also happen between the steps of a training, whose graph is finished
+            with tf.Graph().as_default() as graph, tf.device('/cpu:0'):
+                self._values = tf.placeholder(tf.float64, [None])
+                self._sum = self.hvd.allreduce(self._values, op=self.hvd.Sum, name='sum_over_ranks')
+            self._session = tf.Session(graph=graph, config=self.session_config())
+        return self._session.run(self._sum, {self._values: values.ravel()}).reshape(values.shape)
+
+
+def started_by_mpi() -> bool:
+    """Whether a launcher says that this process is one of several (Open MPI; MPICH and its relatives)."""
+    sizes = [os.environ[name] for name in ('OMPI_COMM_WORLD_SIZE', 'PMI_SIZE') if os.environ.get(name)]
+    if not sizes and os.environ.get('PMIX_RANK'):
+        raise InputError('this is one of several processes, but not started by mpirun: start them with mpirun')
+    return any(int(size) > 1 for size in sizes)
+
+
+def connect() -> World:
+    """The ranks of this job; waits until all of them are there."""
+    return HorovodWorld() if started_by_mpi() else World()

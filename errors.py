@@ -1,0 +1,42 @@
+"""What the user gave is wrong: one exception for it, and the one place that turns it into an exit status."""
+import argparse
+import os
+import sys
+import traceback
+from typing import Callable
+
+
+class InputError(ValueError):
+    """Wrong flags, files or data. Its text is one line that says what is wrong and what to do about it."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong flags are an InputError like any other wrong input: one line."""
+
+    def error(self, message):
+        raise InputError('%s (see --help)' % message)
+
+
+def run_command(program: str, command: Callable[[], int]) -> None:
+    """Run `command` and end the process with the status it returns; never returns.
+
+    An InputError becomes one line on stderr and status 2, an interrupt status 130. The process ends without
+    running exit handlers: under MPI, Horovod's would wait for ranks that may be stuck in a collective, while
+    a rank that is simply gone makes mpirun end the others.
+    """
+    try:
+        status = command()
+    except InputError as e:
+        print('%s: error: %s' % (program, ' '.join(str(e).split())), file=sys.stderr)
+        status = 2
+    except KeyboardInterrupt:
+        print('%s: interrupted' % program, file=sys.stderr)
+        status = 130
+    except Exception:  # a bug, or a machine's failure
+        traceback.print_exc()
+        status = 1
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(0)

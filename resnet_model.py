@@ -1,0 +1,264 @@
+"""The layers: convolution with BatchNorm, the bottleneck, the non-local denoising operations (Section 4 of the paper).
+
+Every function takes a feature map and a `Mode`, which says how to compute it, and returns a feature map. Variables are
+created or reused by name, so the same function builds the training tower and the attacker's copy of the network.
+"""
+from typing import Callable, List, NamedTuple, Optional
+
+from compat import has_gpu, tf
+
+BATCH_NORM_MOMENTUM = 0.9
+BATCH_NORM_EPSILON = 1e-5
+FEW_POSITIONS = 16  # up to which a CPU is faster with a matrix product than with a convolution
+
+
+class Mode(NamedTuple):
+    """How a network is computed. Which network it is stands in nets.py."""
+    training: bool = False  # BatchNorm uses (and tracks) the statistics of the batch; otherwise the tracked ones
+    data_format: str = 'NHWC'  # or 'NCHW', the GPU's layout
+    dtype: tf.DType = tf.float32  # of activations and of conv and linear weights; variables are float32
+
+
+def native_mode(data_format: Optional[str] = None) -> Mode:
+    """For float32 inference in a layout; by default in the device's own one: NCHW on a GPU, NHWC on a CPU."""
+    if data_format not in (None, 'NHWC', 'NCHW'):
+        raise ValueError('data_format is NHWC or NCHW, not %r' % (data_format,))
+    return Mode(data_format=data_format or ('NCHW' if has_gpu() else 'NHWC'))
+
+
+def channel_axis(mode: Mode) -> int:
+    return 3 if mode.data_format == 'NHWC' else 1
+
+
+def num_channels(x: tf.Tensor, mode: Mode) -> int:
+    return int(x.shape[channel_axis(mode)])
+
+
+def spatial(values: List[int], mode: Mode) -> List[int]:
+    """[height, width] with 1 for batch and channels, in the mode's layout."""
+    return [1] + values + [1] if mode.data_format == 'NHWC' else [1, 1] + values
+
+
+# --- weights ---------------------------------------------------------------------------------------------------------
+
+def conv_initializer() -> Callable:
+    return tf.variance_scaling_initializer(scale=2.0, mode='fan_out', distribution='untruncated_normal')
+
+
+def embedding_initializer() -> Callable:
+    return tf.random_normal_initializer(stddev=0.01)
+
+
+def constant_during_attack():
+    """A scope for what depends on weights alone, which are constant while a batch is attacked.
+
+    It puts the operations outside of the attack's `while_loop` (and of an XLA cluster), where they run once per attack
+    instead of once per step. Variables are created here too: inside of a loop they could not be initialised.
+    """
+    return tf.control_dependencies(None)
+
+
+def weight(name: str, shape: List[int], initializer: Callable, trainable: bool = True) -> tf.Tensor:
+    with constant_during_attack():
+        return tf.get_variable(name, shape, tf.float32, initializer=initializer, trainable=trainable)
+
+
+# --- convolution, BatchNorm, linear ----------------------------------------------------------------------------------
+
+def grouped_convolution_by_parts(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int) -> tf.Tensor:
+    """NHWC grouped convolution from ungrouped ones: TensorFlow's CPU kernels have no gradient of a grouped one.
+
+    Neighbouring groups are computed together by one dense convolution with block-diagonal weights. This multiplies by
+    zeros, but a convolution of 8 channels leaves most of a CPU's vector units idle, and calls cost more than zeros.
+    """
+    per_group_in, out = int(w.shape[2]), int(w.shape[3])
+    together = max(1, min(groups, 64 // per_group_in))
+    while groups % together:
+        together -= 1
+    parts = groups // together
+    with constant_during_attack():
+        per_group_out = out // groups
+        diagonal = tf.eye(together, dtype=w.dtype)[:, None, :, None]  # (group in, 1, group out, 1)
+        weights = []
+        for part in tf.split(w, parts, axis=3):
+            taps = tf.reshape(part, w.shape[:2].as_list() + [1, per_group_in, together, per_group_out])
+            weights.append(tf.reshape(taps * diagonal, w.shape[:2].as_list() +
+                                      [together * per_group_in, together * per_group_out]))
+    strides = [1, stride, stride, 1]
+    return tf.concat([tf.nn.conv2d(a, b, strides=strides, padding='SAME')
+                      for a, b in zip(tf.split(x, parts, axis=3), weights)], axis=3)
+
+
+def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int) -> Optional[tf.Tensor]:
+    """NHWC convolution, padding SAME, as a matrix product; None where that would not be faster.
+
+    On a few positions the time goes into the weights, which TensorFlow's CPU convolutions reorder at every call.
+    """
+    kernel, channels_in, channels_out = int(w.shape[0]), int(w.shape[2]), int(w.shape[3])
+    height, width = int(x.shape[1]), int(x.shape[2])
+    if kernel == 1 and height * width <= FEW_POSITIONS * stride ** 2:
+        x, out, meets = x[:, ::stride, ::stride], [-(-height // stride), -(-width // stride)], w
+    elif max(height, width) <= stride:
+        # One position is left: a linear layer of the whole map and the part of the kernel that meets it. SAME pads
+        # kernel - size, the smaller half of it before.
+        top, left = [max(0, kernel - size) // 2 for size in (height, width)]
+        with constant_during_attack():
+            meets, out = w[top:top + height, left:left + width], [1, 1]
+    else:
+        return None
+    with constant_during_attack():
+        matrix = tf.reshape(meets, [-1, channels_out])
+    product = tf.matmul(tf.reshape(x, [-1, int(meets.shape[0]) * int(meets.shape[1]) * channels_in]), matrix)
+    return tf.reshape(product, [-1] + out + [channels_out])
+
+
+def apply_convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -> tf.Tensor:
+    """Convolution, padding SAME. `w` is (height, width, channels in / groups, channels out)."""
+    groups = num_channels(x, mode) // int(w.shape[2])
+    if mode.data_format == 'NHWC':
+        if groups > 1:
+            return grouped_convolution_by_parts(x, w, groups, stride)
+        y = convolution_on_few_positions(x, w, stride)
+        if y is not None:
+            return y
+    return tf.nn.conv2d(x, w, strides=spatial([stride, stride], mode), padding='SAME', data_format=mode.data_format)
+
+
+def embedding(x: tf.Tensor, name: str, channels: int, mode: Mode) -> tf.Tensor:
+    """A 1x1 convolution without bias or normalisation."""
+    with tf.variable_scope(name):
+        w = weight('W', [1, 1, num_channels(x, mode), channels], embedding_initializer())
+        with constant_during_attack():
+            w = tf.cast(w, mode.dtype)
+    return apply_convolution(x, w, mode)
+
+
+def conv_norm(x: tf.Tensor, name: str, channels: int, kernel: int, mode: Mode, *, stride: int = 1, groups: int = 1,
+              initial_gamma: float = 1.0) -> tf.Tensor:
+    """Convolution without bias, then BatchNorm.
+
+    Outside of training BatchNorm is an affine map with constant coefficients. In float32 it is folded into the
+    convolution's weights, which saves a pass over the activations; in reduced precision it stays apart and in float32,
+    because folded weights may leave float16's range.
+    """
+    with tf.variable_scope(name):
+        w = weight('W', [kernel, kernel, num_channels(x, mode) // groups, channels], conv_initializer())
+        with tf.variable_scope('bn'):
+            gamma = weight('gamma', [channels], tf.constant_initializer(initial_gamma))
+            beta = weight('beta', [channels], tf.zeros_initializer())
+            mean = weight('mean/EMA', [channels], tf.zeros_initializer(), trainable=False)
+            variance = weight('variance/EMA', [channels], tf.ones_initializer(), trainable=False)
+        if not mode.training and mode.dtype == tf.float32:
+            with constant_during_attack():
+                scale = gamma * tf.rsqrt(variance + BATCH_NORM_EPSILON)
+                w, bias = w * scale, beta - mean * scale
+            return tf.nn.bias_add(apply_convolution(x, w, mode, stride), bias, data_format=mode.data_format)
+        with constant_during_attack():
+            w = tf.cast(w, mode.dtype)
+        x = apply_convolution(x, w, mode, stride)
+        normalise = dict(epsilon=BATCH_NORM_EPSILON, data_format=mode.data_format)
+        if not mode.training:
+            return tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, is_training=False, **normalise)[0]
+        x, batch_mean, batch_variance = tf.nn.fused_batch_norm(x, gamma, beta, is_training=True, **normalise)
+        for tracked, value in (mean, batch_mean), (variance, batch_variance):
+            # (1 - momentum) towards the batch; tensorpack runs this collection once per training step
+            update = tf.assign_sub(tracked, (1 - BATCH_NORM_MOMENTUM) * (tracked - value))
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
+        return x
+
+
+def linear(x: tf.Tensor, name: str, outputs: int, mode: Mode) -> tf.Tensor:
+    with tf.variable_scope(name):
+        w = weight('W', [int(x.shape[1]), outputs], tf.random_normal_initializer(stddev=0.01))
+        b = weight('b', [outputs], tf.zeros_initializer())
+        with constant_during_attack():
+            w, b = tf.cast(w, mode.dtype), tf.cast(b, mode.dtype)
+        return tf.matmul(x, w) + b
+
+
+# --- denoising blocks (Section 4) ------------------------------------------------------------------------------------
+
+def as_matrix(x: tf.Tensor, mode: Mode) -> tf.Tensor:
+    """Feature map -> (batch, positions, channels), or (batch, channels, positions) in NCHW."""
+    positions = tf.shape(x)[1] * tf.shape(x)[2] if mode.data_format == 'NHWC' else tf.shape(x)[2] * tf.shape(x)[3]
+    c = num_channels(x, mode)
+    return tf.reshape(x, [-1, positions, c] if mode.data_format == 'NHWC' else [-1, c, positions])
+
+
+def non_local_softmax(x: tf.Tensor, mode: Mode) -> tf.Tensor:
+    """Non-local means, embedded Gaussian: y_i = sum_j softmax_j(theta(x_i) . phi(x_j) / sqrt(d)) x_j."""
+    channels = num_channels(x, mode) // 2
+    theta = as_matrix(embedding(x, 'embedding_theta', channels, mode), mode)
+    phi = as_matrix(embedding(x, 'embedding_phi', channels, mode), mode)
+    values = as_matrix(x, mode)
+    nhwc = mode.data_format == 'NHWC'
+    affinity = tf.matmul(theta * channels ** -0.5, phi, transpose_a=not nhwc, transpose_b=nhwc)
+    affinity = tf.nn.softmax(affinity)  # (batch, positions i, positions j)
+    y = tf.matmul(affinity, values) if nhwc else tf.matmul(values, affinity, transpose_b=True)
+    return tf.reshape(y, tf.shape(x))
+
+
+def non_local_dot_product(x: tf.Tensor, mode: Mode) -> tf.Tensor:
+    """Non-local means, dot product without embedding: y_i = 1/N sum_j (x_i . x_j) x_j over the N positions.
+
+    The product of the three matrices is associative; the cheaper of its two orders depends on the sizes.
+    """
+    m = as_matrix(x, mode)
+    height, width = [int(n) for n, c in zip(x.shape[1:], 'HWC' if mode.data_format == 'NHWC' else 'CHW') if c != 'C']
+    positions = height * width
+    m_t = tf.transpose(m, [0, 2, 1]) / positions  # divided before it is summed over: float16 ends at 65504
+    # m is (positions, channels) or its transpose: m m^T m either way
+    rows = positions if mode.data_format == 'NHWC' else num_channels(x, mode)
+    columns = positions * num_channels(x, mode) // rows
+    y = tf.matmul(tf.matmul(m, m_t), m) if rows < columns else tf.matmul(m, tf.matmul(m_t, m))
+    return tf.reshape(y, tf.shape(x))
+
+
+def denoising(x: tf.Tensor, name: str, operation: Callable, mode: Mode) -> tf.Tensor:
+    """A denoising block: x + BN(conv1x1(operation(x))). Its last gamma starts at 0: at first it is the identity."""
+    with tf.variable_scope(name):
+        denoised = operation(x, mode)
+        denoised.set_shape(x.shape)
+        return x + conv_norm(denoised, 'conv', num_channels(x, mode), 1, mode, initial_gamma=0.0)
+
+
+# --- the network -----------------------------------------------------------------------------------------------------
+
+def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: int, groups: int) -> tf.Tensor:
+    """1x1, 3x3 (with the stride, in groups), 1x1 convolutions of `width`, `width` and 4 * `channels` channels."""
+    out = 4 * channels
+    if num_channels(x, mode) != out or stride != 1:
+        shortcut = conv_norm(x, 'convshortcut', out, 1, mode, stride=stride)
+    else:
+        shortcut = x
+    y = tf.nn.relu(conv_norm(x, 'conv1', width, 1, mode))
+    y = tf.nn.relu(conv_norm(y, 'conv2', width, 3, mode, stride=stride, groups=groups))
+    y = conv_norm(y, 'conv3', out, 1, mode, initial_gamma=0.0)
+    return tf.nn.relu(y + shortcut)
+
+
+def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mode, *, groups: int = 1,
+             width_per_group: int = 64, after_group: Optional[Callable] = None,
+             after_block: Optional[Callable] = None) -> tf.Tensor:
+    """Stem, four groups of bottlenecks, global average pool, linear layer.
+
+    `image` is (N, H, W, 3) float32 in [-1, 1]; returns logits, (N, num_classes) float32. A denoising operation may
+    follow every group (`after_group`) or every residual block (`after_block`).
+    """
+    x = tf.cast(image, mode.dtype)
+    if mode.data_format == 'NCHW':
+        x = tf.transpose(x, [0, 3, 1, 2])
+    x = tf.nn.relu(conv_norm(x, 'conv0', 64, 7, mode, stride=2))
+    x = tf.nn.max_pool(x, spatial([3, 3], mode), spatial([2, 2], mode), 'SAME', data_format=mode.data_format)
+    for g, blocks in enumerate(num_blocks):
+        channels = 64 * 2 ** g
+        for b in range(blocks):
+            with tf.variable_scope('group%d/block%d' % (g, b)):
+                x = bottleneck(x, channels, 2 if g > 0 and b == 0 else 1, mode,
+                               width=groups * width_per_group * 2 ** g, groups=groups)
+                if after_block is not None:
+                    x = denoising(x, 'non_local', after_block, mode)
+        if after_group is not None:
+            x = denoising(x, 'group%d_denoise' % g, after_group, mode)
+    x = tf.reduce_mean(x, [1, 2] if mode.data_format == 'NHWC' else [2, 3])
+    return tf.cast(linear(x, 'linear', num_classes, mode), tf.float32)

@@ -1,0 +1,130 @@
+"""White-box evaluation as its users run it: main.py --eval, alone and under mpirun."""
+import os
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from photos import write_split
+from tools.mpi import mpirun, read_figures
+
+SMALL = ['--arch', 'ResNet', '-d', '14', '--image-size', '32']
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """37 photos in 10 classes."""
+    folder = tmp_path_factory.mktemp('data')
+    write_split(folder / 'val', 37)
+    return str(folder)
+
+
+@pytest.fixture(scope='module')
+def images(data):
+    from third_party.imagenet import load_dataset
+    from third_party.images import decode, validation_image
+    dataset = load_dataset(data, 'val')
+    return np.stack([validation_image(decode(p), 32) for p in dataset.paths]), np.array(dataset.labels)
+
+
+def evaluate(root, launcher, data, weights, *flags):
+    command = launcher(['main.py', '--eval', '--load', weights, '--data', data] + SMALL + list(flags))
+    done = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          universal_newlines=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def alone(arguments):
+    return mpirun(1, arguments)[-len(arguments) - 1:]  # this Python, without the launcher
+
+
+def counts(done, num_images):
+    figures = read_figures(done.stdout)
+    assert len(figures) == 3, done.stdout
+    return [int(round(figures[k] * num_images)) for k in ('Top1 Error', 'Attack Success Rate', 'Top5 Error')]
+
+
+def expected_counts(classifier, images, labels, steps):
+    """The same evaluation by the Python API, one call for all images, counted with NumPy."""
+    attacked, targets = classifier.pgd(images, labels, steps=steps, seed=0)
+    order = np.argsort(-classifier.logits(attacked), axis=1)
+    return [int((order[:, 0] != labels).sum()), int((order[:, 0] == targets).sum()) if steps else 0,
+            int((order[:, :5] != labels[:, None]).all(axis=1).sum())]
+
+
+def close(a, b):
+    """Rounding may tip one image in a hundred steps; a lost or doubled image would change the total."""
+    return all(abs(x - y) <= 1 for x, y in zip(a, b))
+
+
+@pytest.mark.parametrize('steps', [0, 3])
+def test_figures_are_those_of_the_python_api(root, data, images, weights_file, classifier, steps):
+    done = evaluate(root, alone, data, weights_file(), '--attack-iter', str(steps))
+    assert close(counts(done, 37), expected_counts(classifier(), *images, steps=steps))
+    lines = done.stdout.strip().split('\n')
+    assert [line.split(':')[0] for line in lines[-3:]] == ['Top1 Error', 'Attack Success Rate', 'Top5 Error']
+    assert '37 images' in lines[-4]
+    bar = done.stderr.replace('\r', '\n').strip().split('\n')[-1]
+    assert re.search(r'100%.* 37/37 .*error \d\.\d+, success \d\.\d+', bar), bar
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('ranks', [1, 2, 3, 4])
+def test_every_image_counts_once_for_any_number_of_ranks(root, data, images, weights_file, classifier, ranks):
+    done = evaluate(root, lambda a: mpirun(ranks, a), data, weights_file(), '--attack-iter', '3', '--batch', '5')
+    assert close(counts(done, 37), expected_counts(classifier(), *images, steps=3))
+    assert done.stdout.count('Top1 Error') == 1 and '37 images' in done.stdout
+
+
+@pytest.mark.slow
+def test_more_ranks_than_images(root, tmp_path, weights_file, classifier):
+    write_split(tmp_path / 'val', 2, classes=2)
+    (tmp_path / 'synsets.txt').write_text('\n'.join('c%d' % i for i in range(10)))
+    done = evaluate(root, lambda a: mpirun(3, a), str(tmp_path), weights_file(), '--attack-iter', '2')
+    alone_ = evaluate(root, alone, str(tmp_path), weights_file(), '--attack-iter', '2')
+    assert '2 images' in done.stdout
+    assert read_figures(done.stdout) == read_figures(alone_.stdout)
+
+
+def test_needs_neither_horovod_nor_mpi(root, data, weights_file, tmp_path, python):
+    (tmp_path / 'horovod.py').write_text('raise ImportError("there is no Horovod here")')
+    done = python('main.py', '--eval', '--load', weights_file(), '--data', data, '--attack-iter', '0', *SMALL,
+                  env={'PYTHONPATH': str(tmp_path), 'PATH': '/nowhere'})
+    assert done.returncode == 0, done.stderr
+    assert len(read_figures(done.stdout)) == 3
+
+
+def test_a_longer_attack_passes_the_shorter_ones(images, weights_of):
+    """Strengths that share a trajectory give the outcomes that they have alone."""
+    from checkpoint import assign_weights
+    from compat import session_config, tf
+    from evaluation import AttackTower, Strength
+    from nets import Network
+    from resnet_model import Mode
+    from third_party.batches import Batch
+    with tf.Graph().as_default() as graph:
+        tower = AttackTower(Network('ResNet', 14, 10), 32, mode=Mode(), attack_mode=Mode())
+    batch = Batch(images[0][:8], images[1][:8].astype(np.int32), np.arange(8))
+    strengths = [Strength(k) for k in (20, 0, 5, 16, 18)]  # 5 steps of 3.2, and 16, 18, 20 steps of 1
+    with tf.Session(graph=graph, config=session_config()) as session:
+        assign_weights(session, weights_of())
+        together = tower.run(session, batch, strengths)
+        for strength in strengths:
+            single = tower.run(session, batch, [strength])[strength]
+            assert all(np.array_equal(a, b) for a, b in zip(single, together[strength])), strength
+
+
+def test_flat_validation_set_gives_the_same(root, data, weights_file, tmp_path):
+    flat = tmp_path / 'val'
+    flat.mkdir()
+    lines = []
+    for label in sorted(os.listdir(os.path.join(data, 'val'))):
+        for name in sorted(os.listdir(os.path.join(data, 'val', label))):
+            os.symlink(os.path.join(data, 'val', label, name), str(flat / ('%s-%s' % (label, name))))
+            lines.append('%s-%s %d' % (label, name, int(label[1:])))
+    (tmp_path / 'val.txt').write_text('\n'.join(lines))
+    (tmp_path / 'synsets.txt').write_text('\n'.join('c%d' % i for i in range(10)))
+    folders, flat_ = [evaluate(root, alone, d, weights_file(), '--attack-iter', '2') for d in (data, str(tmp_path))]
+    assert read_figures(folders.stdout) == read_figures(flat_.stdout)

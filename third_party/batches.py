@@ -1,0 +1,56 @@
+"""Batches of validation images, decoded ahead by threads, in order."""
+import collections
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Callable, Deque, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+
+import numpy as np
+
+from third_party.images import decode, validation_image
+from third_party.imagenet import Dataset
+
+
+class Batch(NamedTuple):
+    """Images (N, S, S, 3) uint8 BGR, labels (N,) int32, and their positions in the data set (N,) int64."""
+    images: np.ndarray
+    labels: np.ndarray
+    indices: np.ndarray
+
+
+def map_ahead(function: Callable[[Any], Any], items: Iterable[Any], *, threads: int, ahead: int) -> Iterator[Any]:
+    """`function` of every item, in order, computed by threads at most `ahead` items early.
+
+    An exception of the function is raised where its result would have been.
+    """
+    pending: Deque = collections.deque()
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for item in items:
+                pending.append(pool.submit(function, item))
+                if len(pending) > ahead:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            for future in pending:
+                future.cancel()
+
+
+def shard(count: int, rank: int, size: int) -> List[int]:
+    """The positions that are `rank`'s, of `count`: every one belongs to exactly one of `size` ranks."""
+    return list(range(rank, count, size))
+
+
+def validation_batches(dataset: Dataset, positions: Sequence[int], *, batch: int, image_size: int,
+                       threads: Optional[int] = None) -> Iterator[Batch]:
+    """The images at these positions, preprocessed for validation, in batches of `batch`; the last may be smaller.
+
+    Raises InputError naming the file when an image can't be read: leaving it out would give a wrong result.
+    """
+    threads = threads or min(16, len(os.sched_getaffinity(0)))
+    images = map_ahead(lambda i: validation_image(decode(dataset.paths[i]), image_size), positions,
+                       threads=threads, ahead=2 * batch + threads)
+    for start in range(0, len(positions), batch):
+        part = positions[start:start + batch]
+        yield Batch(np.stack([next(images) for _ in part]), np.array([dataset.labels[i] for i in part], np.int32),
+                    np.array(part, np.int64))

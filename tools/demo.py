@@ -1,0 +1,157 @@
+#!/usr/bin/env python
+"""The main job from end to end, in minutes, on a CPU: train a standard and an adversarially trained network on tinted
+handwritten digits (demo_data.py), attack both, score a folder, print the table and draw it.
+
+Every step is a command that is printed before it runs, and that works the same on ImageNet.
+"""
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Dict, List, NamedTuple
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+from errors import InputError, run_command  # noqa: E402
+from tools import demo_data  # noqa: E402
+from tools.mpi import mpirun, read_figures  # noqa: E402
+
+RANKS = 2
+BATCH = 32
+DEPTH = 14
+EPSILON = 8.0
+STRENGTHS = (0, 10, 100)
+SHAPE = ['--image-size', str(demo_data.SIZE)]
+NETWORK = ['--arch', 'ResNet', '-d', str(DEPTH)]
+
+
+class Recipe(NamedTuple):
+    """How one of the networks is trained."""
+    title: str
+    attack_iter: int
+    max_epoch: int
+    base_lr: float
+
+
+RECIPES = [Recipe('standard', 0, 6, 0.1), Recipe('adversarial', 2, 18, 0.3)]
+
+
+def run(command: List[str], log: str) -> str:
+    """Run a command from the checkout's root, all its output into a log file; its standard output is returned."""
+    print('$ ' + ' '.join(shlex.quote(os.path.relpath(c, ROOT) if c.startswith(ROOT) else c) for c in command),
+          flush=True)
+    start = time.time()
+    with open(log, 'w') as f:
+        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=f,
+                              universal_newlines=True)
+        f.write(done.stdout)
+    if done.returncode:
+        with open(log) as f:
+            sys.stderr.write(f.read()[-3000:])
+        raise InputError('the command above failed with status %d; its output is in %s' % (done.returncode, log))
+    print('  %.0f s' % (time.time() - start), flush=True)
+    return done.stdout
+
+
+def start_server(data: str, endpoint: str, log: str) -> subprocess.Popen:
+    """The data server of both trainings. They wait for it to be ready."""
+    command = [sys.executable, os.path.join(ROOT, 'third_party', 'serve-data.py'), '--data', data,
+               '--batch', str(BATCH), '--workers', '1', '--min-crop-area', '0.5', '--endpoint', endpoint] + SHAPE
+    print('$ %s &' % ' '.join(os.path.relpath(c, ROOT) if c.startswith(ROOT) else c for c in command), flush=True)
+    with open(log, 'w') as f:
+        return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT)
+
+
+def train(recipe: Recipe, data: str, endpoint: str, work: str) -> str:
+    """Train one network; returns its checkpoint."""
+    name = 'demo-' + recipe.title
+    run(mpirun(RANKS, ['main.py', '--data', data, '--endpoint', endpoint, '--batch', str(BATCH)] + SHAPE + NETWORK + [
+        '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
+        '--max-epoch', str(recipe.max_epoch), '--base-lr', str(recipe.base_lr),
+        '--training-eval', 'clean', '--logdir', name, '--overwrite']), os.path.join(work, name + '.log'))
+    log = os.path.join(ROOT, 'train_log', 'PGD-ResNet%d-Batch%d-%dGPUs-iter%d-epsilon%s-step1.0-%s' % (
+        DEPTH, BATCH, RANKS, recipe.attack_iter, EPSILON, name))
+    with open(os.path.join(log, 'checkpoint')) as f:
+        newest = f.readline().split('"')[1]
+    return os.path.join(log, os.path.basename(newest))
+
+
+def evaluate(checkpoint: str, data: str, log: str) -> Dict[int, Dict[str, float]]:
+    """Figures for each strength."""
+    figures = {}
+    for k in STRENGTHS:
+        figures[k] = read_figures(run(
+            [sys.executable, 'main.py', '--eval', '--load', checkpoint, '--data', data, '--batch', '120'] + SHAPE +
+            NETWORK + ['--attack-iter', str(k), '--attack-epsilon', str(EPSILON)], '%s-%d.log' % (log, k)))
+    return figures
+
+
+def score(checkpoint: str, data: str, work: str) -> float:
+    """Black-box scoring of the validation folder; returns the error over its predictions."""
+    predictions = os.path.join(work, 'predictions.txt')
+    run([sys.executable, 'main.py', '--eval-directory', os.path.join(data, 'val'), '--load', checkpoint,
+         '--prediction-file', predictions] + SHAPE + NETWORK, os.path.join(work, 'score.log'))
+    with open(predictions) as f:
+        rows = [line.rstrip('\n').rsplit(',', 1) for line in f]
+    return sum(os.path.basename(os.path.dirname(path)) != label for path, label in rows) / len(rows)
+
+
+def table(results: Dict[str, Dict[int, Dict[str, float]]]) -> str:
+    """Error / attack success in percent, in the style of the model zoo."""
+    lines = ['| training | ' + ' | '.join('%d-step PGD' % k if k else 'clean' for k in STRENGTHS) + ' |',
+             '|---|' + '---|' * len(STRENGTHS)]
+    for title, figures in results.items():
+        cells = ['%.1f' % (100 * figures[k]['Top1 Error']) +
+                 (' / %.1f' % (100 * figures[k]['Attack Success Rate']) if k else '') for k in STRENGTHS]
+        lines.append('| %s | %s |' % (title, ' | '.join(cells)))
+    return '\n'.join(lines)
+
+
+def main() -> int:
+    work = os.path.join(ROOT, 'demo')
+    data = os.path.join(work, 'digits')
+    start = time.time()
+    shutil.rmtree(work, ignore_errors=True)
+    os.makedirs(work)
+    counts = demo_data.write_digits(data)
+    print('%d training and %d validation images in %s' % (counts + (os.path.relpath(data, ROOT),)), flush=True)
+
+    # a socket of its own: batches of this shape may be served to somebody else on this machine
+    with tempfile.TemporaryDirectory() as sockets:
+        endpoint = 'ipc://' + os.path.join(sockets, 'digits')
+        server = start_server(data, endpoint, os.path.join(work, 'server.log'))
+        try:
+            checkpoints = {recipe.title: train(recipe, data, endpoint, work) for recipe in RECIPES}
+        finally:
+            server.terminate()
+            server.wait()
+    results = {title: evaluate(path, data, os.path.join(work, 'evaluation-%s' % title))
+               for title, path in checkpoints.items()}
+    scored = score(checkpoints['adversarial'], data, work)
+
+    from tools.demo_figure import draw
+    picture = os.path.join(work, 'demo.png')
+    draw(results, checkpoints, data, picture, depth=DEPTH, epsilon=EPSILON)
+    text = table(results)
+    with open(os.path.join(work, 'table.md'), 'w') as f:
+        f.write(text + '\n')
+    print('\nTop-1 error / attack success, in percent, of %d validation images; epsilon %g of 255\n\n%s\n' % (
+        counts[1], EPSILON, text))
+    print('The tint alone, far inside the budget, tells the class of %.1f%% of the validation images.' % (
+        100 * demo_data.tint_accuracy(*demo_data.read_split(os.path.join(data, 'val')))))
+    print('Scored as a folder, the adversarially trained network\'s error is %.1f%%.' % (100 * scored))
+    print('The picture is %s. %.0f s in all.' % (os.path.relpath(picture, ROOT), time.time() - start))
+    strongest = max(STRENGTHS)
+    standard, adversarial = [results[r.title][strongest]['Top1 Error'] for r in RECIPES]
+    if not (standard > 0.9 and adversarial < standard / 2):
+        raise InputError('this run does not show what it should: under %d steps the standard network errs on %.1f%%, '
+                         'the adversarially trained one on %.1f%%' % (strongest, 100 * standard, 100 * adversarial))
+    return 0
+
+
+if __name__ == '__main__':
+    run_command('demo.py', main)
