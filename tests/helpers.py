@@ -206,3 +206,11 @@ def smoothed_cross_entropy(logits, label, smoothing):
     """(N,): the labels' one-hot vectors times (1 - smoothing), plus smoothing / classes everywhere."""
     return np.mean([(1 - smoothing) * cross_entropy(logits, label) + smoothing * cross_entropy(
         logits, np.full(len(logits), k)) for k in range(logits.shape[1])], axis=0)
+
+
+def target_margin(logits, target):
+    """(N,): the target's logit less the greatest other one; above 0 where the image is classified as its target."""
+    logits, rows = np.array(logits, np.float64), np.arange(len(logits))
+    of_target = logits[rows, target]
+    logits[rows, target] = -np.inf
+    return of_target - logits.max(axis=1)

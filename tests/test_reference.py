@@ -74,8 +74,12 @@ def test_loss_and_ten_steps(network, published, reference_weights):
     print('%s: strength after 10 steps, by image: %s' % (network, strength))
     assert 0.9 < strength.mean() < 1.1
     assert strength.min() > 0.7
-    success, published_success = [(x.argmax(axis=1) == target).sum() for x in (attacked, expected['logits_10_steps'])]
-    assert abs(int(success) - int(published_success)) <= 1
+    # The outcome itself must be the published one wherever it was no close call: where the margin between the target's
+    # logit and the best other is more than a tenth (the tolerance above) of what the ten steps moved it by.
+    margin, start = helpers.target_margin(expected['logits_10_steps'], target), helpers.target_margin(logits, target)
+    clear = np.abs(margin) > 0.1 * np.abs(margin - start)
+    assert clear.sum() >= 2
+    np.testing.assert_array_equal((helpers.target_margin(attacked, target) > 0)[clear], (margin > 0)[clear])
 
 
 def test_nchw_gives_the_published_logits(published, reference_weights):
