@@ -52,7 +52,7 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
     data.add_argument('--classes', metavar='FILE', help='class names, one a line, in label order')
     data.add_argument('--image-size', type=positive_int, default=224, metavar='S', help='height and width (224)')
     data.add_argument('--fake', action='store_true', help='train on constant data, without a data server')
-    data.add_argument('--no-zmq-ops', action='store_true', help='receive training data in Python')
+    data.add_argument('--no-zmq-ops', action='store_true', help='receive training data in Python instead of by the native op')
     data.add_argument('--endpoint', help='of the data server; by default the one of this batch and image size')
     attack = parser.add_argument_group('attack')
     attack.add_argument('--attack-iter', type=natural, default=30, metavar='K', help='steps; 0 is no attack (30)')

@@ -3,16 +3,13 @@ import argparse
 import logging
 import os
 import shutil
-from typing import Dict, Iterator, List, Optional
+from typing import Dict, Optional
 
 import numpy as np
 
 from compat import tf  # before tensorpack
-from tensorpack import (Callback, DataFlow, HyperParamSetter, ModelSaver, QueueInput, TrainConfig,
-                        launch_train_with_config, logger)
+from tensorpack import Callback, HyperParamSetter, ModelSaver, TrainConfig, launch_train_with_config, logger
 from tensorpack.callbacks import EstimatedTimeLeft, ThroughputTracker
-from tensorpack.dataflow import DataFlowTerminated
-from tensorpack.input_source import DummyConstantInput, InputSource
 from tensorpack.tfutils import DictRestore
 from tensorpack.tfutils.sesscreate import NewSessionCreator
 from tensorpack.train import HorovodTrainer
@@ -27,7 +24,7 @@ from resnet_model import native_mode
 from schedule import LearningRate, attack_iters_after
 from third_party.batches import shard, validation_batches
 from third_party.imagenet import Dataset, class_names, count_images, load_dataset
-from third_party.transport import Receiver, default_endpoint
+from training_input import errors_of_input, training_input
 
 IMAGENET_CLASSES = 1000
 IMAGENET_TRAINING_IMAGES = 1281167  # the length of a --fake epoch
@@ -98,24 +95,6 @@ class CompletedEpochs(Callback):
         self.epoch = self.epoch_num
 
 
-class ReceivedData(DataFlow):
-    """The batches of the data server. When there is an error, it is kept, and the training ends early."""
-
-    def __init__(self, receiver: Receiver):
-        self.receiver = receiver
-        self.error: Optional[Exception] = None
-
-    def __iter__(self) -> Iterator[List[np.ndarray]]:
-        try:
-            for arrays in self.receiver:
-                yield arrays
-        except GeneratorExit:
-            raise
-        except Exception as e:  # whatever it is: tensorpack would end the training as if it were complete
-            self.error = e
-            raise DataFlowTerminated()
-
-
 class SessionCreator(NewSessionCreator):
     """tensorpack's, with the threads and the GPU of this rank in place of those that HorovodTrainer has just set."""
 
@@ -159,14 +138,6 @@ def training_attacker(options: argparse.Namespace, network: Network, xla: bool, 
     return PGDAttacker(options.attack_iter, options.attack_epsilon, options.attack_step_size,
                        num_classes=network.num_classes, clean_start_probability=CLEAN_START_PROBABILITY,
                        xla=xla, loss_scale=loss_scale)
-
-
-def training_input(options: argparse.Namespace, num_classes: int) -> InputSource:
-    if options.fake:
-        return DummyConstantInput([[options.batch, options.image_size, options.image_size, 3], [options.batch]])
-    endpoint = options.endpoint or default_endpoint(options.batch, options.image_size)
-    return QueueInput(ReceivedData(Receiver(endpoint, options.batch, options.image_size, classes=num_classes,
-                                            timeout=options.data_timeout)))
 
 
 def read_initial_weights(options: argparse.Namespace, network: Network) -> Dict[str, np.ndarray]:
@@ -218,13 +189,11 @@ def train(options: argparse.Namespace) -> None:
     # so that checkpoints and summaries of a training that goes on continue its count of steps
     initial = dict(weights or {}, global_step=np.int64((options.starting_epoch - 1) * steps_per_epoch))
     trainer = HorovodTrainer()
-    launch_train_with_config(TrainConfig(
-        model=model, data=data, callbacks=callbacks, steps_per_epoch=steps_per_epoch,
-        starting_epoch=options.starting_epoch, max_epoch=options.max_epoch, session_creator=SessionCreator(world),
-        session_init=DictRestore(initial)), trainer)
-    received = getattr(data, 'ds', None)
-    if isinstance(received, ReceivedData) and received.error:
-        raise received.error
+    with errors_of_input(data):
+        launch_train_with_config(TrainConfig(
+            model=model, data=data, callbacks=callbacks, steps_per_epoch=steps_per_epoch,
+            starting_epoch=options.starting_epoch, max_epoch=options.max_epoch, session_creator=SessionCreator(world),
+            session_init=DictRestore(initial)), trainer)
     if completed.epoch < options.max_epoch:
         raise RuntimeError('the training ended early, after %d of %d epochs: see the log in %s'
                            % (completed.epoch, options.max_epoch, directory))

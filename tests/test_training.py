@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def scalars(log):
 
 def test_adversarial_training_from_photos_to_a_checkpoint_that_evaluates(root, checkout, data, server, python):
     endpoint, process = server
-    done = train(root, checkout, 2, '--no-zmq-ops', '--endpoint', endpoint, '--data', data, '--attack-iter', '2',
+    done = train(root, checkout, 2, '--endpoint', endpoint, '--data', data, '--attack-iter', '2',
                  '--max-epoch', '2', '--logdir', 'x')
     log = checkout / 'train_log' / 'PGD-ResNet14-Batch4-2GPUs-iter2-epsilon16.0-step1.0-x'
     assert '10 classes, 40 training images, 2 ranks, total batch 8, 5 steps an epoch' in done.stdout
@@ -84,8 +85,8 @@ def test_adversarial_training_from_photos_to_a_checkpoint_that_evaluates(root, c
         assert abs(read_figures(evaluated.stdout)['Top1 Error'] - last[prefix + '/error-top1']) < 1.01 / 9
 
     # a second training neither mixes with it nor deletes it
-    again = train(root, checkout, 2, '--no-zmq-ops', '--endpoint', endpoint, '--data', data, '--attack-iter', '2',
-                  '--max-epoch', '2', '--logdir', 'x', status=2)
+    again = train(root, checkout, 2, '--endpoint', endpoint, '--data', data, '--attack-iter', '2', '--max-epoch', '2',
+                  '--logdir', 'x', status=2)
     assert 'holds an earlier training' in again.stderr and (log / 'model-10.index').exists()
 
     # and the checkpoint can be trained on, here in the last of three epochs, with the schedule's rate for it
@@ -128,9 +129,13 @@ def test_every_kind_of_network_and_attack_trains(root, checkout, flags):
     assert costs and all(np.isfinite(float(c)) for c in costs)
 
 
-def test_without_a_server_it_says_which_to_start(root, checkout, data):
+RECEIVERS = pytest.mark.parametrize('receiver', [[], ['--no-zmq-ops']], ids=['native', 'python'])
+
+
+@RECEIVERS
+def test_without_a_server_it_says_which_to_start(root, checkout, data, receiver):
     done = train(root, checkout, 2, '--endpoint', 'ipc://%s' % (checkout / 'none'), '--data', data, '--attack-iter', '0',
-                 '--max-epoch', '1', '--data-timeout', '3', status=2, timeout=120)
+                 '--max-epoch', '1', '--data-timeout', '3', *receiver, status=2, timeout=120)
     assert 'serve-data.py --data DIR --batch 4 --image-size 32' in done.stderr and 'Traceback' not in done.stderr
 
 
@@ -157,12 +162,56 @@ def test_a_corrupt_validation_image_ends_the_training(root, checkout, data, serv
     assert '003.jpg is not a readable image' in done.stderr and 'Traceback' not in done.stderr
 
 
-def test_wrong_numbers_of_classes_between_server_and_training(root, checkout, data, server, tmp_path):
+@RECEIVERS
+def test_wrong_numbers_of_classes_between_server_and_training(root, checkout, data, server, tmp_path, receiver):
     endpoint, _ = server
     (tmp_path / 'other').mkdir()
     shutil.copytree(os.path.join(data, 'val'), str(tmp_path / 'other' / 'train'))
     shutil.rmtree(str(tmp_path / 'other' / 'train' / 'c8'))
     done = train(root, checkout, 1, '--endpoint', endpoint, '--data', str(tmp_path / 'other'), '--attack-iter', '0',
                  '--training-eval', 'none', '--max-epoch', '1', '--steps-per-epoch', '50', '--data-timeout', '3',
-                 status=2, timeout=120)
+                 *receiver, status=2, timeout=120)
     assert 'classes' in done.stderr and 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize('kind, problem', [
+    ('another batch', 'uint8 (2, 32, 32, 3)'), ('no tensors', 'tensors in a message of 50 bytes')])
+def test_messages_of_another_kind(root, checkout, data, tmp_path, kind, problem):
+    endpoint = 'ipc://%s' % (tmp_path / 'socket')
+    if kind == 'another batch':
+        command = [os.path.join(root, 'third_party', 'serve-data.py'), '--fake', '--batch', '2', '--image-size', '32',
+                   '--endpoint', endpoint]
+    else:
+        command = ['-c', 'import sys, zmq\ns = zmq.Context().socket(zmq.PUSH)\ns.bind(sys.argv[1])\n'
+                         'while True: s.send(bytes([0x92] * 50))', endpoint]
+    server = subprocess.Popen([sys.executable] + command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        done = train(root, checkout, 1, '--endpoint', endpoint, '--data', data, '--attack-iter', '0', '--max-epoch', '1',
+                     '--training-eval', 'none', '--data-timeout', '3', status=2, timeout=120)
+    finally:
+        server.terminate()
+        server.wait(10)
+    assert 'only messages that do not fit' in done.stderr and problem in done.stderr and 'Traceback' not in done.stderr
+
+
+@RECEIVERS
+def test_the_server_is_killed_and_started_again(root, checkout, data, server, receiver):
+    """The training waits meanwhile, and makes all of its steps."""
+    endpoint, process = server
+    command = mpirun(2, [os.path.join(root, 'main.py'), '--batch', str(BATCH)] + SMALL + [
+        '--endpoint', endpoint, '--data', data, '--attack-iter', '0', '--steps-per-epoch', '60', '--max-epoch', '2',
+        '--training-eval', 'none', '--data-timeout', '100'] + receiver)
+    trainer = subprocess.Popen(command, cwd=str(checkout), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                               stderr=subprocess.STDOUT, universal_newlines=True)
+    next(line for line in trainer.stdout if 'Start Epoch 2' in line)
+    process.kill()
+    process.wait()
+    time.sleep(2)
+    again = subprocess.Popen([sys.executable] + process.args[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    try:
+        stdout, _ = trainer.communicate(timeout=240)
+    finally:
+        again.terminate()
+        again.wait(10)
+    assert trainer.returncode == 0, stdout[-3000:]
+    assert (checkout / 'train_log' / 'PGD-ResNet14-Batch4-2GPUs-iter0-epsilon16.0-step1.0' / 'model-120.index').exists()

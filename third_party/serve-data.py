@@ -16,10 +16,12 @@ sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 for library in ('OPENBLAS', 'OMP', 'MKL'):
     os.environ[library + '_NUM_THREADS'] = '1'
 
+from zmq_ops.wire import MAX_MESSAGE  # noqa: E402
+
 from errors import InputError, Parser, run_command  # noqa: E402
 from third_party import imagenet, server  # noqa: E402
 from third_party.images import MIN_CROP_AREA  # noqa: E402
-from third_party.transport import MAX_MESSAGE, check_endpoint, default_endpoint  # noqa: E402
+from third_party.transport import check_endpoint, default_endpoint  # noqa: E402
 
 FAKE_CLASSES = 1000
 
@@ -44,7 +46,8 @@ def parse(arguments: list) -> argparse.Namespace:
     parser.add_argument('--fake', action='store_true', help='serve one constant batch again and again')
     parser.add_argument('--benchmark', action='store_true', help='print the images per second and end')
     parser.add_argument('--benchmark-seconds', type=float, default=10., help='how long to measure (10)')
-    parser.add_argument('--no-zmq-ops', action='store_true', help='serialise in Python: always so now')
+    parser.add_argument('--no-zmq-ops', action='store_true',
+                        help='changes nothing: what is sent fits the native op and --no-zmq-ops of main.py alike')
     args = parser.parse_args(arguments)
     for flag in ('batch', 'image_size', 'workers'):
         if getattr(args, flag) < 1:

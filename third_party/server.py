@@ -13,12 +13,13 @@ from typing import Any, Callable, Dict, List, NamedTuple, Set, Tuple
 import cv2
 import numpy as np
 import zmq
+from zmq_ops.wire import new_message
 
 from errors import InputError
 from third_party.images import MIN_CROP_AREA, decode, training_image
 from third_party.imagenet import Dataset
 from third_party.supervisor import Endpoint, Supervisor, fork, warn
-from third_party.transport import batch_specs, new_message, socket_directory
+from third_party.transport import batch_specs, socket_directory
 
 
 class Settings(NamedTuple):

@@ -37,7 +37,7 @@ class Recipe(NamedTuple):
     base_lr: float
 
 
-RECIPES = [Recipe('standard', 0, 6, 0.1), Recipe('adversarial', 2, 18, 0.3)]
+RECIPES = [Recipe('standard', 0, 6, 0.1), Recipe('adversarial', 2, 14, 0.3)]
 
 
 def run(command: List[str], log: str) -> str:

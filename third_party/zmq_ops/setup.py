@@ -1,0 +1,24 @@
+"""Compiles the op against the TensorFlow of this environment (install with --no-build-isolation) and the system's libzmq."""
+import shlex
+import subprocess
+
+import tensorflow
+from setuptools import Extension, setup
+
+
+def libzmq(what):
+    return shlex.split(subprocess.check_output(['pkg-config', what, 'libzmq'], universal_newlines=True))
+
+
+setup(
+    name='zmq-ops',
+    version='1.0',
+    description='Tensors from a ZeroMQ socket into a TensorFlow graph',
+    packages=['zmq_ops'],
+    # TF 2's flags name the C++ standard of its headers; those of TF 1.15 don't, and theirs is C++11. Flags that come
+    # last win.
+    ext_modules=[Extension(
+        'zmq_ops._ops', ['src/zmq_ops.cc'], depends=['src/wire.h'], language='c++',
+        extra_compile_args=['-O2', '-std=c++11', '-w'] + libzmq('--cflags') + tensorflow.sysconfig.get_compile_flags(),
+        extra_link_args=libzmq('--libs') + tensorflow.sysconfig.get_link_flags())],
+)

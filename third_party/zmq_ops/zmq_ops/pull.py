@@ -1,0 +1,49 @@
+"""The receiving end, as an op of the graph."""
+import functools
+import importlib.machinery
+import itertools
+import os
+from typing import Any, List, Optional, Sequence
+
+_names = itertools.count()
+
+
+@functools.lru_cache()
+def _library() -> Any:
+    import tensorflow as tf  # only here: a process that sends needs none of it
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), '_ops' + suffix)
+        if os.path.isfile(path):
+            return tf.load_op_library(path)
+    raise ImportError('the compiled op of zmq_ops is missing: install the package with pip, or run the set-up again')
+
+
+class ZMQPullSocket:
+    """A ZeroMQ PULL socket; each of its pulls takes the next message. Opened by the first one that is run.
+
+    A socket lives as long as the session that runs its pulls, and belongs to that session alone.
+    """
+
+    def __init__(self, end_point: str, types: Sequence[Any], hwm: int = 100, bind: bool = True, *,
+                 shapes: Optional[Sequence[Any]] = None, timeout: float = 0., skip_malformed: bool = False,
+                 advice: str = '') -> None:
+        """
+        end_point: for example ipc://PATH or tcp://HOST:PORT. types: TensorFlow dtypes of a message's tensors.
+        hwm: messages that are received ahead, at most. bind: whether to bind the end point or connect to it.
+        shapes: one for each tensor, with None where any will do; another one is malformed. timeout: seconds that
+        a pull waits for a good message; 0: for ever. skip_malformed: report malformed messages on stderr, the
+        1st, 2nd, 4th, 8th ..., and wait for the next, instead of failing. advice: added to the message of a time-out.
+        """
+        self._attributes = dict(types=list(types), shapes=list(shapes or []), end_point=end_point, hwm=hwm, bind=bind,
+                                timeout=timeout, skip_malformed=skip_malformed, advice=advice,
+                                shared_name='zmq_pull_socket_%d' % next(_names))
+        self._pull = _library().zmq_pull_tensors
+
+    def pull(self) -> List[Any]:
+        """The tensors of the next message, of the given types.
+
+        When run it raises InvalidArgumentError, naming the end point and what is wrong, for a malformed message (the
+        next run takes the next one), DeadlineExceededError after `timeout`, FailedPreconditionError where the end point
+        cannot be had, and CancelledError when the session is closed meanwhile.
+        """
+        return self._pull(**self._attributes)

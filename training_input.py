@@ -1,0 +1,88 @@
+"""Where the batches of a training come from: the data server, by the native op or in Python, or nowhere (--fake)."""
+import argparse
+import contextlib
+from typing import Iterator, List, Optional
+
+import numpy as np
+
+from compat import tf  # before tensorpack
+from tensorpack import DataFlow, QueueInput
+from tensorpack.dataflow import DataFlowTerminated
+from tensorpack.input_source import DummyConstantInput, InputSource, TensorInput
+from zmq_ops import ZMQPullSocket
+
+from errors import InputError
+from third_party.transport import (DEFAULT_HWM, Receiver, batch_specs, check_endpoint, default_endpoint, other_classes,
+                                   server_to_start)
+
+SCOPE = 'data_server'
+
+
+def training_input(options: argparse.Namespace, num_classes: int) -> InputSource:
+    """The input of a training with these options."""
+    if options.fake:
+        return DummyConstantInput([[options.batch, options.image_size, options.image_size, 3], [options.batch]])
+    endpoint = options.endpoint or default_endpoint(options.batch, options.image_size)
+    make = python_input if options.no_zmq_ops else NativeInput
+    return make(endpoint, options.batch, options.image_size, classes=num_classes, timeout=options.data_timeout)
+
+
+class NativeInput(TensorInput):
+    """Images uint8 (B,S,S,3) and labels int32 (B,), each step's by one run of the op: no Python, one copy."""
+
+    def __init__(self, endpoint: str, batch: int, image_size: int, *, classes: int, timeout: float) -> None:
+        """Parameters as those of `transport.Receiver`, which does the same."""
+        check_endpoint(endpoint)
+        self.endpoint, self.classes = endpoint, classes
+        self._shapes = [shape for _, shape in batch_specs(batch, image_size)]
+        self._socket = ZMQPullSocket(endpoint, [tf.uint8, tf.int32], hwm=DEFAULT_HWM, bind=False, shapes=self._shapes,
+                                     timeout=timeout, skip_malformed=True,
+                                     advice=server_to_start(batch, image_size, endpoint))
+        super().__init__(self._pull)
+
+    def _pull(self) -> List[tf.Tensor]:
+        with tf.name_scope(SCOPE), tf.device('/cpu:0'):
+            images, labels = self._socket.pull()
+            for tensor, shape in zip((images, labels), self._shapes):
+                tensor.set_shape(shape)
+            known = tf.logical_and(tf.reduce_min(labels) >= 0, tf.reduce_max(labels) < self.classes)
+            with tf.control_dependencies([tf.Assert(known, [labels])]):
+                return [images, tf.identity(labels)]
+
+
+def python_input(endpoint: str, batch: int, image_size: int, *, classes: int, timeout: float) -> InputSource:
+    return QueueInput(ReceivedData(Receiver(endpoint, batch, image_size, classes=classes, timeout=timeout)))
+
+
+class ReceivedData(DataFlow):
+    """The batches of the data server. When there is an error, it is kept, and the training ends early."""
+
+    def __init__(self, receiver: Receiver):
+        self.receiver = receiver
+        self.error: Optional[Exception] = None
+
+    def __iter__(self) -> Iterator[List[np.ndarray]]:
+        try:
+            for arrays in self.receiver:
+                yield arrays
+        except GeneratorExit:
+            raise
+        except Exception as e:  # whatever it is: tensorpack would end the training as if it were complete
+            self.error = e
+            raise DataFlowTerminated()
+
+
+@contextlib.contextmanager
+def errors_of_input(data: InputSource) -> Iterator[None]:
+    """What went wrong with this input during a training within, as the InputError that says what to do."""
+    try:
+        yield
+    except tf.errors.OpError as e:
+        if isinstance(data, NativeInput) and e.op is not None and SCOPE in e.op.name:
+            if e.op.type == 'Assert':
+                raise InputError(other_classes(data.endpoint, data.classes))
+            # TensorFlow puts lines about the node around the op's own
+            raise InputError(next(line for line in e.message.splitlines() if data.endpoint in line))
+        raise
+    if isinstance(data, QueueInput) and data.ds.error:
+        raise data.ds.error
