@@ -26,7 +26,7 @@ import zmq  # noqa: E402
 from zmq_ops.wire import dump_arrays, load_arrays  # noqa: E402
 
 from errors import InputError, Parser, run_command  # noqa: E402
-from third_party.images import LIGHTING_COMPONENTS, LIGHTING_EIGENVALUES, decode, training_image  # noqa: E402
+from third_party.images import LIGHTING_COMPONENTS, LIGHTING_EIGENVALUES, load_training_image  # noqa: E402
 from third_party.imagenet import load_dataset  # noqa: E402
 from third_party.transport import batch_specs  # noqa: E402
 
@@ -85,7 +85,7 @@ def measure_images(paths: List[str], repeats: int) -> None:
         return len(paths) / (time.perf_counter() - start)
 
     def ours(path: str, i: int) -> None:
-        training_image(decode(path), np.random.RandomState([0, i]), SIZE, out=target)
+        load_training_image(path, np.random.RandomState([0, i]), SIZE, out=target)
 
     def decoded(path: str, _: int) -> None:
         cv2.imread(path, cv2.IMREAD_COLOR)

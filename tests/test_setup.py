@@ -189,7 +189,7 @@ def test_a_user_who_may_not_install_gets_the_command(machine: Machine) -> None:
     executable(machine.bin / 'id', '#!/bin/sh\necho 1000\n')
     line = refused(machine.run())
     assert re.search(r'sudo apt-get install -y (.*)$', line).group(1).split() == \
-        ['openmpi-bin', 'libopenmpi-dev', 'g++', 'pkg-config', 'libzmq3-dev']
+        ['openmpi-bin', 'libopenmpi-dev', 'g++', 'pkg-config', 'libzmq3-dev', 'libjpeg-dev']
     assert not (machine.folder / 'asked').exists()
     assert not machine.environment.exists()
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
+from jpeg_region import decode_region, jpeg_size
 
 from errors import InputError
 
@@ -39,6 +40,11 @@ def decode(path: str) -> np.ndarray:
     16 bits become 8, an alpha channel is dropped, the EXIF orientation is applied. Raises InputError, naming
     the file, where it cannot be read or is not a whole image; see `check_complete` for what that finds.
     """
+    return _decode_bytes(_read(path), path)
+
+
+def _read(path: str) -> bytes:
+    """The file's bytes, where `check_complete` finds nothing wrong with them."""
     try:
         if not os.path.isfile(path) and os.path.exists(path):
             raise InputError('%s is not a file' % path)  # opening a named pipe would wait for ever
@@ -49,6 +55,10 @@ def decode(path: str) -> np.ndarray:
     problem = check_complete(data)
     if problem:
         raise InputError('%s is not a readable image: %s' % (path, problem))
+    return data
+
+
+def _decode_bytes(data: bytes, path: str) -> np.ndarray:
     try:
         image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as e:  # such as more pixels than OpenCV allows
@@ -134,16 +144,42 @@ def training_image(image: np.ndarray, rng: np.random.RandomState, size: int = 22
     deviation 0.1; mirrored half of the time. The colours are rounded and clipped once, at the end. `out`:
     uint8 (size, size, 3), C-contiguous, to write the result to. Returns the result.
     """
-    crop = random_crop(image.shape[0], image.shape[1], rng, min_area)
+    part = _cut(image, random_crop(image.shape[0], image.shape[1], rng, min_area), size)
+    return _with_random_colours(part, rng, size, out)
+
+
+def load_training_image(path: str, rng: np.random.RandomState, size: int = 224, out: Optional[np.ndarray] = None,
+                        min_area: float = MIN_CROP_AREA) -> np.ndarray:
+    """`training_image` of a file's `decode`, to the same pixels, for less: of a JPEG only the crop is decoded.
+
+    Raises InputError as `decode` does.
+    """
+    data = _read(path)
+    shape = jpeg_size(data)
+    if shape is None:
+        return training_image(_decode_bytes(data, path), rng, size, out, min_area)
+    crop = random_crop(shape[0], shape[1], rng, min_area)
+    part = crop and decode_region(data, **crop._asdict())
+    if part is None:
+        part = _cut(_decode_bytes(data, path), crop, size)
+    return _with_random_colours(part, rng, size, out)
+
+
+def _cut(image: np.ndarray, crop: Optional[Crop], size: int) -> np.ndarray:
     if crop is None:
-        resized = _resized_centre(image, size, size)
-    else:
-        part = image[crop.y:crop.y + crop.height, crop.x:crop.x + crop.width]
-        resized = cv2.resize(part, (size, size), interpolation=cv2.INTER_CUBIC)
-    colours = random_colours(np.array(cv2.mean(resized)[:3]), rng)
+        return _resized_centre(image, size, size)
+    return image[crop.y:crop.y + crop.height, crop.x:crop.x + crop.width]
+
+
+def _with_random_colours(part: np.ndarray, rng: np.random.RandomState, size: int,
+                         out: Optional[np.ndarray]) -> np.ndarray:
+    """Resized to `size`, and the colours and the side at random."""
+    if part.shape[:2] != (size, size):
+        part = cv2.resize(part, (size, size), interpolation=cv2.INTER_CUBIC)
+    colours = random_colours(np.array(cv2.mean(part)[:3]), rng)
     if rng.uniform() < 0.5:
-        resized = cv2.flip(resized, 1)
-    return cv2.transform(resized, colours, dst=out)
+        part = cv2.flip(part, 1)
+    return cv2.transform(part, colours, dst=out)
 
 
 def random_crop(height: int, width: int, rng: np.random.RandomState,

@@ -16,7 +16,7 @@ import zmq
 from zmq_ops.wire import new_message
 
 from errors import InputError
-from third_party.images import MIN_CROP_AREA, decode, training_image
+from third_party.images import MIN_CROP_AREA, load_training_image
 from third_party.imagenet import Dataset
 from third_party.supervisor import Endpoint, Supervisor, fork, warn
 from third_party.transport import batch_specs, socket_directory
@@ -103,15 +103,14 @@ def work(inner: str, table: 'ImageTable', order: 'EndlessShuffle', settings: Set
         filled = 0
         while filled < settings.batch:
             position, i = todo[filled]
+            rng = np.random.RandomState([settings.seed, position & 0xffffffff, position >> 32])
             try:
-                image = decode(table.path(i))
+                load_training_image(table.path(i), rng, settings.image_size, out=images[filled],
+                                    min_area=settings.min_crop_area)
             except InputError as e:
                 _report_unreadable(reports, i, str(e))
                 todo[filled] = order.take(1)[0]
                 continue
-            rng = np.random.RandomState([settings.seed, position & 0xffffffff, position >> 32])
-            training_image(image, rng, settings.image_size, out=images[filled],
-                           min_area=settings.min_crop_area)
             labels[filled] = table.labels[i]
             filled += 1
         socket.send(message, copy=False)

@@ -9,7 +9,7 @@
 #   HOROVOD_*  reach Horovod's build, for example HOROVOD_GPU_OPERATIONS=NCCL; to build it again, remove the environment
 #
 # .venv-LANE/.setup/ holds what each step was done for: 'base' (when it changes, all is made again from nothing),
-# 'packages' (when it changes, they are brought up to date in place) and 'native' (the local package with compiled
+# 'packages' (when it changes, they are brought up to date in place) and 'native' (the local packages with compiled
 # code). A step's file is written after the step, so an interrupted set-up starts again where that is safe.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -106,6 +106,7 @@ missing_packages() {
     done
     if type -P g++ >/dev/null && [ -z "$(compiler)" ]; then echo g++-13; fi
     pkg-config --exists libzmq 2>/dev/null || echo libzmq3-dev
+    pkg-config --exists libjpeg 2>/dev/null || echo libjpeg-dev
     can_make_environments "$python" || echo "python$version-venv"
 }
 
@@ -178,19 +179,22 @@ install_packages() {
         "$env/bin/python" requirements/check.py
 }
 
-native=third_party/zmq_ops  # a Python package with compiled code, built against this lane's TensorFlow
+# Python packages with compiled code; zmq_ops is built against this lane's TensorFlow.
+native=(third_party/zmq_ops third_party/jpeg_region)
 native_sources() {
-    find "$native" -type f ! -path '*/build/*' ! -path '*.egg-info/*' ! -name '*.pyc' 2>/dev/null | sort
+    find "${native[@]}" -type f ! -path '*/build/*' ! -path '*.egg-info/*' ! -name '*.pyc' 2>/dev/null | sort
 }
 
 install_native() {
-    [ -d "$native" ] || return 0
-    say "compiling $native"
-    local copy=$env/.setup/build  # setuptools leaves its build files beside the source
-    rm -rf "$copy"
-    cp -r "$native" "$copy"
-    PATH=$env/bin:$PATH pip install --no-cache-dir --no-deps --no-build-isolation --force-reinstall "$copy"
-    rm -rf "$copy"
+    local folder copy=$env/.setup/build  # setuptools leaves its build files beside the source
+    for folder in "${native[@]}"; do
+        [ -d "$folder" ] || continue
+        say "compiling $folder"
+        rm -rf "$copy"
+        cp -r "$folder" "$copy"
+        PATH=$env/bin:$PATH pip install --no-cache-dir --no-deps --no-build-isolation --force-reinstall "$copy"
+        rm -rf "$copy"
+    done
 }
 
 # ----------------------------------------------------------------------------------------------------------------------

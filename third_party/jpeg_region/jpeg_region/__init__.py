@@ -1,0 +1,59 @@
+"""Decode a rectangle of a JPEG, at the cost of little more than the rectangle, to the same pixels as a whole decoding.
+
+OpenCV decodes whole images only, and no package on PyPI gives access to libjpeg-turbo's partial decoding.
+"""
+import ctypes
+import importlib.machinery
+import os
+from typing import Optional, Tuple
+
+import numpy as np
+
+__all__ = ['decode_region', 'jpeg_size']
+
+# Start of frame: 0xc0 .. 0xcf but for those that define tables.
+_FRAMES = frozenset(range(0xc0, 0xd0)) - {0xc4, 0xc8, 0xcc}
+
+
+def _load() -> ctypes.CDLL:
+    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
+        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), '_decode' + suffix)
+        if os.path.isfile(path):
+            library = ctypes.CDLL(path)
+            library.decode_region.argtypes = [ctypes.c_char_p, ctypes.c_ulong] + 4 * [ctypes.c_int] + [ctypes.c_void_p]
+            return library
+    raise ImportError('the compiled part of jpeg_region is missing: install the package with pip, or run the set-up again')
+
+
+_library = _load()
+
+
+def jpeg_size(data: bytes) -> Optional[Tuple[int, int]]:
+    """Height and width of an upright JPEG in pixels.
+
+    None for all else: another format, a damaged header, or a JPEG with EXIF data, which may say that it is to be turned.
+    """
+    if not data.startswith(b'\xff\xd8'):
+        return None
+    position = 2
+    while data[position:position + 1] == b'\xff' and position + 9 <= len(data):
+        marker, length = data[position + 1], int.from_bytes(data[position + 2:position + 4], 'big')
+        if marker in _FRAMES:
+            height, width = [int.from_bytes(data[position + at:position + at + 2], 'big') for at in (5, 7)]
+            return (height, width) if height and width else None
+        if marker == 0xe1 and data[position + 4:position + 10] == b'Exif\0\0':
+            return None
+        position += 2 + length
+    return None
+
+
+def decode_region(data: bytes, *, x: int, y: int, width: int, height: int) -> Optional[np.ndarray]:
+    """The rectangle's pixels, uint8 (height, width, 3) BGR, equal to those of a whole decoding with libjpeg's defaults.
+
+    None where that cannot be promised: the rectangle lies outside the image, the data are damaged as far as they were
+    read, the colours are CMYK, or it is no JPEG. Then decode the whole image.
+    """
+    if width < 1 or height < 1:
+        return None
+    region = np.empty((height, width, 3), np.uint8)
+    return region if _library.decode_region(data, len(data), x, y, width, height, region.ctypes.data) else None
