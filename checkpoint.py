@@ -1,4 +1,5 @@
 """Checkpoints: the files, and whether they fit a network. Nothing half-loaded ever gets evaluated."""
+import glob
 import os
 import re
 import zipfile
@@ -45,8 +46,21 @@ def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
+def tf_prefix(path: str) -> str:
+    """Of a TF checkpoint that is named by one of its files, or by the prefix itself."""
+    return re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
+
+
+def checkpoint_files(path: str) -> List[str]:
+    """The files that hold a checkpoint's weights, sorted."""
+    if path.endswith('.npz'):
+        return [path]
+    prefix = tf_prefix(path)
+    return sorted(glob.glob(glob.escape(prefix) + '.index') + glob.glob(glob.escape(prefix) + '.data-*'))
+
+
 def read_tf_checkpoint(path: str) -> Weights:
-    prefix = re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
+    prefix = tf_prefix(path)
     if not os.path.isfile(prefix + '.index'):
         raise InputError('no checkpoint %s: give an .npz file, or model-<step> as training writes it, '
                          'which has a %s.index' % (path, os.path.basename(prefix)))

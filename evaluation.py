@@ -4,6 +4,7 @@ An image's target label and noise depend on the seed and on its position in the 
 figures don't depend on the batch size or the number of ranks.
 """
 import itertools
+import time
 from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
 
 import numpy as np
@@ -28,19 +29,30 @@ class Strength(NamedTuple):
         return effective_step_size(self.num_iter, self.epsilon, self.step_size) if self.num_iter else 0.0
 
 
+class Outcome(NamedTuple):
+    """Of an attack on a batch: three times (N,) booleans, and what it took from its start on."""
+    wrong_top1: np.ndarray
+    wrong_top5: np.ndarray
+    success: np.ndarray
+    seconds: float
+
+
 class Figures(NamedTuple):
-    """Counts over images; add and divide them for rates."""
+    """Counts over images; add and divide them for rates. `seconds` are those of all ranks, one after the other."""
     num_images: int = 0
     wrong_top1: int = 0
     wrong_top5: int = 0
     successes: int = 0
+    seconds: float = 0.0
 
     def rate(self, count: str) -> float:
         """A count as a fraction of the images; nan for none."""
         return getattr(self, count) / self.num_images if self.num_images else float('nan')
 
-    def plus(self, other: Sequence[int]) -> 'Figures':
-        return Figures(*[int(a + b) for a, b in zip(self, other)])
+    def plus(self, outcome: Outcome) -> 'Figures':
+        return Figures(self.num_images + len(outcome.wrong_top1), self.wrong_top1 + int(outcome.wrong_top1.sum()),
+                       self.wrong_top5 + int(outcome.wrong_top5.sum()), self.successes + int(outcome.success.sum()),
+                       self.seconds + outcome.seconds)
 
 
 class AttackTower:
@@ -74,12 +86,12 @@ class AttackTower:
             self.outcome = (is_wrong(logits, self.label, 1), is_wrong(logits, self.label, 5),
                             is_target(logits, self.aim))
 
-    def run(self, session: tf.Session, batch: Batch, strengths: Sequence[Strength]) -> Dict[Strength, List[np.ndarray]]:
-        """Attack a batch with every strength: (N,) booleans wrong top-1, wrong top-5, success for each."""
+    def run(self, session: tf.Session, batch: Batch, strengths: Sequence[Strength]) -> Dict[Strength, Outcome]:
+        """Attack a batch with every strength."""
         feed = {self.image: batch.images, self.label: batch.labels, self.index: batch.indices}
         outcomes = {}
         for group in same_trajectory(strengths):
-            first = group[0]
+            first, begin = group[0], time.perf_counter()
             feed.update({self.num_iter: max(1, first.num_iter), self.epsilon: first.epsilon,
                          self.step_size: first.step_size})
             if first.num_iter == 0:
@@ -89,7 +101,8 @@ class AttackTower:
             done = 0
             for strength in group:
                 feed.update({self.current: current, self.aim: aim, self.steps: strength.num_iter - done})
-                current, outcomes[strength] = session.run([self.advanced, self.outcome], feed)
+                current, outcome = session.run([self.advanced, self.outcome], feed)
+                outcomes[strength] = Outcome(*outcome, seconds=time.perf_counter() - begin)
                 done = strength.num_iter
         return outcomes
 
@@ -114,10 +127,10 @@ def evaluate(tower: AttackTower, session: tf.Session, batches: Iterator[Batch], 
     with tqdm(total=total, desc=description, unit='img', disable=not world.is_chief, mininterval=1.0) as bar:
         for batch in batches:
             for strength, outcome in tower.run(session, batch, strengths).items():
-                figures[strength] = figures[strength].plus([len(batch.labels)] + [x.sum() for x in outcome])
+                figures[strength] = figures[strength].plus(outcome)
             shown = figures[strengths[-1]]
             bar.set_postfix_str('error %.4f, success %.4f' % (shown.rate('wrong_top1'), shown.rate('successes')),
                                 refresh=False)
             bar.update(len(batch.labels))
     summed = world.sum([figures[s] for s in strengths])
-    return {s: Figures(*[int(round(n)) for n in row]) for s, row in zip(strengths, summed)}
+    return {s: Figures(*[int(round(n)) for n in row[:-1]], seconds=row[-1]) for s, row in zip(strengths, summed)}

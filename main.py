@@ -9,7 +9,7 @@ import argparse
 import math
 import os
 import sys
-from typing import List
+from typing import Any, Callable, List
 
 from errors import InputError, Parser, run_command
 
@@ -38,6 +38,25 @@ def positive_float(text: str) -> float:
     return value
 
 
+def several(of_one: Callable[[str], Any]) -> Callable[[str], List[Any]]:
+    """Values with commas between them, without repetitions."""
+    def parse(text: str) -> List[Any]:
+        return list(dict.fromkeys(of_one(part) for part in text.split(',')))
+    parse.__name__ = 'list'  # argparse names it in its message
+    return parse
+
+
+def check_writable(path: str) -> None:
+    """Raises InputError where no file can be written: better known before the work than after it."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if os.path.isdir(path):
+        raise InputError('cannot write %s: it is a folder' % path)
+    if not os.path.isdir(folder):
+        raise InputError('cannot write %s: there is no folder %s' % (path, folder))
+    if not os.access(folder, os.W_OK):
+        raise InputError('cannot write %s: you may not write to %s' % (path, folder))
+
+
 def parse_options(arguments: List[str]) -> argparse.Namespace:
     """The command line as a plain object. Raises InputError for flags that are wrong or don't go together."""
     parser = Parser(prog='main.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -55,13 +74,16 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
     data.add_argument('--no-zmq-ops', action='store_true', help='receive training data in Python instead of by the native op')
     data.add_argument('--endpoint', help='of the data server; by default the one of this batch and image size')
     attack = parser.add_argument_group('attack')
-    attack.add_argument('--attack-iter', type=natural, default=30, metavar='K', help='steps; 0 is no attack (30)')
-    attack.add_argument('--attack-epsilon', type=positive_float, default=16.0, help='budget in pixels, of 255 (16)')
+    attack.add_argument('--attack-iter', type=several(natural), default=[30], metavar='K[,K...]', dest='attack_iters',
+                        help='steps; 0 is no attack; an evaluation takes several (30)')
+    attack.add_argument('--attack-epsilon', type=several(positive_float), default=[16.0], metavar='E[,E...]',
+                        dest='attack_epsilons', help='budget in pixels, of 255; an evaluation takes several (16)')
     attack.add_argument('--attack-step-size', type=positive_float, default=1.0,
                         help='in pixels; epsilon / K where that is more (1)')
     attack.add_argument('--seed', type=natural, default=0, help='of an evaluation\'s targets and noise (0)')
     job = parser.add_argument_group('evaluation and scoring')
     job.add_argument('--eval', action='store_true', help='evaluate --load on the validation images of --data')
+    job.add_argument('--results', metavar='FILE', help='where the figures of --eval go, as JSON')
     job.add_argument('--eval-directory', metavar='DIR', help='classify all images below a folder with --load')
     job.add_argument('--prediction-file', default='predictions.txt', metavar='FILE',
                      help='where the lines `path,label` go (predictions.txt)')
@@ -79,6 +101,7 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
                           help='how long to wait for the data server (300)')
     options = parser.parse_args(arguments)
     check_options(options)
+    options.attack_iter, options.attack_epsilon = options.attack_iters[0], options.attack_epsilons[0]
     return options
 
 
@@ -91,15 +114,20 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError('--eval needs --data, a folder with val/')
     if not (options.eval or options.eval_directory or options.data or options.fake):
         raise InputError('training needs --data, a folder with train/ and val/ (or --fake)')
+    if not options.eval and len(options.attack_iters) * len(options.attack_epsilons) > 1:
+        raise InputError('several values of --attack-iter or --attack-epsilon go with --eval alone')
+    if options.results and not options.eval:
+        raise InputError('--results goes with --eval')
     if options.starting_epoch > options.max_epoch:
         raise InputError('--starting-epoch %d comes after --max-epoch %d' % (options.starting_epoch, options.max_epoch))
 
 
 def run_evaluation(options: argparse.Namespace) -> int:
-    """--eval: figures of one attack on stdout."""
+    """--eval: the figures of every attack on stdout, and in --results."""
     import checkpoint
     import distributed
     import evaluation
+    import results
     from adv_model import attack_settings
     from compat import tf
     from nets import find_network
@@ -107,11 +135,14 @@ def run_evaluation(options: argparse.Namespace) -> int:
     from third_party.batches import shard, validation_batches
     from third_party.imagenet import load_dataset
 
+    if options.results:
+        check_writable(options.results)
     find_network(options.arch, options.depth)
     dataset = load_dataset(options.data, 'val', options.classes)
     network = find_network(options.arch, options.depth, len(dataset.class_names))
     weights = checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
-    strength = evaluation.Strength(options.attack_iter, options.attack_epsilon, options.attack_step_size)
+    strengths = [evaluation.Strength(k, epsilon, options.attack_step_size)
+                 for epsilon in options.attack_epsilons for k in options.attack_iters]
     world = distributed.connect()
     with tf.Graph().as_default() as graph:
         tower = evaluation.AttackTower(network, options.image_size, mode=native_mode(), seed=options.seed,
@@ -120,14 +151,27 @@ def run_evaluation(options: argparse.Namespace) -> int:
     with tf.Session(graph=graph, config=world.session_config()) as session:
         checkpoint.assign_weights(session, weights)
         batches = validation_batches(dataset, positions, batch=options.batch, image_size=options.image_size)
-        figures = evaluation.evaluate(tower, session, batches, [strength], world, total=len(positions))[strength]
+        figures = evaluation.evaluate(tower, session, batches, strengths, world, total=len(positions))
     if world.is_chief:
-        print('%d images, %d attack steps, epsilon %g, step size %g' % (
-            figures.num_images, strength.num_iter, strength.epsilon, strength.step_used))
-        for title, count in [('Top1 Error', 'wrong_top1'), ('Attack Success Rate', 'successes'),
-                             ('Top5 Error', 'wrong_top5')]:
-            print('%s: %.6f' % (title, figures.rate(count)))
+        for strength in strengths:
+            print_figures(strength, figures[strength])
+        if options.results:
+            results.write_results(options.results, dict(
+                arch=options.arch, depth=options.depth, classes=network.num_classes, image_size=options.image_size,
+                checkpoint=options.load, data=options.data, seed=options.seed, ranks=world.size, batch=options.batch,
+                attack_dtype='float16' if options.use_fp16xla else 'float32', versions=results.versions(),
+                checkpoint_sha256=results.checkpoint_sha256(checkpoint.checkpoint_files(options.load)),
+            ), [results.attack_record(strength, figures[strength], world.size) for strength in strengths])
     return 0
+
+
+def print_figures(strength: Any, figures: Any) -> None:
+    """An evaluation.Strength and its Figures."""
+    print('%d images, %d attack steps, epsilon %g, step size %g' % (
+        figures.num_images, strength.num_iter, strength.epsilon, strength.step_used))
+    for title, count in [('Top1 Error', 'wrong_top1'), ('Attack Success Rate', 'successes'),
+                         ('Top5 Error', 'wrong_top5')]:
+        print('%s: %.6f' % (title, figures.rate(count)))
 
 
 def run_prediction(options: argparse.Namespace) -> int:
@@ -140,10 +184,7 @@ def run_prediction(options: argparse.Namespace) -> int:
     if distributed.started_by_mpi():
         raise InputError('--eval-directory runs in one process, without mpirun')
     find_images(options.eval_directory)
-    folder = os.path.dirname(os.path.abspath(options.prediction_file))
-    if not os.path.isdir(folder) or os.path.isdir(options.prediction_file):
-        raise InputError('cannot write %s: %s' % (options.prediction_file, 'it is a folder' if os.path.isdir(
-            options.prediction_file) else 'there is no folder %s' % folder))
+    check_writable(options.prediction_file)
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
                                  batch=options.batch)
     failed = write_predictions(classifier, options.eval_directory, options.prediction_file)

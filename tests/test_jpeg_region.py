@@ -9,6 +9,7 @@ from jpeg_region import decode_region, jpeg_size
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+from errors import InputError
 from third_party.images import decode, load_training_image, training_image
 
 PHOTO = load_sample_images().images[0][:301, :403]  # RGB; sizes that no block of a JPEG divides
@@ -59,6 +60,20 @@ def test_what_is_left_to_the_whole_decoding():
         assert jpeg_size(data) is None and decode_region(data, x=0, y=0, width=1, height=1) is None
     cut = KINDS['4:2:0'][:len(KINDS['4:2:0']) // 2]
     assert decode_region(cut, x=0, y=250, width=50, height=50) is None
+
+
+@pytest.mark.parametrize('progressive', [False, True])
+def test_more_pixels_than_memory(tmp_path, progressive):
+    """A small file that says it were 65,535 pixels high and wide is refused, whatever the crop."""
+    data = bytearray(jpeg(progressive=progressive))
+    frame = data.index(b'\xff\xc2' if progressive else b'\xff\xc0')
+    data[frame + 5:frame + 9] = b'\xff' * 4
+    assert jpeg_size(bytes(data)) is None and decode_region(bytes(data), x=0, y=0, width=5, height=5) is None
+    path = str(tmp_path / 'image')
+    with open(path, 'wb') as f:
+        f.write(data)
+    with pytest.raises(InputError, match='not a readable image'):
+        load_training_image(path, np.random.RandomState(0), 64)
 
 
 def test_damaged_files_do_no_harm():

@@ -207,10 +207,12 @@ def test_the_server_is_killed_and_started_again(root, checkout, data, server, re
     process.kill()
     process.wait()
     time.sleep(2)
+    assert trainer.poll() is None
     again = subprocess.Popen([sys.executable] + process.args[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
         stdout, _ = trainer.communicate(timeout=240)
     finally:
+        trainer.kill()
         again.terminate()
         again.wait(10)
     assert trainer.returncode == 0, stdout[-3000:]

@@ -134,7 +134,7 @@ MALFORMED = [
     b'', b'\x01', struct.pack('<i', -1), struct.pack('<i', 5), struct.pack('<i', 1), one(tensors=2), one(number=7),
     one(number=99), one(rank=-1), one(rank=33), one(shape=(-1,)), one(shape=(-2, -1)), one(size=-1), one(size=2 ** 62),
     one(size=4), one(data=b''), one(data=bytes(9)), one(shape=(1000,), size=4000), one(shape=(65536, 65536), size=0),
-    one(shape=(2 ** 31 - 1,) * 4 + (0,), size=0), one(shape=(2 ** 31 - 1,) * 32, size=8)]
+    struct.pack('<i', 2000) + struct.pack('<iiiq', 4, 1, 0, 0) * 2000, one(shape=(2 ** 31 - 1,) * 4 + (0,), size=0), one(shape=(2 ** 31 - 1,) * 32, size=8)]
 
 
 @pytest.mark.parametrize('message', MALFORMED, ids=range(len(MALFORMED)))
@@ -249,6 +249,15 @@ def test_malformed_messages_do_not_extend_the_wait(push, puller):
     finally:
         stop.set()
         thread.join()
+
+
+def test_an_old_malformed_message_does_not_explain_a_silence(push, puller):
+    pull = puller(timeout=0.5, skip_malformed=True, advice='start the server')
+    push.send(b'nonsense')
+    push.send(dump_arrays(GOOD))
+    pull()
+    with pytest.raises(tf.errors.DeadlineExceededError, match='start the server'):
+        pull()
 
 
 def test_closing_the_session_ends_the_wait(puller):

@@ -152,7 +152,7 @@ def load_training_image(path: str, rng: np.random.RandomState, size: int = 224, 
                         min_area: float = MIN_CROP_AREA) -> np.ndarray:
     """`training_image` of a file's `decode`, to the same pixels, for less: of a JPEG only the crop is decoded.
 
-    Raises InputError as `decode` does.
+    Raises InputError as `decode` does, but for damage below the crop of a JPEG, which is not read.
     """
     data = _read(path)
     shape = jpeg_size(data)
@@ -161,7 +161,10 @@ def load_training_image(path: str, rng: np.random.RandomState, size: int = 224, 
     crop = random_crop(shape[0], shape[1], rng, min_area)
     part = crop and decode_region(data, **crop._asdict())
     if part is None:
-        part = _cut(_decode_bytes(data, path), crop, size)
+        image = _decode_bytes(data, path)
+        if image.shape[:2] != shape:  # an odd file, of which OpenCV makes something else
+            crop = random_crop(image.shape[0], image.shape[1], rng, min_area)
+        part = _cut(image, crop, size)
     return _with_random_colours(part, rng, size, out)
 
 

@@ -152,6 +152,7 @@ class Receiver:
     def __next__(self) -> List[np.ndarray]:
         """The next batch. Raises InputError after `timeout` seconds without, StopIteration once closed."""
         deadline = time.monotonic() + self._timeout
+        self._last_problem = ''
         while True:
             left = deadline - time.monotonic()
             if left <= 0:

@@ -192,6 +192,7 @@ install_native() {
         say "compiling $folder"
         rm -rf "$copy"
         cp -r "$folder" "$copy"
+        rm -rf "$copy/build"  # what somebody compiled by hand, perhaps for another TensorFlow
         PATH=$env/bin:$PATH pip install --no-cache-dir --no-deps --no-build-isolation --force-reinstall "$copy"
         rm -rf "$copy"
     done

@@ -11,6 +11,7 @@ import numpy as np
 
 __all__ = ['decode_region', 'jpeg_size']
 
+MAX_PIXELS = 1 << 30  # of a whole image: OpenCV's limit; a progressive JPEG is read into memory as a whole
 # Start of frame: 0xc0 .. 0xcf but for those that define tables.
 _FRAMES = frozenset(range(0xc0, 0xd0)) - {0xc4, 0xc8, 0xcc}
 
@@ -31,7 +32,8 @@ _library = _load()
 def jpeg_size(data: bytes) -> Optional[Tuple[int, int]]:
     """Height and width of an upright JPEG in pixels.
 
-    None for all else: another format, a damaged header, or a JPEG with EXIF data, which may say that it is to be turned.
+    None for all else: another format, a damaged header, more than MAX_PIXELS, or a JPEG with EXIF data, which may say
+    that it is to be turned.
     """
     if not data.startswith(b'\xff\xd8'):
         return None
@@ -40,7 +42,7 @@ def jpeg_size(data: bytes) -> Optional[Tuple[int, int]]:
         marker, length = data[position + 1], int.from_bytes(data[position + 2:position + 4], 'big')
         if marker in _FRAMES:
             height, width = [int.from_bytes(data[position + at:position + at + 2], 'big') for at in (5, 7)]
-            return (height, width) if height and width else None
+            return (height, width) if 0 < height * width <= MAX_PIXELS else None
         if marker == 0xe1 and data[position + 4:position + 10] == b'Exif\0\0':
             return None
         position += 2 + length
@@ -53,7 +55,8 @@ def decode_region(data: bytes, *, x: int, y: int, width: int, height: int) -> Op
     None where that cannot be promised: the rectangle lies outside the image, the data are damaged as far as they were
     read, the colours are CMYK, or it is no JPEG. Then decode the whole image.
     """
-    if width < 1 or height < 1:
+    size = jpeg_size(data)
+    if size is None or not (0 <= x <= size[1] - width and 0 <= y <= size[0] - height and width > 0 and height > 0):
         return None
     region = np.empty((height, width, 3), np.uint8)
     return region if _library.decode_region(data, len(data), x, y, width, height, region.ctypes.data) else None

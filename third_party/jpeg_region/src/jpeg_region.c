@@ -10,6 +10,8 @@
 
 #include <jpeglib.h>
 
+enum { MAX_PIXELS = 1 << 30 };  // of the whole image, which a progressive JPEG is read into memory as
+
 typedef struct {
   struct jpeg_error_mgr base;
   jmp_buf escape;
@@ -34,7 +36,8 @@ int decode_region(const uint8_t* data, unsigned long size, int x, int y, int wid
   if (setjmp(errors.escape) == 0) {
     jpeg_create_decompress(&info);
     jpeg_mem_src(&info, (unsigned char*)data, size);
-    if (jpeg_read_header(&info, TRUE) == JPEG_HEADER_OK && (info.num_components == 1 || info.num_components == 3)) {
+    if (jpeg_read_header(&info, TRUE) == JPEG_HEADER_OK && (info.num_components == 1 || info.num_components == 3) &&
+        (uint64_t)info.image_width * info.image_height <= MAX_PIXELS) {
       info.out_color_space = JCS_EXT_BGR;
       jpeg_start_decompress(&info);
       const int columns = info.output_width, rows = info.output_height;
@@ -50,7 +53,7 @@ int decode_region(const uint8_t* data, unsigned long size, int x, int y, int wid
           int i = 0;
           for (; i < height; ++i) {
             JSAMPROW rows_out[1] = {row};
-            if (jpeg_read_scanlines(&info, rows_out, 1) != 1) break;
+            if (jpeg_read_scanlines(&info, rows_out, 1) != 1 || errors.base.num_warnings) break;
             memcpy(out + (size_t)i * width * 3, row + (size_t)(x - first) * 3, (size_t)width * 3);
           }
           done = i == height && errors.base.num_warnings == 0;

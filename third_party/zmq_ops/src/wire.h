@@ -12,6 +12,7 @@
 namespace wire {
 
 constexpr int kMaxRank = 32;                        // numpy's limit
+constexpr int kMaxTensors = 1024;                   // empty tensors take more memory than their bytes in the message
 constexpr uint64_t kMaxMessage = (1ull << 31) - 1;  // bytes
 constexpr uint64_t kShortestTensor = 16;            // bytes: dtype, rank and number of bytes
 
@@ -65,6 +66,7 @@ class Reader {
     if (count < 0 || static_cast<uint64_t>(count) > (size_ - 4) / kShortestTensor) {
       return Fail(Str(count) + " tensors in a message of " + Str(size_) + " bytes");
     }
+    if (count > kMaxTensors) return Fail(Str(count) + " tensors, at most " + Str(kMaxTensors) + " are expected");
     for (int32_t i = 0; i < count; ++i) {
       tensors->emplace_back();
       if (!ReadTensor("tensor " + Str(i), &tensors->back())) return false;

@@ -4,6 +4,7 @@
 // waits holds none of TensorFlow's threads. Nothing that arrives at the socket can end the process.
 #include <zmq.h>
 
+#include <cerrno>
 #include <chrono>
 #include <cstdio>
 #include <memory>
@@ -60,7 +61,8 @@ class PullSocket : public ResourceBase {
   ~PullSocket() override {
     thread_.reset();  // waits for a pull that is running
     if (socket_) zmq_close(socket_);
-    zmq_ctx_term(context_);
+    while (zmq_ctx_term(context_) && zmq_errno() == EINTR) {
+    }
   }
 
   string DebugString() const override { return "ZeroMQ PULL socket at " + end_point_; }
@@ -101,25 +103,24 @@ class PullSocket : public ResourceBase {
     return parts;
   }
 
-  // Of the messages that were skipped: whether this one is to be reported; ever fewer are.
-  bool CountSkipped(const string& problem) {
-    last_problem_ = problem;
+  // A message was skipped: whether to report it; ever fewer are.
+  bool CountSkipped() {
     ++skipped_;
     return (skipped_ & (skipped_ - 1)) == 0;
   }
   int64_t skipped() const { return skipped_; }
-  const string& last_problem() const { return last_problem_; }
 
  private:
   void* const context_;
   void* const socket_;
   string end_point_;
-  string last_problem_;
   int64_t skipped_ = 0;
   std::unique_ptr<thread::ThreadPool> thread_;
 };
 
 class ZmqPullTensorsOp : public AsyncOpKernel {
+  using Clock = std::chrono::steady_clock;
+
  public:
   explicit ZmqPullTensorsOp(OpKernelConstruction* context) : AsyncOpKernel(context) {
     OP_REQUIRES_OK(context, context->GetAttr("types", &types_));
@@ -155,8 +156,9 @@ class ZmqPullTensorsOp : public AsyncOpKernel {
                                return Status(errors::FailedPrecondition(problem));
                              }),
                          done);
-    socket->Schedule([this, context, done, socket]() {
-      const Status status = Pull(context, socket);
+    const Clock::time_point start = Clock::now();
+    socket->Schedule([this, context, done, socket, start]() {
+      const Status status = Pull(context, socket, start);
       socket->Unref();  // before `done`, after which the session may be gone
       OP_REQUIRES_OK_ASYNC(context, status, done);
       done();
@@ -164,40 +166,36 @@ class ZmqPullTensorsOp : public AsyncOpKernel {
   }
 
  private:
-  using Clock = std::chrono::steady_clock;
-
-  Status Pull(OpKernelContext* context, PullSocket* socket) {
-    const Clock::time_point start = Clock::now();
+  Status Pull(OpKernelContext* context, PullSocket* socket, Clock::time_point start) {
+    string problem;  // of the last message that was skipped
     while (true) {
       const bool ready = socket->Wait(kPollMilliseconds);
-      if (context->cancellation_manager()->IsCancelled()) {
-        return errors::Cancelled("the session was closed during a pull from ", end_point_);
+      CancellationManager* cancellation = context->cancellation_manager();
+      if (cancellation && cancellation->IsCancelled()) {
+        return errors::Cancelled("a pull from ", end_point_, " was cancelled, as when its session is closed");
       }
       Message message;
       const int parts = ready ? socket->Receive(&message) : 0;
       if (parts) {
         std::vector<wire::TensorView> tensors;
-        string problem;
         if (Check(parts, &message, &tensors, &problem)) return Copy(context, tensors);
         if (!skip_malformed_) {
           return errors::InvalidArgument("malformed message from ", end_point_, ": ", problem);
         }
-        if (socket->CountSkipped(problem)) {
+        if (socket->CountSkipped()) {
           // Not TensorFlow's log, which a program may have silenced.
           std::fprintf(stderr, "zmq_ops: skipped %lld messages from %s; the last: %s\n",
                        static_cast<long long>(socket->skipped()), end_point_.c_str(), problem.c_str());
         }
       }
       const double waited = std::chrono::duration<double>(Clock::now() - start).count();
-      if (timeout_ > 0 && waited >= timeout_) return errors::DeadlineExceeded(TimeoutMessage(*socket));
+      if (timeout_ > 0 && waited >= timeout_) return errors::DeadlineExceeded(TimeoutMessage(problem));
     }
   }
 
-  string TimeoutMessage(const PullSocket& socket) const {
+  string TimeoutMessage(const string& problem) const {
     const string start = strings::StrCat("no data from ", end_point_, " in ", timeout_, " seconds");
-    if (!socket.last_problem().empty()) {
-      return start + ", only messages that do not fit; the last was " + socket.last_problem();
-    }
+    if (!problem.empty()) return start + ", only messages that do not fit; the last was " + problem;
     return advice_.empty() ? start : start + ": " + advice_;
   }
 

@@ -21,7 +21,8 @@ def _library() -> Any:
 class ZMQPullSocket:
     """A ZeroMQ PULL socket; each of its pulls takes the next message. Opened by the first one that is run.
 
-    A socket lives as long as the session that runs its pulls, and belongs to that session alone.
+    A socket belongs to the session that runs its pulls, and lives as long as the session object. Pulls of one socket
+    wait for each other. Messages of 2 GiB and more are dropped, and their sender is disconnected.
     """
 
     def __init__(self, end_point: str, types: Sequence[Any], hwm: int = 100, bind: bool = True, *,

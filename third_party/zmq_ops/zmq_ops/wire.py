@@ -17,6 +17,7 @@ DTYPES = {
     18: np.dtype('<c16'), 19: np.dtype('<f2'), 22: np.dtype('<u4'), 23: np.dtype('<u8')}
 NUMBERS = {dtype: number for number, dtype in DTYPES.items()}
 MAX_RANK = 32  # numpy's limit
+MAX_TENSORS = 1024
 MAX_MESSAGE = 2 ** 31 - 1
 
 Spec = Tuple[np.dtype, Tuple[int, ...]]
@@ -73,6 +74,8 @@ def load_arrays(buffer) -> List[np.ndarray]:
     tensors = _read('i', data, 0, 'the number of tensors')[0]
     if tensors < 0 or tensors > (len(data) - 4) // 16:  # 16 bytes: the shortest tensor
         raise ValueError('%d tensors in a message of %d bytes' % (tensors, len(data)))
+    if tensors > MAX_TENSORS:
+        raise ValueError('%d tensors, at most %d are expected' % (tensors, MAX_TENSORS))
     arrays, offset = [], 4
     for i in range(tensors):
         number, rank = _read('ii', data, offset, 'the dtype and rank of tensor %d' % i)
