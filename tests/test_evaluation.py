@@ -137,7 +137,7 @@ def test_flat_validation_set_gives_the_same(root, data, weights_file, tmp_path):
 def test_many_strengths_for_one_run_and_their_records(root, data, weights_file, tmp_path):
     """They equal those of runs of their own, whose order and number of ranks are others."""
     weights, path = weights_file(), tmp_path / 'results.json'
-    done = evaluate(root, lambda a: mpirun(3, a), data, weights, '--attack-iter', '20,0,2', '--attack-epsilon', '16,4',
+    done = evaluate(root, lambda a: mpirun(3, a), data, weights, '--attack-iter', '20,0', '--attack-epsilon', '16,4',
                     '--results', str(path))
     results = json.loads(path.read_text())
     with open(weights, 'rb') as f:
@@ -145,8 +145,8 @@ def test_many_strengths_for_one_run_and_their_records(root, data, weights_file, 
     assert results['arch'] == 'ResNet' and results['depth'] == 14 and results['seed'] == 0 and results['ranks'] == 3
     assert results['versions']['numpy'] == np.__version__
     assert [(r['epsilon'], r['attack_iter'], r['step_size']) for r in results['attacks']] == [
-        (16, 20, 1), (16, 0, 0), (16, 2, 8), (4, 20, 1), (4, 0, 0), (4, 2, 2)]
-    assert done.stdout.count('Top1 Error') == 6
+        (16, 20, 1), (16, 0, 0), (4, 20, 1), (4, 0, 0)]
+    assert done.stdout.count('Top1 Error') == 4
     for record in results['attacks']:
         assert record['num_images'] == 37 and record['seconds'] > 0
         assert (record['image_steps_per_second'] > 0) == (record['attack_iter'] > 0)

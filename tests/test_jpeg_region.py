@@ -21,7 +21,14 @@ def jpeg(photo=PHOTO, mode='RGB', **options):
     return data.getvalue()
 
 
+def by_opencv(flag, value):
+    return cv2.imencode('.jpg', PHOTO, [flag, value])[1].tobytes()
+
+
 KINDS = {
+    '4:4:0': by_opencv(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x121111),
+    '4:1:1': by_opencv(cv2.IMWRITE_JPEG_SAMPLING_FACTOR, 0x411111),
+    'restart markers': by_opencv(cv2.IMWRITE_JPEG_RST_INTERVAL, 5),
     '4:2:0': jpeg(subsampling=2), '4:2:2': jpeg(subsampling=1), '4:4:4': jpeg(subsampling=0), 'grey': jpeg(mode='L'),
     'progressive': jpeg(progressive=True), 'optimised': jpeg(optimize=True, quality=50),
     'tiny': jpeg(PHOTO[:5, :3]), 'one row': jpeg(PHOTO[:1]), 'one column': jpeg(PHOTO[:, :1])}

@@ -89,6 +89,12 @@ def test_the_written_format(push, puller):
     assert image.tolist() == [[1, 2, 255]] and number == 0.5 and number.shape == ()
 
 
+def test_booleans_are_0_or_1(push, puller):
+    push.send(struct.pack('<iiiiq', 1, 10, 1, 4, 4) + b'\x00\x01\x02\xff')
+    received, = puller([tf.bool])()
+    assert received.view(np.uint8).tolist() == [0, 1, 1, 1]
+
+
 @pytest.mark.parametrize('shape', [(0,), (3, 0), (0, 5, 2)])
 def test_nothing_in_a_tensor(push, puller, shape):
     push.send(dump_arrays([np.zeros(shape, np.int32)]))

@@ -4,6 +4,7 @@
 // waits holds none of TensorFlow's threads. Nothing that arrives at the socket can end the process.
 #include <zmq.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <chrono>
 #include <cstdio>
@@ -246,14 +247,17 @@ class ZmqPullTensorsOp : public AsyncOpKernel {
   }
 
   // The one copy. The message's bytes lie at odd addresses, which TensorFlow's kernels don't take.
-  static Status Copy(OpKernelContext* context, const std::vector<wire::TensorView>& tensors) {
+  Status Copy(OpKernelContext* context, const std::vector<wire::TensorView>& tensors) const {
     for (size_t i = 0; i < tensors.size(); ++i) {
       TensorShape shape;
       for (int32_t dimension : tensors[i].shape) shape.AddDim(dimension);
       Tensor* output = nullptr;
       TF_RETURN_IF_ERROR(context->allocate_output(i, shape, &output));
-      if (tensors[i].num_bytes) {
-        std::memcpy(const_cast<char*>(output->tensor_data().data()), tensors[i].bytes, tensors[i].num_bytes);
+      uint8_t* to = reinterpret_cast<uint8_t*>(const_cast<char*>(output->tensor_data().data()));
+      if (types_[i] == DT_BOOL) {  // a C++ bool that is neither 0 nor 1 is undefined behaviour
+        std::transform(tensors[i].bytes, tensors[i].bytes + tensors[i].num_bytes, to, [](uint8_t b) { return b != 0; });
+      } else if (tensors[i].num_bytes) {
+        std::memcpy(to, tensors[i].bytes, tensors[i].num_bytes);
       }
     }
     return Status();
