@@ -41,16 +41,20 @@ def positive_float(text: str) -> float:
 def several(of_one: Callable[[str], Any]) -> Callable[[str], List[Any]]:
     """Values with commas between them, without repetitions."""
     def parse(text: str) -> List[Any]:
-        return list(dict.fromkeys(of_one(part) for part in text.split(',')))
-    parse.__name__ = 'list'  # argparse names it in its message
+        try:
+            return list(dict.fromkeys(of_one(part) for part in text.split(',')))
+        except ValueError:
+            raise argparse.ArgumentTypeError('%r is no number, or several with commas between them' % text)
     return parse
 
 
 def check_writable(path: str) -> None:
     """Raises InputError where no file can be written: better known before the work than after it."""
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path):
         raise InputError('cannot write %s: it is a folder' % path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError('cannot write %s: it is not a file, and would be replaced by one' % path)
     if not os.path.isdir(folder):
         raise InputError('cannot write %s: there is no folder %s' % (path, folder))
     if not os.access(folder, os.W_OK):

@@ -32,6 +32,7 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     """
     # predictions of an earlier run may lie in the folder
     paths = [p for p in find_images(directory) if os.path.realpath(p) != os.path.realpath(prediction_file)]
+    prediction_file = os.path.realpath(prediction_file)  # a link stays one
     partial = prediction_file + '.part'
     failed = 0
     try:

@@ -56,6 +56,7 @@ def versions() -> Dict[str, str]:
 
 def write_results(path: str, facts: Dict[str, Any], attacks: List[Dict[str, Any]]) -> None:
     """JSON: `facts`, and the records under `attacks`. The file is there as a whole or not at all."""
+    path = os.path.realpath(path)  # a link stays one
     temporary = '%s.%d.part' % (path, os.getpid())
     try:
         with open(temporary, 'w') as f:

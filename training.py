@@ -116,10 +116,16 @@ def log_directory(options: argparse.Namespace, ranks: int) -> str:
     return os.path.join('train_log', name + ('-' + options.logdir if options.logdir else ''))
 
 
+def holds_training(path: str) -> bool:
+    """Whether anything was learnt there; one that ended before its first epoch did leaves a log alone."""
+    names = os.listdir(path) if os.path.isdir(path) else []
+    return any(name == 'stats.json' or name == 'checkpoint' or name.startswith('model-') for name in names)
+
+
 def prepare_log_directory(path: str, *, overwrite: bool, keep: Optional[str]) -> None:
     """Create it. Raises InputError rather than mixing two trainings or deleting one, or the checkpoint `keep`."""
     try:
-        if os.path.isdir(path) and os.listdir(path):
+        if holds_training(path):
             if not overwrite:
                 raise InputError('%s holds an earlier training: choose another name with --logdir, or delete it with '
                                  '--overwrite' % path)

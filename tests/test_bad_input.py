@@ -52,6 +52,8 @@ CASES = [
     ('--eval --load {good} --data {data} --attack-iter 10,,20', '--attack-iter'),
     ('--eval --load {good} --data {data} --results {missing}/x.json', 'no folder .*missing'),
     ('--eval --load {good} --data {data} --results {empty}', 'it is a folder'),
+    ('--eval --load {good} --data {data} --results /dev/null', 'not a file'),
+    ('--eval-directory {data} --load {good} --prediction-file /dev/null', 'not a file'),
     ('--eval --load {good} --data {data} --attack-epsilon 0', '--attack-epsilon'),
     ('--eval --load {good} --data {data} --attack-epsilon nan', '--attack-epsilon'),
     ('--eval --load {good} --data {data} --batch 0', '--batch'),
