@@ -16,6 +16,7 @@ from zmq_ops import ZMQPullSocket, dump_arrays, load_arrays
 from zmq_ops.wire import DTYPES
 
 from compat import tf
+from messages import damaged
 
 GOOD = [np.arange(6, dtype=np.int32).reshape(2, 3)]
 
@@ -182,22 +183,6 @@ def test_a_message_of_several_parts(push, puller):
 def test_a_type_that_does_not_travel(puller):
     with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match='cannot be received|string'):
         puller([tf.string])()
-
-
-def damaged(rng, good):
-    message = bytearray(rng.choice(good))
-    for _ in range(rng.randint(1, 3)):
-        action = rng.randrange(4)
-        if action == 0:
-            message = message[:rng.randint(0, len(message))]
-        elif action == 1:
-            message += bytes(rng.randint(1, 9))
-        elif action == 2 and message:
-            message[rng.randrange(len(message))] = rng.randrange(256)
-        elif len(message) >= 4:
-            struct.pack_into('<i', message, rng.randrange(len(message) - 3),
-                             rng.choice([0, 1, -1, 2 ** 31 - 1, -2 ** 31, 65536, 4, 3]))
-    return bytes(message)
 
 
 @pytest.mark.slow
