@@ -17,6 +17,19 @@ class Parser(argparse.ArgumentParser):
         raise InputError('%s (see --help)' % message)
 
 
+def check_writable(path: str) -> None:
+    """Raises InputError where no file can be written: better known before the work than after it."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        raise InputError('cannot write %s: it is a folder' % path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError('cannot write %s: it is not a file, and would be replaced by one' % path)
+    if not os.path.isdir(folder):
+        raise InputError('cannot write %s: there is no folder %s' % (path, folder))
+    if not os.access(folder, os.W_OK):
+        raise InputError('cannot write %s: you may not write to %s' % (path, folder))
+
+
 def run_command(program: str, command: Callable[[], int]) -> None:
     """Run `command` and end the process with the status it returns; never returns.
 

@@ -6,124 +6,11 @@
     mpirun -np 16 ... python main.py --data DIR --batch 32 --arch A -d N                training, beside a data server
 """
 import argparse
-import math
-import os
 import sys
-from typing import Any, Callable, List
+from typing import Any
 
-from errors import InputError, Parser, run_command
-
-
-LARGEST = 2 ** 31 - 1
-
-
-def positive_int(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= LARGEST:
-        raise argparse.ArgumentTypeError('%s is not a positive number below 2**31' % text)
-    return value
-
-
-def natural(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= LARGEST:
-        raise argparse.ArgumentTypeError('%s is not from 0 to 2**31 - 1' % text)
-    return value
-
-
-def positive_float(text: str) -> float:
-    value = float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError('%s is not a positive number' % text)
-    return value
-
-
-def several(of_one: Callable[[str], Any]) -> Callable[[str], List[Any]]:
-    """Values with commas between them, without repetitions."""
-    def parse(text: str) -> List[Any]:
-        try:
-            return list(dict.fromkeys(of_one(part) for part in text.split(',')))
-        except ValueError:
-            raise argparse.ArgumentTypeError('%r is no number, or several with commas between them' % text)
-    return parse
-
-
-def check_writable(path: str) -> None:
-    """Raises InputError where no file can be written: better known before the work than after it."""
-    folder = os.path.dirname(os.path.realpath(path))
-    if os.path.isdir(path):
-        raise InputError('cannot write %s: it is a folder' % path)
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise InputError('cannot write %s: it is not a file, and would be replaced by one' % path)
-    if not os.path.isdir(folder):
-        raise InputError('cannot write %s: there is no folder %s' % (path, folder))
-    if not os.access(folder, os.W_OK):
-        raise InputError('cannot write %s: you may not write to %s' % (path, folder))
-
-
-def parse_options(arguments: List[str]) -> argparse.Namespace:
-    """The command line as a plain object. Raises InputError for flags that are wrong or don't go together."""
-    parser = Parser(prog='main.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-d', '--depth', type=int, default=50, help='layers: 50, 101 or 152; 14 for small images (50)')
-    parser.add_argument('--arch', default='ResNet', help='ResNet, ResNetDenoise or ResNeXtDenoiseAll (ResNet)')
-    parser.add_argument('--load', metavar='CKPT', help='an .npz file or a TF checkpoint: to evaluate, or to start from')
-    parser.add_argument('--batch', type=positive_int, default=32, help='images per GPU or process (32)')
-    parser.add_argument('--use-fp16xla', action='store_true',
-                        help='the attack in float16, compiled by XLA: faster on GPUs, a little less robust')
-    data = parser.add_argument_group('data')
-    data.add_argument('--data', metavar='DIR', help='folder with train/ and val/')
-    data.add_argument('--classes', metavar='FILE', help='class names, one a line, in label order')
-    data.add_argument('--image-size', type=positive_int, default=224, metavar='S', help='height and width (224)')
-    data.add_argument('--fake', action='store_true', help='train on constant data, without a data server')
-    data.add_argument('--no-zmq-ops', action='store_true', help='receive training data in Python instead of by the native op')
-    data.add_argument('--endpoint', help='of the data server; by default the one of this batch and image size')
-    attack = parser.add_argument_group('attack')
-    attack.add_argument('--attack-iter', type=several(natural), default=[30], metavar='K[,K...]', dest='attack_iters',
-                        help='steps; 0 is no attack; an evaluation takes several (30)')
-    attack.add_argument('--attack-epsilon', type=several(positive_float), default=[16.0], metavar='E[,E...]',
-                        dest='attack_epsilons', help='budget in pixels, of 255; an evaluation takes several (16)')
-    attack.add_argument('--attack-step-size', type=positive_float, default=1.0,
-                        help='in pixels; epsilon / K where that is more (1)')
-    attack.add_argument('--seed', type=natural, default=0, help='of an evaluation\'s targets and noise (0)')
-    job = parser.add_argument_group('evaluation and scoring')
-    job.add_argument('--eval', action='store_true', help='evaluate --load on the validation images of --data')
-    job.add_argument('--results', metavar='FILE', help='where the figures of --eval go, as JSON')
-    job.add_argument('--eval-directory', metavar='DIR', help='classify all images below a folder with --load')
-    job.add_argument('--prediction-file', default='predictions.txt', metavar='FILE',
-                     help='where the lines `path,label` go (predictions.txt)')
-    training = parser.add_argument_group('training')
-    training.add_argument('--logdir', help='a suffix for the log directory\'s name below train_log/')
-    training.add_argument('--overwrite', action='store_true', help='delete a log directory that is there already')
-    training.add_argument('--starting-epoch', type=positive_int, default=1)
-    training.add_argument('--max-epoch', type=positive_int, default=110,
-                          help='number of epochs; the schedule scales with it (110)')
-    training.add_argument('--steps-per-epoch', type=positive_int, help='by default one pass over the training images')
-    training.add_argument('--base-lr', type=positive_float, default=0.1, help='learning rate per 256 images (0.1)')
-    training.add_argument('--training-eval', choices=['all', 'clean', 'none'], default='all',
-                          help='evaluations between epochs: those of the paper, clean ones, or none (all)')
-    training.add_argument('--data-timeout', type=positive_float, default=300, metavar='SECONDS',
-                          help='how long to wait for the data server (300)')
-    options = parser.parse_args(arguments)
-    check_options(options)
-    options.attack_iter, options.attack_epsilon = options.attack_iters[0], options.attack_epsilons[0]
-    return options
-
-
-def check_options(options: argparse.Namespace) -> None:
-    if options.eval and options.eval_directory:
-        raise InputError('--eval and --eval-directory are two jobs: give one of them')
-    if (options.eval or options.eval_directory) and not options.load:
-        raise InputError('nothing to evaluate: give the checkpoint with --load')
-    if options.eval and not options.data:
-        raise InputError('--eval needs --data, a folder with val/')
-    if not (options.eval or options.eval_directory or options.data or options.fake):
-        raise InputError('training needs --data, a folder with train/ and val/ (or --fake)')
-    if not options.eval and len(options.attack_iters) * len(options.attack_epsilons) > 1:
-        raise InputError('several values of --attack-iter or --attack-epsilon go with --eval alone')
-    if options.results and not options.eval:
-        raise InputError('--results goes with --eval')
-    if options.starting_epoch > options.max_epoch:
-        raise InputError('--starting-epoch %d comes after --max-epoch %d' % (options.starting_epoch, options.max_epoch))
+from errors import InputError, check_writable, run_command
+from options import parse_options
 
 
 def run_evaluation(options: argparse.Namespace) -> int:
@@ -205,7 +92,7 @@ def run_training(options: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    options = parse_options(sys.argv[1:])
+    options = parse_options(sys.argv[1:], __doc__)
     if options.eval:
         return run_evaluation(options)
     if options.eval_directory:
