@@ -2,8 +2,12 @@
 
 Inside of a tower images are NHWC, BGR, float32 in [-1, 1]. Budgets are given in units of a pixel, of 255, as in the paper.
 """
+import importlib
+import inspect
+import os
+import sys
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Dict, Optional, Tuple
+from typing import Any, Callable, Dict, Optional, Tuple, Type
 
 from compat import tf, xla_compile  # before tensorpack
 from tensorpack import ModelDesc
@@ -11,6 +15,7 @@ from tensorpack.models import l2_regularizer, regularize_cost
 from tensorpack.tfutils.summary import add_moving_summary
 from tensorpack.tfutils.tower import get_current_tower_context
 
+from errors import InputError
 from nets import Network
 from resnet_model import Mode, native_mode
 
@@ -33,7 +38,13 @@ def unscale_pixels(image: tf.Tensor) -> tf.Tensor:
 
 
 class Attacker(ABC):
-    """Makes adversarial images of a batch. Subclasses give `attack`."""
+    """Makes adversarial images of a batch. Subclasses give `attack`.
+
+    `memoryless` says of a class that it also has PGDAttacker's `targets`, `start` and `iterate`, and that a step depends
+    on nothing but where it starts. An evaluation then reads off shorter attacks on a longer one's way. Subclasses don't
+    inherit it.
+    """
+    memoryless = False
 
     @abstractmethod
     def attack(self, image: tf.Tensor, label: tf.Tensor, logits: Logits,
@@ -68,6 +79,8 @@ class PGDAttacker(Attacker):
         seed: of targets and noise where `attack` is given indices.
         loss_scale: of the loss whose gradient is taken; float16 needs it against underflow. xla: compile the gradient.
     """
+
+    memoryless = True
 
     def __init__(self, num_iter: int, epsilon: float, step_size: float, *, num_classes: int,
                  clean_start_probability: float = 0.0, seed: int = 0, loss_scale: float = 1.0, xla: bool = False):
@@ -145,6 +158,26 @@ def attack_settings(use_fp16xla: bool) -> Dict[str, Any]:
     return dict(attack_mode=native_mode(), xla=False, loss_scale=1.0)
 
 
+def load_attacker(name: str) -> Type[Attacker]:
+    """The class that `module:Class` names; the module may lie in the current folder.
+
+    Raises InputError where there is none, or it isn't made like PGDAttacker.
+    """
+    module, _, attribute = name.partition(':')
+    sys.path.append(os.getcwd())
+    try:
+        attacker = getattr(importlib.import_module(module), attribute)
+        inspect.signature(attacker).bind(10, 16.0, 1.0, num_classes=1000, seed=0, loss_scale=1.0, xla=False)
+    except Exception as e:  # whatever somebody else's module does
+        raise InputError('the attacker %s can\'t be used, module:Class with the parameters of adv_model.PGDAttacker is '
+                         'expected (%s: %s)' % (name, type(e).__name__, e))
+    finally:
+        sys.path.pop()
+    if not (inspect.isclass(attacker) and issubclass(attacker, Attacker)):
+        raise InputError('the attacker %s is no subclass of adv_model.Attacker' % name)
+    return attacker
+
+
 def pixels(value):
     """A distance in pixels, of 255, on the [-1, 1] scale."""
     return value * (2.0 / 255)
@@ -167,10 +200,15 @@ def is_wrong(logits: tf.Tensor, label: tf.Tensor, k: int) -> tf.Tensor:
     return tf.logical_not(tf.nn.in_top_k(logits, label, min(k, int(logits.shape[1]))))
 
 
+def most_likely(logits: tf.Tensor) -> tf.Tensor:
+    """(N,) int32: the label of the largest logit; -1 where logits are not numbers."""
+    finite = tf.reduce_all(tf.is_finite(logits), axis=1)
+    return tf.where(finite, tf.argmax(logits, axis=1, output_type=tf.int32), -tf.ones([tf.shape(logits)[0]], tf.int32))
+
+
 def is_target(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """(N,) booleans: the attack succeeded, the image is classified as its target label. Not with nans as logits."""
-    return tf.logical_and(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), target),
-                          tf.reduce_all(tf.is_finite(logits), axis=1))
+    """(N,) booleans: the attack succeeded, the image is classified as its target label. Not where there is none, -1."""
+    return tf.logical_and(tf.equal(most_likely(logits), target), target >= 0)
 
 
 def adversarial_logits(network: Network, attacker: Attacker, image: tf.Tensor, label: tf.Tensor, *, attack_mode: Mode,

@@ -1,5 +1,6 @@
 """Which of a job's processes this is, and sums over all of them. One process alone needs neither MPI nor Horovod."""
 import os
+import sys
 from typing import Any, Optional
 
 import numpy as np
@@ -20,9 +21,18 @@ class World:
         """The rank that writes files and talks to the user."""
         return self.rank == 0
 
+    def warn(self, text: str) -> None:
+        """One line on stderr, from the chief for all."""
+        if self.is_chief:
+            print('main.py: warning: %s' % text, file=sys.stderr, flush=True)
+
     def sum(self, values: Any) -> np.ndarray:
         """Sum of every rank's numbers, float64 of the same shape. All ranks must call it, in the same order."""
         return np.asarray(values, np.float64)
+
+    def gather(self, rows: np.ndarray) -> np.ndarray:
+        """Every rank's rows, (n, k) of any dtype, one after the other; n may differ. All ranks must call it."""
+        return rows
 
     def session_config(self) -> Any:
         """For sessions of this rank: its GPU, and its share of the machine's cores.
@@ -58,13 +68,25 @@ class HorovodWorld(World):
         values = np.asarray(values, np.float64)
         if self.size == 1:
             return values
+        return self._run('sum', values.ravel()).reshape(values.shape)
+
+    def gather(self, rows):
+        if self.size == 1:
+            return rows
+        as_bytes = np.ascontiguousarray(rows).view(np.uint8)
+        return np.ascontiguousarray(self._run('gather', as_bytes)).view(rows.dtype)
+
+    def _run(self, operation: str, values: np.ndarray) -> np.ndarray:
         if self._session is None:
-            # a graph of its own: sums also happen between the steps of a training, whose graph is finished
+            # a graph of its own: ranks also meet between the steps of a training, whose graph is finished
             with tf.Graph().as_default() as graph, tf.device('/cpu:0'):
-                self._values = tf.placeholder(tf.float64, [None])
-                self._sum = self.hvd.allreduce(self._values, op=self.hvd.Sum, name='sum_over_ranks')
+                numbers, rows = tf.placeholder(tf.float64, [None]), tf.placeholder(tf.uint8, [None, None])
+                self._operations = {
+                    'sum': (numbers, self.hvd.allreduce(numbers, op=self.hvd.Sum, name='sum_over_ranks')),
+                    'gather': (rows, self.hvd.allgather(rows, name='gather_from_ranks'))}
             self._session = tf.Session(graph=graph, config=self.session_config())
-        return self._session.run(self._sum, {self._values: values.ravel()}).reshape(values.shape)
+        given, result = self._operations[operation]
+        return self._session.run(result, {given: values})
 
 
 def started_by_mpi() -> bool:

@@ -1,21 +1,24 @@
-"""White-box evaluation: attack every validation image, count errors and successes.
+"""White-box evaluation: attack every validation image with every strength, and say what became of each.
 
-An image's target label and noise depend on the seed and on its position in the sorted validation set alone, so the
-figures don't depend on the batch size or the number of ranks.
+An image's target label and noise depend on the seed and on its position in the sorted validation set alone. Images are
+attacked in the same batches whatever the number of ranks, and come back in the order of their positions, so what was
+finished is always the beginning of the set: an evaluation can be continued where it ended.
 """
 import itertools
 import time
-from typing import Dict, Iterator, List, NamedTuple, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 import numpy as np
 from tqdm import tqdm
 
-from adv_model import PGDAttacker, effective_step_size, is_target, is_wrong, scale_pixels
+from adv_model import Attacker, PGDAttacker, effective_step_size, is_wrong, most_likely, scale_pixels
 from compat import tf
 from distributed import World
 from nets import Network
+from outcomes import OUTCOME, Tally
 from resnet_model import Mode
-from third_party.batches import Batch
+from third_party.batches import Batch, validation_batches
+from third_party.imagenet import Dataset
 
 
 class Strength(NamedTuple):
@@ -29,41 +32,26 @@ class Strength(NamedTuple):
         return effective_step_size(self.num_iter, self.epsilon, self.step_size) if self.num_iter else 0.0
 
 
-class Outcome(NamedTuple):
-    """Of an attack on a batch: three times (N,) booleans, and what it took from its start on."""
-    wrong_top1: np.ndarray
-    wrong_top5: np.ndarray
-    success: np.ndarray
+class Attacked(NamedTuple):
+    """A batch after an attack: images float32 in [-1, 1], (N,) target labels, -1 for none, and what it took."""
+    images: np.ndarray
+    targets: np.ndarray
     seconds: float
 
 
-class Figures(NamedTuple):
-    """Counts over images; add and divide them for rates. `seconds` are those of all ranks, one after the other."""
-    num_images: int = 0
-    wrong_top1: int = 0
-    wrong_top5: int = 0
-    successes: int = 0
-    seconds: float = 0.0
-
-    def rate(self, count: str) -> float:
-        """A count as a fraction of the images; nan for none."""
-        return getattr(self, count) / self.num_images if self.num_images else float('nan')
-
-    def plus(self, outcome: Outcome) -> 'Figures':
-        return Figures(self.num_images + len(outcome.wrong_top1), self.wrong_top1 + int(outcome.wrong_top1.sum()),
-                       self.wrong_top5 + int(outcome.wrong_top5.sum()), self.successes + int(outcome.success.sum()),
-                       self.seconds + outcome.seconds)
-
-
 class AttackTower:
-    """Placeholders and tensors of one tower: the start of an attack, and some steps from any point of it.
+    """Placeholders and tensors of one tower: the start of an attack, some steps from any point of it, and the verdict.
 
     The attack of a batch can be read off on its way: one of 100 steps of size 1 passes the result of 50 of them.
     Build it in the graph that has, or will get, the network's variables.
+
+    Args:
+        attacker: a class with PGDAttacker's parameters, which are given as scalar tensors. One that is not
+            `memoryless` is run from its beginning for every strength.
     """
 
     def __init__(self, network: Network, image_size: int, *, mode: Mode, attack_mode: Mode, seed: int = 0,
-                 xla: bool = False, loss_scale: float = 1.0):
+                 xla: bool = False, loss_scale: float = 1.0, attacker: Type[Attacker] = PGDAttacker):
         with tf.name_scope('evaluation'):
             self.image = tf.placeholder(tf.uint8, [None, image_size, image_size, 3], 'image')
             self.label = tf.placeholder(tf.int32, [None], 'label')
@@ -72,65 +60,120 @@ class AttackTower:
             self.steps = tf.placeholder(tf.int32, [], 'steps')  # of those, how many now
             self.epsilon = tf.placeholder(tf.float32, [], 'epsilon')
             self.step_size = tf.placeholder(tf.float32, [], 'step-size')
-            attacker = PGDAttacker(self.num_iter, self.epsilon, self.step_size, num_classes=network.num_classes,
-                                   seed=seed, xla=xla, loss_scale=loss_scale)
+            made = attacker(self.num_iter, self.epsilon, self.step_size, num_classes=network.num_classes, seed=seed,
+                            xla=xla, loss_scale=loss_scale)
+            # said by the class itself: what a subclass adds, such as momentum, is a memory
+            self.memoryless = vars(attacker).get('memoryless', False)
             self.clean = scale_pixels(self.image)
-            self.target = attacker.targets(self.label, self.index)
-            self.start = attacker.start(self.clean, self.index)
             self.current = tf.placeholder(tf.float32, self.clean.shape, 'current')
-            self.aim = tf.placeholder(tf.int32, [None], 'aim')
-            self.advanced = attacker.iterate(self.current, self.clean, self.aim,
-                                             lambda x: network.logits(x, attack_mode), num_iter=self.steps)
-            self.advanced.set_shape(self.clean.shape)
-            logits = network.logits(self.advanced, mode)
-            self.outcome = (is_wrong(logits, self.label, 1), is_wrong(logits, self.label, 5),
-                            is_target(logits, self.aim))
 
-    def run(self, session: tf.Session, batch: Batch, strengths: Sequence[Strength]) -> Dict[Strength, Outcome]:
-        """Attack a batch with every strength."""
-        feed = {self.image: batch.images, self.label: batch.labels, self.index: batch.indices}
-        outcomes = {}
-        for group in same_trajectory(strengths):
-            first, begin = group[0], time.perf_counter()
-            feed.update({self.num_iter: max(1, first.num_iter), self.epsilon: first.epsilon,
-                         self.step_size: first.step_size})
-            if first.num_iter == 0:
-                current, aim = session.run(self.clean, feed), np.full(len(batch.labels), -1, np.int32)
+            def attacked_logits(x):
+                return network.logits(x, attack_mode)
+
+            if self.memoryless:
+                self.target = made.targets(self.label, self.index)
+                self.start = made.start(self.clean, self.index)
+                self.aim = tf.placeholder(tf.int32, [None], 'aim')
+                self.advanced = made.iterate(self.current, self.clean, self.aim, attacked_logits, num_iter=self.steps)
             else:
-                current, aim = session.run([self.start, self.target], feed)
-            done = 0
-            for strength in group:
-                feed.update({self.current: current, self.aim: aim, self.steps: strength.num_iter - done})
-                current, outcome = session.run([self.advanced, self.outcome], feed)
-                outcomes[strength] = Outcome(*outcome, seconds=time.perf_counter() - begin)
-                done = strength.num_iter
-        return outcomes
+                self.attacked = made.attack(self.clean, self.label, attacked_logits, self.index)
+            logits = network.logits(self.current, mode)
+            self.verdict = most_likely(logits), tf.logical_not(is_wrong(logits, self.label, 5))
+
+    def attack(self, session: tf.Session, batch: Batch,
+               strengths: Sequence[Strength]) -> Iterator[Tuple[Strength, Attacked]]:
+        """Attack a batch with every strength, in any order."""
+        feed = {self.image: batch.images, self.label: batch.labels, self.index: batch.indices}
+        clean = session.run(self.clean, feed)
+        for group in same_trajectory(strengths):
+            if group[0].num_iter == 0:  # every budget has the same clean images
+                for strength in group:
+                    yield strength, Attacked(clean, np.full(len(clean), -1, np.int32), 0.0)
+            elif self.memoryless:
+                yield from self._along_trajectory(session, feed, group)
+            else:
+                for strength in group:
+                    feed.update(self._settings(strength))
+                    begin = time.perf_counter()
+                    images, targets = session.run(self.attacked, feed)
+                    yield strength, Attacked(images, targets, time.perf_counter() - begin)
+
+    def _along_trajectory(self, session: tf.Session, feed: Dict[Any, Any],
+                          group: Sequence[Strength]) -> Iterator[Tuple[Strength, Attacked]]:
+        feed = {**feed, **self._settings(group[0])}
+        begin, paused, done = time.perf_counter(), 0.0, 0
+        current, targets = session.run([self.start, self.target], feed)
+        for strength in group:
+            feed.update({self.current: current, self.aim: targets, self.steps: strength.num_iter - done})
+            current, done = session.run(self.advanced, feed), strength.num_iter
+            now = time.perf_counter()
+            yield strength, Attacked(current, targets, now - begin - paused)
+            paused += time.perf_counter() - now  # what others did with these images
+
+    def _settings(self, strength: Strength) -> Dict[Any, Any]:
+        return {self.num_iter: strength.num_iter, self.epsilon: strength.epsilon, self.step_size: strength.step_size}
+
+    def classify(self, session: tf.Session, images: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """(N,) predictions of images in [-1, 1], -1 where logits are not numbers; whether the label is in the top 5."""
+        return session.run(self.verdict, {self.current: images, self.label: labels})
 
 
 def same_trajectory(strengths: Sequence[Strength]) -> List[List[Strength]]:
     """Groups of strengths that differ in nothing but how far they go, by ascending steps."""
     def trajectory(s: Strength) -> Tuple[float, float]:
-        return s.epsilon, s.step_used
+        return (s.epsilon, s.step_used) if s.num_iter else (0.0, 0.0)
 
     ordered = sorted(set(strengths), key=lambda s: (trajectory(s), s.num_iter))
     return [list(group) for _, group in itertools.groupby(ordered, trajectory)]
 
 
-def evaluate(tower: AttackTower, session: tf.Session, batches: Iterator[Batch], strengths: Sequence[Strength],
-             world: World, *, total: int, description: str = 'evaluation') -> Dict[Strength, Figures]:
-    """Figures over the batches of all ranks, for every strength. All ranks must call it.
+# What to do with a batch's images after an attack: given the batch, the strength and the images in [-1, 1], returns what
+# was kept of them, in [-1, 1] too.
+Keep = Callable[[Batch, Strength, np.ndarray], np.ndarray]
 
-    Args:
-        batches: this rank's share of the images. total: how many images those are.
+
+def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strengths: Sequence[Strength],
+                 keep: Optional[Keep] = None) -> np.ndarray:
+    """(N, number of strengths) of OUTCOME. The seconds of a batch are divided among its images."""
+    outcomes = np.zeros((len(batch.labels), len(strengths)), OUTCOME)
+    for strength, attacked in tower.attack(session, batch, strengths):
+        column = outcomes[:, strengths.index(strength)]
+        column['target'], column['seconds'] = attacked.targets, attacked.seconds / len(batch.labels)
+        column['prediction'], column['top5_correct'] = tower.classify(session, attacked.images, batch.labels)
+        if keep is not None:
+            kept = keep(batch, strength, attacked.images)
+            column['saved_prediction'], column['saved_top5_correct'] = tower.classify(session, kept, batch.labels)
+    return outcomes
+
+
+def evaluate(tower: AttackTower, session: tf.Session, dataset: Dataset, strengths: Sequence[Strength], world: World, *,
+             image_size: int, batch: int, begin: int = 0, keep: Optional[Keep] = None) -> Iterator[Tuple[range, np.ndarray]]:
+    """Attack the images from position `begin` on, each rank its batches. All ranks must iterate to the end.
+
+    Yields, on every rank, the next positions and what became of their images on all ranks, (N, number of strengths) of
+    OUTCOME: one batch of every rank at a time, so that nothing grows with the size of the set.
     """
-    figures = {s: Figures() for s in strengths}
-    with tqdm(total=total, desc=description, unit='img', disable=not world.is_chief, mininterval=1.0) as bar:
-        for batch in batches:
-            for strength, outcome in tower.run(session, batch, strengths).items():
-                figures[strength] = figures[strength].plus(outcome)
-            shown = figures[strengths[-1]]
+    # The batches are those of the whole set: with another number of ranks, or continued, they hold the same images.
+    parts = [range(i, min(i + batch - i % batch, len(dataset)))
+             for i in [begin] + list(range(begin - begin % batch + batch, len(dataset), batch)) if i < len(dataset)]
+    mine = parts[world.rank::world.size]
+    batches = validation_batches(dataset, mine, image_size=image_size)
+    for first in range(0, len(parts), world.size):
+        share = next(batches, None)  # in the last round some ranks have none
+        outcomes = world.gather(np.zeros((0, len(strengths)), OUTCOME) if share is None
+                                else attack_batch(tower, session, share, strengths, keep))
+        yield range(parts[first].start, parts[min(first + world.size, len(parts)) - 1].stop), outcomes
+
+
+def with_progress(rounds: Iterator[Tuple[range, np.ndarray]], tally: Tally, world: World, *, total: int, begin: int = 0,
+                  description: str = 'evaluation') -> Iterator[Tuple[range, np.ndarray]]:
+    """The same rounds, counted by `tally`, under a bar with the figures of the last strength."""
+    with tqdm(total=total, initial=begin, desc=description, unit='img', disable=not world.is_chief,
+              mininterval=1.0) as bar:
+        for positions, outcomes in rounds:
+            tally.add(positions, outcomes)
+            shown = tally.figures[-1]
             bar.set_postfix_str('error %.4f, success %.4f' % (shown.rate('wrong_top1'), shown.rate('successes')),
                                 refresh=False)
-            bar.update(len(batch.labels))
-    summed = world.sum([figures[s] for s in strengths])
-    return {s: Figures(*[int(round(n)) for n in row[:-1]], seconds=row[-1]) for s, row in zip(strengths, summed)}
+            bar.update(len(positions))
+            yield positions, outcomes

@@ -14,75 +14,129 @@ from options import parse_options
 
 
 def run_evaluation(options: argparse.Namespace) -> int:
-    """--eval: the figures of every attack on stdout, and in --results."""
+    """--eval: the figures of every attack on stdout, and what --results, --per-image and --save-adversarial name."""
     import checkpoint
     import distributed
     import evaluation
     import results
-    from adv_model import attack_settings
+    import saved_images
+    from adv_model import PGDAttacker, attack_settings, load_attacker
     from compat import tf
+    from journal import Journal
     from nets import find_network
+    from outcomes import Tally
     from resnet_model import native_mode
-    from third_party.batches import shard, validation_batches
+    from setup_check import suspicions
     from third_party.imagenet import load_dataset
 
-    if options.results:
-        check_writable(options.results)
+    # What the flags name, and whether it fits
+    for path in filter(None, [options.results, options.per_image]):
+        check_writable(path)
     find_network(options.arch, options.depth)
     dataset = load_dataset(options.data, 'val', options.classes)
     network = find_network(options.arch, options.depth, len(dataset.class_names))
     weights = checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
+    attacker = load_attacker(options.attacker) if options.attacker else PGDAttacker
     strengths = [evaluation.Strength(k, epsilon, options.attack_step_size)
                  for epsilon in options.attack_epsilons for k in options.attack_iters]
+    saving = options.save_adversarial
+
+    # Where it goes on: the chief has the journal, and all ranks begin at the same image
     world = distributed.connect()
+    journal, begin, facts = None, 0, {}
+    if world.is_chief:
+        facts = results.facts(options, network, dataset, attacker, strengths)
+        if options.journal:
+            journal = Journal(options.journal, facts, num_images=len(dataset), num_strengths=len(strengths))
+            begin = journal.num_done
+        if saving:
+            saved_images.prepare_directory(saving, continued=journal is not None)
+    begin = int(world.sum([begin])[0])
+
     with tf.Graph().as_default() as graph:
         tower = evaluation.AttackTower(network, options.image_size, mode=native_mode(), seed=options.seed,
-                                       **attack_settings(options.use_fp16xla))
-    positions = shard(len(dataset), world.rank, world.size)
-    with tf.Session(graph=graph, config=world.session_config()) as session:
+                                       attacker=attacker, **attack_settings(options.use_fp16xla))
+    with tf.Session(graph=graph, config=world.session_config()) as session, \
+            results.ImageTables(options.per_image, saving, dataset, strengths, world) as tables:
         checkpoint.assign_weights(session, weights)
-        batches = validation_batches(dataset, positions, batch=options.batch, image_size=options.image_size)
-        figures = evaluation.evaluate(tower, session, batches, strengths, world, total=len(positions))
+        if begin == 0:
+            for suspicion in suspicions(tower, session, dataset, world, image_size=options.image_size,
+                                        batch=options.batch):
+                world.warn(suspicion)
+        tally = Tally(dataset.labels, len(strengths))
+        for positions, outcomes in journal.replay() if journal else ():
+            tally.add(positions, outcomes)
+            tables.write(positions, outcomes)
+        rounds = evaluation.evaluate(
+            tower, session, dataset, strengths, world, image_size=options.image_size, batch=options.batch, begin=begin,
+            keep=saved_images.ImageWriter(saving) if saving else None)
+        for positions, outcomes in evaluation.with_progress(rounds, tally, world, total=len(dataset), begin=begin):
+            if journal:
+                journal.append(positions, outcomes)
+            tables.write(positions, outcomes)
+
     if world.is_chief:
-        for strength in strengths:
-            print_figures(strength, figures[strength])
+        for strength, figures in zip(strengths, tally.figures):
+            print_figures(strength, figures, saved=bool(saving))
         if options.results:
-            results.write_results(options.results, dict(
-                arch=options.arch, depth=options.depth, classes=network.num_classes, image_size=options.image_size,
-                checkpoint=options.load, data=options.data, seed=options.seed, ranks=world.size, batch=options.batch,
-                attack_dtype='float16' if options.use_fp16xla else 'float32', versions=results.versions(),
-                checkpoint_sha256=results.checkpoint_sha256(checkpoint.checkpoint_files(options.load)),
-            ), [results.attack_record(strength, figures[strength], world.size) for strength in strengths])
+            results.write_results(
+                options.results, dict(facts, checkpoint=options.load, data=options.data, ranks=world.size,
+                                      batch=options.batch, saved_adversarial=saving, versions=results.versions()),
+                [results.attack_record(*of_strength, world.size, saved=bool(saving))
+                 for of_strength in zip(strengths, tally.figures)])
     return 0
 
 
-def print_figures(strength: Any, figures: Any) -> None:
-    """An evaluation.Strength and its Figures."""
+def print_figures(strength: Any, figures: Any, *, saved: bool = False) -> None:
+    """An evaluation.Strength and its outcomes.Figures."""
     print('%d images, %d attack steps, epsilon %g, step size %g' % (
         figures.num_images, strength.num_iter, strength.epsilon, strength.step_used))
+    if saved:
+        print('as saved: top-1 error %.6f, attack success rate %.6f, top-5 error %.6f' % tuple(
+            figures.rate('saved_' + count) for count in ('wrong_top1', 'successes', 'wrong_top5')))
+    print_rates(figures)
+
+
+def print_rates(figures: Any) -> None:
     for title, count in [('Top1 Error', 'wrong_top1'), ('Attack Success Rate', 'successes'),
                          ('Top5 Error', 'wrong_top5')]:
         print('%s: %.6f' % (title, figures.rate(count)))
 
 
 def run_prediction(options: argparse.Namespace) -> int:
-    """--eval-directory: a file of predictions; status 1 when some file was not scored."""
+    """--eval-directory: a file of predictions, with --labels the figures too; status 1 when some file was not scored."""
     import distributed
     from inference import load_classifier
-    from prediction import write_predictions
+    from prediction import find_manifest, write_predictions
     from third_party.imagenet import find_images
 
     if distributed.started_by_mpi():
         raise InputError('--eval-directory runs in one process, without mpirun')
     find_images(options.eval_directory)
     check_writable(options.prediction_file)
+    listed = find_manifest(options.eval_directory, options.labels)
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
                                  batch=options.batch)
-    failed = write_predictions(classifier, options.eval_directory, options.prediction_file)
+    scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
+                               ignored=filter(None, [options.labels]))
     print('predictions are in %s' % options.prediction_file)
-    if failed:
-        print('main.py: error: %d files were not scored; they are named above' % failed, file=sys.stderr)
-    return 1 if failed else 0
+    if options.labels:
+        print_scores(scores, len(listed))
+    if scores.num_failed:
+        print('main.py: error: %d files were not scored; they are named above' % scores.num_failed, file=sys.stderr)
+    return 1 if scores.num_failed else 0
+
+
+def print_scores(scores: Any, num_listed: int) -> None:
+    """A prediction.Scores of the images that a manifest of `num_listed` lists."""
+    for strength, figures in sorted(scores.figures.items(), key=lambda item: [float(x) for x in item[0]]):
+        print('%d images%s' % (figures.num_images,
+                               ', %s attack steps, epsilon %s' % strength if len(strength) == 2 else ''))
+        print_rates(figures)
+    scored = sum(figures.num_images for figures in scores.figures.values())
+    if scored < num_listed:
+        print('main.py: warning: %d of the %d images of --labels were not scored: the figures are of the others'
+              % (num_listed - scored, num_listed), file=sys.stderr)
 
 
 def run_training(options: argparse.Namespace) -> int:

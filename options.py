@@ -66,9 +66,15 @@ def parse_options(arguments: List[str], description: str) -> argparse.Namespace:
     job = parser.add_argument_group('evaluation and scoring')
     job.add_argument('--eval', action='store_true', help='evaluate --load on the validation images of --data')
     job.add_argument('--results', metavar='FILE', help='where the figures of --eval go, as JSON')
+    job.add_argument('--per-image', metavar='FILE', help='where a row for each image and attack goes, as CSV')
+    job.add_argument('--save-adversarial', metavar='DIR', help='where the attacked images go, as PNG with a manifest.csv')
+    job.add_argument('--journal', metavar='FILE',
+                     help='keeps what --eval has finished; the same command continues from it')
+    job.add_argument('--attacker', metavar='MODULE:CLASS', help='another attack in place of PGD')
     job.add_argument('--eval-directory', metavar='DIR', help='classify all images below a folder with --load')
     job.add_argument('--prediction-file', default='predictions.txt', metavar='FILE',
                      help='where the lines `path,label` go (predictions.txt)')
+    job.add_argument('--labels', metavar='MANIFEST', help='of the images of --eval-directory, for error and success rates')
     training = parser.add_argument_group('training')
     training.add_argument('--logdir', help='a suffix for the log directory\'s name below train_log/')
     training.add_argument('--overwrite', action='store_true', help='delete a log directory that is there already')
@@ -98,7 +104,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError('training needs --data, a folder with train/ and val/ (or --fake)')
     if not options.eval and len(options.attack_iters) * len(options.attack_epsilons) > 1:
         raise InputError('several values of --attack-iter or --attack-epsilon go with --eval alone')
-    if options.results and not options.eval:
-        raise InputError('--results goes with --eval')
+    for flag in ('results', 'per_image', 'save_adversarial', 'journal', 'attacker'):
+        if getattr(options, flag) and not options.eval:
+            raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
+    if options.labels and not options.eval_directory:
+        raise InputError('--labels goes with --eval-directory')
     if options.starting_epoch > options.max_epoch:
         raise InputError('--starting-epoch %d comes after --max-epoch %d' % (options.starting_epoch, options.max_epoch))

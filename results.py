@@ -1,13 +1,26 @@
-"""What an evaluation leaves behind: a file with one record for each strength of the attack, and all it depends on."""
+"""What an evaluation leaves behind: a file with one record for each strength of the attack and all that it depends on, and
+tables with a row for each image."""
+import csv
+import contextlib
 import hashlib
+import inspect
 import json
 import os
 import sys
 from importlib import import_module
-from typing import Any, Dict, Iterable, List, Tuple
+from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
 
+import numpy as np
+
+from checkpoint import checkpoint_files
+from compat import tf
+from distributed import World
 from errors import InputError
-from evaluation import Figures, Strength
+from evaluation import Strength
+from nets import Network
+from outcomes import Figures
+from saved_images import MANIFEST, file_name
+from third_party.imagenet import Dataset
 
 Z_95 = 1.959963984540054  # the normal distribution's 97.5% quantile
 
@@ -22,22 +35,25 @@ def wilson_interval(count: int, total: int) -> Tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def attack_record(strength: Strength, figures: Figures, ranks: int) -> Dict[str, Any]:
+def attack_record(strength: Strength, figures: Figures, ranks: int, *, saved: bool = False) -> Dict[str, Any]:
     """One strength's record. Rates are fractions; `seconds` are those of its whole trajectory, of which strengths with
-    the same step size share the beginning."""
+    the same step size share the beginning. `saved`: also the figures of the images as they were saved."""
     seconds = figures.seconds / ranks
     record = dict(attack_iter=strength.num_iter, epsilon=strength.epsilon, step_size=strength.step_used,
                   num_images=figures.num_images)
-    for name, count in [('top1_error', 'wrong_top1'), ('top5_error', 'wrong_top5'), ('attack_success_rate', 'successes')]:
-        record[name] = figures.rate(count)
-        record[name + '_interval'] = list(wilson_interval(getattr(figures, count), figures.num_images))
+    for prefix in ['', 'saved_'] if saved else ['']:
+        for name, count in [('top1_error', 'wrong_top1'), ('top5_error', 'wrong_top5'),
+                            ('attack_success_rate', 'successes')]:
+            record[prefix + name] = figures.rate(prefix + count)
+            record[prefix + name + '_interval'] = list(
+                wilson_interval(getattr(figures, prefix + count), figures.num_images))
     record['seconds'] = round(seconds, 3)
     record['image_steps_per_second'] = round(figures.num_images * strength.num_iter / seconds, 3) if seconds else 0.0
     return record
 
 
-def checkpoint_sha256(files: Iterable[str]) -> str:
-    """Of the bytes of a checkpoint's files, in this order."""
+def sha256_of_files(files: Iterable[str]) -> str:
+    """Of their bytes, in this order."""
     digest = hashlib.sha256()
     for path in files:
         with open(path, 'rb') as f:
@@ -56,14 +72,97 @@ def versions() -> Dict[str, str]:
 
 def write_results(path: str, facts: Dict[str, Any], attacks: List[Dict[str, Any]]) -> None:
     """JSON: `facts`, and the records under `attacks`. The file is there as a whole or not at all."""
-    path = os.path.realpath(path)  # a link stays one
-    temporary = '%s.%d.part' % (path, os.getpid())
-    try:
-        with open(temporary, 'w') as f:
-            json.dump(dict(facts, attacks=attacks), f, indent=1, sort_keys=True)
-            f.write('\n')
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except OSError as e:
-        raise InputError('cannot write %s: %s' % (path, e.strerror))
+    with WholeFile(path) as f:
+        json.dump(dict(facts, attacks=attacks), f, indent=1, sort_keys=True)
+        f.write('\n')
+
+
+class WholeFile:
+    """A text file that appears when its `with` block ends well, and not otherwise. Raises InputError when it can't."""
+
+    def __init__(self, path: str):
+        self._path = os.path.realpath(path)  # a link stays one
+        self._temporary = '%s.%d.part' % (self._path, os.getpid())
+
+    def __enter__(self) -> Any:
+        try:
+            self._file = open(self._temporary, 'w', newline='', encoding='utf-8', errors='surrogateescape')
+        except OSError as e:
+            raise self._cannot_write(e)
+        return self._file
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            with self._file:
+                if kind is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+            if kind is None:
+                os.replace(self._temporary, self._path)
+        except OSError as e:
+            raise self._cannot_write(e)
+        finally:
+            if os.path.exists(self._temporary):
+                os.unlink(self._temporary)
+        if isinstance(error, OSError):
+            raise self._cannot_write(error)
+
+    def _cannot_write(self, error: OSError) -> InputError:
+        return InputError('cannot write %s: %s' % (self._path, error.strerror))
+
+
+def facts(options: Any, network: Network, dataset: Dataset, attacker: type,
+          strengths: Sequence[Strength]) -> Dict[str, Any]:
+    """All that the outcomes of an evaluation depend on, but for rounding: two with the same facts are the same one."""
+    return dict(
+        arch=network.arch, depth=network.depth, classes=network.num_classes, image_size=options.image_size,
+        checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)), data_sha256=dataset.digest(options.data),
+        num_images=len(dataset), seed=options.seed, attack_dtype='float16' if options.use_fp16xla else 'float32',
+        attacker='%s:%s' % (attacker.__module__, attacker.__name__),
+        attacker_sha256=sha256_of_files([inspect.getfile(attacker)]), strengths=[list(s) for s in strengths],
+        saves_images=bool(options.save_adversarial), tensorflow=tf.__version__)
+
+
+PER_IMAGE_COLUMNS = ('index', 'path', 'label', 'attack_iter', 'epsilon', 'target', 'prediction', 'top5_correct', 'success')
+
+
+class ImageTable:
+    """Rows of PER_IMAGE_COLUMNS for every image and strength; in a manifest, of the images as saved, and their files."""
+
+    def __init__(self, file: Any, dataset: Dataset, strengths: Sequence[Strength], *, manifest: bool = False):
+        self._dataset, self._strengths, self._manifest = dataset, strengths, manifest
+        self._rows = csv.writer(file, lineterminator='\n')
+        self._rows.writerow((('file',) if manifest else ()) + PER_IMAGE_COLUMNS)
+
+    def write(self, positions: range, outcomes: np.ndarray) -> None:
+        """outcomes: (len(positions), number of strengths) of OUTCOME."""
+        prefix = 'saved_' if self._manifest else ''
+        for position, of_image in zip(positions, outcomes):
+            label = self._dataset.labels[position]
+            for strength, outcome in zip(self._strengths, of_image):
+                prediction, target = int(outcome[prefix + 'prediction']), int(outcome['target'])
+                row = [position, self._dataset.paths[position], label, strength.num_iter, '%g' % strength.epsilon, target,
+                       prediction, int(outcome[prefix + 'top5_correct']), int(prediction == target and target >= 0)]
+                self._rows.writerow(([file_name(position, strength)] if self._manifest else []) + row)
+
+
+class ImageTables:
+    """The tables that were asked for, written by the chief: of the attacks, and the manifest of the saved images."""
+
+    def __init__(self, per_image: Optional[str], saved: Optional[str], dataset: Dataset, strengths: Sequence[Strength],
+                 world: World):
+        self._wanted = [(per_image, False), (saved and os.path.join(saved, MANIFEST), True)] if world.is_chief else []
+        self._dataset, self._strengths = dataset, strengths
+        self._files = contextlib.ExitStack()
+
+    def __enter__(self) -> 'ImageTables':
+        self._tables = [ImageTable(self._files.enter_context(WholeFile(path)), self._dataset, self._strengths,
+                                   manifest=manifest) for path, manifest in self._wanted if path]
+        return self
+
+    def write(self, positions: range, outcomes: np.ndarray) -> None:
+        for table in self._tables:
+            table.write(positions, outcomes)
+
+    def __exit__(self, *error: Any) -> None:
+        self._files.__exit__(*error)

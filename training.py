@@ -18,11 +18,11 @@ import checkpoint
 from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker, attack_settings
 from distributed import HorovodWorld, World
 from errors import InputError
-from evaluation import AttackTower, Figures, Strength, evaluate
+from evaluation import AttackTower, Strength, evaluate, with_progress
 from nets import Network, find_network
+from outcomes import Figures, Tally
 from resnet_model import native_mode
 from schedule import LearningRate, attack_iters_after
-from third_party.batches import shard, validation_batches
 from third_party.imagenet import Dataset, class_names, count_images, load_dataset
 from training_input import errors_of_input, training_input
 
@@ -69,12 +69,14 @@ class DistributedEvaluation(Callback):
     def _trigger_epoch(self):
         iters = [0] if self.clean_only else attack_iters_after(self.epoch_num, self.max_epoch)
         strengths = [Strength(k, self.epsilon, self.step_size) for k in iters]
-        positions = shard(len(self.dataset), self.world.rank, self.world.size)
-        batches = validation_batches(self.dataset, positions, batch=self.batch, image_size=self.image_size)
-        figures = evaluate(self.tower, self.trainer.sess, batches, strengths, self.world, total=len(positions),
-                           description='evaluation, epoch %d' % self.epoch_num)
-        for strength, of_strength in figures.items():
-            self.report(strength, of_strength)
+        tally = Tally(self.dataset.labels, len(strengths))
+        rounds = evaluate(self.tower, self.trainer.sess, self.dataset, strengths, self.world,
+                          image_size=self.image_size, batch=self.batch)
+        for _ in with_progress(rounds, tally, self.world, total=len(self.dataset),
+                               description='evaluation, epoch %d' % self.epoch_num):
+            pass
+        for strength, figures in zip(strengths, tally.figures):
+            self.report(strength, figures)
 
     def report(self, strength: Strength, figures: Figures) -> None:
         prefix = 'eval-clean' if strength.num_iter == 0 else 'eval-%dstep' % strength.num_iter

@@ -1,5 +1,6 @@
 """Batches of validation images, decoded ahead by threads, in order."""
 import collections
+import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Callable, Deque, Iterable, Iterator, List, NamedTuple, Optional, Sequence
@@ -36,21 +37,16 @@ def map_ahead(function: Callable[[Any], Any], items: Iterable[Any], *, threads: 
                 future.cancel()
 
 
-def shard(count: int, rank: int, size: int) -> List[int]:
-    """The positions that are `rank`'s, of `count`: every one belongs to exactly one of `size` ranks."""
-    return list(range(rank, count, size))
-
-
-def validation_batches(dataset: Dataset, positions: Sequence[int], *, batch: int, image_size: int,
+def validation_batches(dataset: Dataset, parts: Sequence[Sequence[int]], *, image_size: int,
                        threads: Optional[int] = None) -> Iterator[Batch]:
-    """The images at these positions, preprocessed for validation, in batches of `batch`; the last may be smaller.
+    """One batch for each of the `parts`, which are positions in the data set, preprocessed for validation.
 
     Raises InputError naming the file when an image can't be read: leaving it out would give a wrong result.
     """
     threads = threads or min(16, len(os.sched_getaffinity(0)))
-    images = map_ahead(lambda i: validation_image(decode(dataset.paths[i]), image_size), positions,
-                       threads=threads, ahead=2 * batch + threads)
-    for start in range(0, len(positions), batch):
-        part = positions[start:start + batch]
+    largest = max(map(len, parts), default=0)
+    images = map_ahead(lambda i: validation_image(decode(dataset.paths[i]), image_size),
+                       itertools.chain.from_iterable(parts), threads=threads, ahead=2 * largest + threads)
+    for part in parts:
         yield Batch(np.stack([next(images) for _ in part]), np.array([dataset.labels[i] for i in part], np.int32),
                     np.array(part, np.int64))

@@ -1,0 +1,127 @@
+"""The journal of an evaluation: what became of the images so far, on disk, so that a run that died can be continued.
+
+A text file. Its first line says which evaluation it is of, every other one holds the outcomes of some images, in the order
+of the validation set. Before each line stands the CRC-32 of the rest of it: a line that a crash cut off is recognised
+and overwritten.
+"""
+import fcntl
+import itertools
+import json
+import os
+import zlib
+from typing import Any, Dict, Iterator, Optional, Tuple
+
+import numpy as np
+
+from errors import InputError
+from outcomes import OUTCOME
+
+FORMAT = 'evaluation journal 1'
+
+
+class Journal:
+    """One process at a time may have it open.
+
+    Args:
+        path: of the file; it is created where there is none.
+        facts: all that the outcomes depend on, {name: JSON value}. num_images, num_strengths: of the evaluation.
+    Raises:
+        InputError: the file is another evaluation's, in use, damaged, no journal, or can't be written.
+    """
+
+    def __init__(self, path: str, facts: Dict[str, Any], *, num_images: int, num_strengths: int):
+        self._path, self._num_strengths = path, num_strengths
+        self.num_done = 0  # images, from the first of the set on
+        try:
+            # not 'w' or 'a': what is there must be read first, and what a crash cut off be overwritten
+            self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 'r+b')
+            try:
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError('the journal %s is in use by another evaluation: wait for it, or give another file'
+                                 % path)
+            header = dict(format=FORMAT, facts=facts)
+            end = self._check(header, num_images)
+            self._file.truncate(end)
+            if end == 0:
+                self._write(header)
+        except OSError as e:
+            raise InputError('cannot use the journal %s: %s' % (path, e.strerror))
+
+    def _check(self, header: Dict[str, Any], num_images: int) -> int:
+        """Sets `num_done`; returns where the next line goes. Raises InputError for what is not to be continued."""
+        end = 0
+        for line, end in self._lines(header):
+            if 'format' in line:
+                self._compare(line, json.loads(json.dumps(header)))
+            elif line['first'] == self.num_done and line['first'] + line['count'] <= num_images:
+                self.num_done += line['count']
+            else:
+                raise InputError('the journal %s is damaged before byte %d: image %d comes after %d images'
+                                 % (self._path, end, line['first'], self.num_done))
+        return end
+
+    def _compare(self, there: Dict[str, Any], here: Dict[str, Any]) -> None:
+        if there['format'] != FORMAT:
+            raise InputError('%s is no journal of this version: give another file' % self._path)
+        theirs, ours = there['facts'], here['facts']
+        differing = ['%s is %s there and %s here' % (name, json.dumps(theirs.get(name)), json.dumps(ours.get(name)))
+                     for name in sorted(set(theirs) | set(ours)) if theirs.get(name) != ours.get(name)]
+        if differing:
+            raise InputError('the journal %s is of another evaluation: %s; give another file, or the same command'
+                             % (self._path, '; '.join(differing)))
+
+    def _lines(self, header: Optional[Dict[str, Any]] = None) -> Iterator[Tuple[Dict[str, Any], int]]:
+        """Every whole line, with the position after it.
+
+        A crash may have cut off the last one. If that is the first, too, it must be a beginning of the `header`:
+        nobody else's file is written over.
+        """
+        self._file.seek(0)
+        end = 0
+        for raw in self._file:
+            content = parsed(raw)
+            if content is None:
+                if end == 0 and not (header and line_of(header).startswith(raw)):
+                    raise InputError('%s is no journal: give another file' % self._path)
+                if self._file.read(1):
+                    raise InputError('the journal %s is damaged at byte %d; what stands before can be continued when '
+                                     'the rest is cut off' % (self._path, end))
+                return
+            end += len(raw)
+            yield content, end
+
+    def replay(self) -> Iterator[Tuple[range, np.ndarray]]:
+        """The outcomes so far, as `evaluation.evaluate` gave them."""
+        for line, _ in itertools.islice(self._lines(), 1, None):
+            outcomes = np.zeros((line['count'], self._num_strengths), OUTCOME)
+            for name in OUTCOME.names:
+                outcomes[name] = line[name]
+            yield range(line['first'], line['first'] + line['count']), outcomes
+
+    def append(self, positions: range, outcomes: np.ndarray) -> None:
+        """The outcomes of the next images, (N, number of strengths) of OUTCOME. They are on the disk afterwards."""
+        try:
+            self._write(dict({name: outcomes[name].tolist() for name in OUTCOME.names}, first=positions.start,
+                             count=len(positions)))
+        except OSError as e:
+            raise InputError('cannot write the journal %s: %s; what it holds can be continued' % (self._path, e.strerror))
+
+    def _write(self, content: Dict[str, Any]) -> None:
+        self._file.seek(0, os.SEEK_END)
+        self._file.write(line_of(content))
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def line_of(content: Dict[str, Any]) -> bytes:
+    text = json.dumps(content, separators=(',', ':'), sort_keys=True).encode()
+    return b'%08x %s\n' % (zlib.crc32(text), text)
+
+
+def parsed(line: bytes) -> Optional[Dict[str, Any]]:
+    """The content of a line; None where it isn't whole."""
+    checksum, _, text = line[:-1].partition(b' ')
+    if not line.endswith(b'\n') or checksum != b'%08x' % zlib.crc32(text):
+        return None
+    return json.loads(text.decode())

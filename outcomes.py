@@ -1,0 +1,52 @@
+"""What became of each image under each attack, and the figures that follow from it."""
+from typing import List, NamedTuple, Sequence
+
+import numpy as np
+
+# Of one image and one strength. Predictions are labels, -1 where the logits were not numbers; the target is -1 where
+# there was no attack. `saved_...` are of the image as it was saved, where it was.
+OUTCOME = np.dtype([('target', '<i4'), ('prediction', '<i4'), ('top5_correct', '?'),
+                    ('saved_prediction', '<i4'), ('saved_top5_correct', '?'), ('seconds', '<f4')])
+
+
+class Figures(NamedTuple):
+    """Counts over images; `rate` makes fractions of them. `seconds` are those of all ranks, one after the other."""
+    num_images: int = 0
+    wrong_top1: int = 0
+    wrong_top5: int = 0
+    successes: int = 0
+    saved_wrong_top1: int = 0
+    saved_wrong_top5: int = 0
+    saved_successes: int = 0
+    seconds: float = 0.0
+
+    def rate(self, count: str) -> float:
+        """A count as a fraction of the images; nan for none."""
+        return getattr(self, count) / self.num_images if self.num_images else float('nan')
+
+    def plus(self, more: 'Figures') -> 'Figures':
+        return Figures(*map(sum, zip(self, more)))
+
+
+def count(labels: np.ndarray, outcomes: np.ndarray) -> Figures:
+    """Of (N,) labels and outcomes."""
+    figures = [len(labels)]
+    for prefix in '', 'saved_':
+        prediction = outcomes[prefix + 'prediction']
+        success = (prediction == outcomes['target']) & (prediction >= 0)
+        figures += [(prediction != labels).sum(), (~outcomes[prefix + 'top5_correct']).sum(), success.sum()]
+    return Figures(*[int(n) for n in figures], seconds=float(outcomes['seconds'].sum(dtype=np.float64)))
+
+
+class Tally:
+    """Adds up: `figures` has one element for each strength."""
+
+    def __init__(self, labels: Sequence[int], num_strengths: int):
+        """labels: of the whole validation set, by position."""
+        self._labels = labels
+        self.figures: List[Figures] = [Figures()] * num_strengths
+
+    def add(self, positions: range, outcomes: np.ndarray) -> None:
+        """outcomes: (len(positions), number of strengths) of OUTCOME."""
+        labels = np.array(self._labels[positions.start:positions.stop])
+        self.figures = [old.plus(count(labels, column)) for old, column in zip(self.figures, outcomes.T)]

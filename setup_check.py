@@ -1,0 +1,63 @@
+"""Before a long evaluation: do checkpoint, images and labels look as if they belonged together?
+
+A sample of the validation images is classified clean, as they are and with their channels swapped. What looks wrong is a
+warning, not an error: a bad network may be what somebody wants to measure.
+"""
+from typing import List
+
+import numpy as np
+
+from compat import tf
+from distributed import World
+from evaluation import AttackTower
+from third_party.batches import validation_batches
+from third_party.imagenet import Dataset
+
+SAMPLE = 64  # images, spread over the whole set: the first ones of ImageNet's are all of one class
+FEW = 20  # with fewer images an error of 95% says little
+HIGH_ERROR = 0.95
+SIGNIFICANT = 3.3  # standard deviations: one false alarm in two thousand
+
+
+def suspicions(tower: AttackTower, session: tf.Session, dataset: Dataset, world: World, *, image_size: int,
+               batch: int) -> List[str]:
+    """What looks wrong, one sentence each; nothing where all looks well. All ranks must call it."""
+    positions = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE).astype(int)).tolist()
+    mine = positions[world.rank::world.size]
+    parts = [mine[i:i + batch] for i in range(0, len(mine), batch)]
+    rows = [np.zeros((0, 3), np.int64)]
+    for b in validation_batches(dataset, parts, image_size=image_size):
+        seen = [tower.classify(session, pixels * np.float32(2 / 255) - 1, b.labels)[0]
+                for pixels in (b.images.astype(np.float32), b.images[..., ::-1].astype(np.float32))]
+        rows.append(np.stack([b.labels] + seen, axis=1).astype(np.int64))
+    return judge(*world.gather(np.concatenate(rows)).T)
+
+
+def judge(labels: np.ndarray, predictions: np.ndarray, swapped: np.ndarray) -> List[str]:
+    """The suspicions about (N,) labels, and predictions of the images and of those with swapped channels."""
+    found = []
+    right = predictions == labels
+
+    def error(correct: np.ndarray) -> str:
+        return '%.0f%% of %d images' % (100 * (1 - correct.mean()), len(labels))
+
+    if more_often(swapped == labels, right):
+        found.append('RGB and BGR are likely swapped: the clean error is %s, and %s with red and blue exchanged. Networks '
+                     'of this zoo see BGR; was this checkpoint trained on RGB?' % (error(right), error(swapped == labels)))
+    for shift in (1, -1):
+        shifted = predictions == labels + shift
+        if more_often(shifted, right):
+            found.append('labels are likely shifted: the clean error is %s, and %s if each label were %+d. Compare the '
+                         'order of the classes (--classes, synsets.txt) with the one of the training'
+                         % (error(right), error(shifted), shift))
+    if not found and len(labels) >= FEW and 1 - right.mean() > HIGH_ERROR:
+        found.append('the clean error is %s. Look at: the checkpoint (was it trained?), the class order (--classes, '
+                     'synsets.txt, the folders\' names), --image-size, and whether the images are BGR photos'
+                     % error(right))
+    return found
+
+
+def more_often(a: np.ndarray, b: np.ndarray) -> bool:
+    """Whether `a` is true clearly more often than `b`: McNemar's test on where they differ."""
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return only_a > only_b and (only_a - only_b) ** 2 > SIGNIFICANT ** 2 * (only_a + only_b)
