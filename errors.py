@@ -34,7 +34,7 @@ def check_writable(path: str) -> None:
 
 
 def end_on_interrupt(program: str) -> None:
-    """Ctrl-C ends this process within two seconds.
+    """Ctrl-C ends this process within two seconds. For programs that don't fork: it starts a thread.
 
     Python's own way comes first; but a main thread inside of TensorFlow, which may attack a batch for an hour, doesn't
     see a signal until it is through. The C-level handler, which writes to the pipe, does.
@@ -60,7 +60,6 @@ def run_command(program: str, command: Callable[[], int]) -> None:
     running exit handlers: under MPI, Horovod's would wait for ranks that may be stuck in a collective, while
     a rank that is simply gone makes mpirun end the others.
     """
-    end_on_interrupt(program)
     try:
         status = command()
     except InputError as e:

@@ -9,7 +9,7 @@ import argparse
 import sys
 from typing import Any
 
-from errors import InputError, check_writable, run_command
+from errors import InputError, check_writable, end_on_interrupt, run_command
 from options import parse_options
 
 
@@ -147,6 +147,7 @@ def run_training(options: argparse.Namespace) -> int:
 
 def main() -> int:
     options = parse_options(sys.argv[1:], __doc__)
+    end_on_interrupt('main.py')
     if options.eval:
         return run_evaluation(options)
     if options.eval_directory:

@@ -1,0 +1,182 @@
+"""Draw the results of evaluations: curves of error and attack success against attack steps, and a page with all of it.
+
+    python -m tools.report RESULTS.json... --out DIR
+
+RESULTS.json: files that `main.py --eval --results` wrote, of one network or of several. DIR gets curves.png and
+report.html, which holds its pictures itself and needs no other file. Where --save-adversarial kept the attacked images,
+the page shows some of them beside the clean ones and the difference.
+"""
+import argparse
+import base64
+import csv
+import io
+import itertools
+import json
+import os
+import sys
+from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+
+import cv2
+import numpy as np
+
+from errors import InputError, Parser, run_command
+from saved_images import MANIFEST
+from third_party.images import decode, validation_image
+
+EXAMPLES = 6
+TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html.j2')
+PANELS = [('top1_error', 'top-1 error, %'), ('attack_success_rate', 'attack success, %')]
+REQUIRED = ('attack_iter', 'epsilon', 'step_size', 'num_images', 'top1_error', 'top5_error', 'attack_success_rate',
+            'top1_error_interval', 'attack_success_rate_interval')
+
+
+class Curve(NamedTuple):
+    """The records of one network and budget, by ascending steps."""
+    title: str
+    records: List[Dict[str, Any]]
+
+
+class Example(NamedTuple):
+    """An attacked image; pictures are data: addresses."""
+    title: str
+    clean: str
+    attacked: str
+    difference: str
+
+
+def read_results(path: str) -> Dict[str, Any]:
+    """Raises InputError for what is no file of --results."""
+    try:
+        with open(path) as f:
+            results = json.load(f)
+        if not results['attacks'] or any(key not in record for record in results['attacks'] for key in REQUIRED):
+            raise KeyError('a record lacks one of %s' % ', '.join(REQUIRED))
+        results['arch'], results['depth']
+    except OSError as e:
+        raise InputError('cannot read %s: %s' % (path, e.strerror))
+    except (ValueError, KeyError, TypeError) as e:
+        raise InputError('%s is no file of main.py --eval --results: %s' % (path, e))
+    return results
+
+
+def titles(paths: List[str], all_results: List[Dict[str, Any]]) -> List[str]:
+    """Network names; with the file's, where a name is there twice."""
+    names = ['%s-%s' % (r['arch'], r['depth']) for r in all_results]
+    return [name if names.count(name) == 1 else '%s (%s)' % (name, os.path.splitext(os.path.basename(path))[0])
+            for name, path in zip(names, paths)]
+
+
+def curves_of(title: str, results: Dict[str, Any]) -> List[Curve]:
+    records = sorted(results['attacks'], key=lambda r: (r['epsilon'], r['attack_iter']))
+    groups = [(epsilon, list(group)) for epsilon, group in itertools.groupby(records, lambda r: r['epsilon'])]
+    return [Curve(title if len(groups) == 1 else '%s, epsilon %g' % (title, epsilon), group)
+            for epsilon, group in groups]
+
+
+def draw(curves: List[Curve]) -> bytes:
+    """The picture, as a PNG."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4.2))
+    steps = sorted({r['attack_iter'] for curve in curves for r in curve.records})
+    for panel, (key, label) in zip(axes, PANELS):
+        for curve in curves:
+            shown = [r for r in curve.records if r['attack_iter'] > 0 or key == 'top1_error']
+            x = [r['attack_iter'] for r in shown]
+            y = np.array([r[key] for r in shown])
+            low, high = np.array([r[key + '_interval'] for r in shown]).reshape(-1, 2).T
+            panel.errorbar(x, 100 * y, 100 * np.clip([y - low, high - y], 0, 1), marker='o', markersize=4, capsize=3,
+                           label=curve.title)
+        # a logarithmic axis that still has a place for 0, no attack
+        panel.set_xscale('symlog', linthresh=1)
+        panel.set_xticks(steps)
+        panel.set_xticklabels(['clean' if k == 0 else str(k) for k in steps], rotation=45 if len(steps) > 6 else 0)
+        panel.minorticks_off()
+        panel.set_xlabel('attack steps')
+        panel.set_ylabel(label)
+        panel.set_ylim(0, 102)
+        panel.grid(alpha=0.3)
+        for side in ('top', 'right'):
+            panel.spines[side].set_visible(False)
+    axes[0].legend(fontsize=8, frameon=False)
+    figure.tight_layout()
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=120, format='png')
+    plt.close(figure)
+    return picture.getvalue()
+
+
+def data_address(png: bytes) -> str:
+    return 'data:image/png;base64,' + base64.b64encode(png).decode()
+
+
+def found(path: str, results_file: str) -> Optional[str]:
+    """A path of an evaluation, relative to this folder or to the one of its results."""
+    places = [path, os.path.join(os.path.dirname(results_file), path)]
+    return next((place for place in places if os.path.exists(place)), None)
+
+
+def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
+    """Images under the strongest attack that was saved, spread over the set; none where images or photos are gone."""
+    folder = results.get('saved_adversarial') and found(results['saved_adversarial'], results_file)
+    manifest = folder and os.path.join(folder, MANIFEST)
+    if not manifest or not os.path.isfile(manifest):
+        return
+    strongest = max(results['attacks'], key=lambda r: (r['epsilon'], r['attack_iter']))
+    with open(manifest, newline='', encoding='utf-8', errors='surrogateescape') as f:
+        rows = [row for row in csv.DictReader(f) if int(row['attack_iter']) == strongest['attack_iter'] and
+                float(row['epsilon']) == strongest['epsilon']]
+    chosen = sorted({int(i) for i in np.linspace(0, len(rows) - 1, EXAMPLES)}) if rows else []
+    for row in (rows[i] for i in chosen):
+        photo = found(row['path'], results_file)
+        if photo is None:
+            continue
+        clean = validation_image(decode(photo), results['image_size'])
+        attacked = decode(os.path.join(folder, row['file']))
+        # grey where nothing changed; the whole budget is black or white
+        change = (attacked.astype(np.float32) - clean) / max(strongest['epsilon'], 1)
+        difference = np.clip(127.5 + 127.5 * change, 0, 255).astype(np.uint8)
+        verdict = 'the target' if row['success'] == '1' else \
+            'still its label' if row['prediction'] == row['label'] else 'neither'
+        yield Example('label %s, target %s; classified as %s: %s' % (row['label'], row['target'], row['prediction'], verdict),
+                      *[data_address(cv2.imencode('.png', image)[1].tobytes()) for image in (clean, attacked, difference)])
+
+
+def write_report(paths: List[str], out: str) -> Tuple[str, str]:
+    """Returns the paths of the page and of the picture. Raises InputError for files that are no results."""
+    import jinja2
+
+    all_results = [read_results(path) for path in paths]
+    named = list(zip(titles(paths, all_results), paths, all_results))
+    curves = [curve for title, _, results in named for curve in curves_of(title, results)]
+    picture = draw(curves)
+    with open(TEMPLATE) as f:
+        template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(f.read())
+    page = template.render(curves=curves, picture=data_address(picture),
+                           networks=[(title, results, list(examples(results, path))) for title, path, results in named])
+    page_path, picture_path = os.path.join(out, 'report.html'), os.path.join(out, 'curves.png')
+    try:
+        os.makedirs(out, exist_ok=True)
+        with open(page_path, 'w', encoding='utf-8', errors='replace') as f:
+            f.write(page)
+        with open(picture_path, 'wb') as f:
+            f.write(picture)
+    except OSError as e:
+        raise InputError('cannot write to %s: %s' % (out, e.strerror))
+    return page_path, picture_path
+
+
+def main() -> int:
+    parser = Parser(prog='report.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('results', nargs='+', metavar='RESULTS.json')
+    parser.add_argument('--out', required=True, metavar='DIR')
+    options = parser.parse_args(sys.argv[1:])
+    for path in write_report(options.results, options.out):
+        print(path)
+    return 0
+
+
+if __name__ == '__main__':
+    run_command('report.py', main)
