@@ -35,18 +35,33 @@ class Journal:
         try:
             # not 'w' or 'a': what is there must be read first, and what a crash cut off be overwritten
             self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 'r+b')
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError('the journal %s is in use by another evaluation: wait for it, or give another file'
-                                 % path)
-            header = dict(format=FORMAT, facts=facts)
-            end = self._check(header, num_images)
-            self._file.truncate(end)
-            if end == 0:
-                self._write(header)
         except OSError as e:
-            raise InputError('cannot use the journal %s: %s' % (path, e.strerror))
+            raise self._unusable(e)
+        try:
+            self._begin(dict(format=FORMAT, facts=facts), num_images)
+        except OSError as e:
+            self.close()
+            raise self._unusable(e)
+        except InputError:
+            self.close()
+            raise
+
+    def _unusable(self, error: OSError) -> InputError:
+        return InputError('cannot use the journal %s: %s' % (self._path, error.strerror))
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _begin(self, header: Dict[str, Any], num_images: int) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError('the journal %s is in use by another evaluation: wait for it, or give another file'
+                             % self._path)
+        end = self._check(header, num_images)
+        self._file.truncate(end)
+        if end == 0:
+            self._write(header)
 
     def _check(self, header: Dict[str, Any], num_images: int) -> int:
         """Sets `num_done`; returns where the next line goes. Raises InputError for what is not to be continued."""

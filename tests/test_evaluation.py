@@ -3,16 +3,14 @@ import hashlib
 import json
 import os
 import re
-import subprocess
 
 import numpy as np
 import pytest
 
+from evaluating import SMALL, alone, evaluate
 from photos import write_split
 from results import wilson_interval
 from tools.mpi import mpirun, read_figures
-
-SMALL = ['--arch', 'ResNet', '-d', '14', '--image-size', '32']
 
 
 @pytest.fixture(scope='module')
@@ -29,18 +27,6 @@ def images(data):
     from third_party.images import decode, validation_image
     dataset = load_dataset(data, 'val')
     return np.stack([validation_image(decode(p), 32) for p in dataset.paths]), np.array(dataset.labels)
-
-
-def evaluate(root, launcher, data, weights, *flags):
-    command = launcher(['main.py', '--eval', '--load', weights, '--data', data] + SMALL + list(flags))
-    done = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return done
-
-
-def alone(arguments):
-    return mpirun(1, arguments)[-len(arguments) - 1:]  # this Python, without the launcher
 
 
 def counts(done, num_images):
@@ -103,7 +89,7 @@ def test_a_longer_attack_passes_the_shorter_ones(images, weights_of):
     """Strengths that share a trajectory give the outcomes that they have alone."""
     from checkpoint import assign_weights
     from compat import session_config, tf
-    from evaluation import AttackTower, Strength
+    from evaluation import AttackTower, Strength, attack_batch
     from nets import Network
     from resnet_model import Mode
     from third_party.batches import Batch
@@ -113,10 +99,11 @@ def test_a_longer_attack_passes_the_shorter_ones(images, weights_of):
     strengths = [Strength(k) for k in (20, 0, 5, 16, 18)]  # 5 steps of 3.2, and 16, 18, 20 steps of 1
     with tf.Session(graph=graph, config=session_config()) as session:
         assign_weights(session, weights_of())
-        together = tower.run(session, batch, strengths)
-        for strength in strengths:
-            single = tower.run(session, batch, [strength])[strength]
-            assert all(np.array_equal(a, b) for a, b in zip(single[:3], together[strength][:3])), strength
+        together = attack_batch(tower, session, batch, strengths)
+        for i, strength in enumerate(strengths):
+            single = attack_batch(tower, session, batch, [strength])[:, 0]
+            for name in ('target', 'prediction', 'top5_correct'):
+                assert np.array_equal(single[name], together[:, i][name]), (strength, name)
 
 
 def test_flat_validation_set_gives_the_same(root, data, weights_file, tmp_path):

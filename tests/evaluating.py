@@ -1,0 +1,33 @@
+"""How the tests run evaluations: main.py --eval on a small network, alone and under mpirun."""
+import csv
+import subprocess
+
+from tools.mpi import mpirun
+
+SMALL = ['--arch', 'ResNet', '-d', '14', '--image-size', '32']
+
+
+def alone(arguments):
+    return mpirun(1, arguments)[-len(arguments) - 1:]  # this Python, without the launcher
+
+
+def ranks(count):
+    return (lambda arguments: mpirun(count, arguments)) if count > 1 else alone
+
+
+def evaluation(launcher, data, weights, *flags):
+    """The command."""
+    return launcher(['main.py', '--eval', '--load', weights, '--data', str(data)] + SMALL + [str(f) for f in flags])
+
+
+def evaluate(root, launcher, data, weights, *flags):
+    """A run that must succeed."""
+    done = subprocess.run(evaluation(launcher, data, weights, *flags), cwd=root, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def read_table(path):
+    with open(str(path), newline='') as f:
+        return list(csv.DictReader(f))

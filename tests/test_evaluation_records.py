@@ -1,0 +1,231 @@
+"""What an evaluation leaves behind, and that it can be repeated, spread over ranks, continued and interrupted."""
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from evaluating import SMALL, alone, evaluate, evaluation, ranks, read_table
+from photos import write_split
+from tools.mpi import read_figures
+
+FLAGS = ['--attack-iter', '0,3,20', '--attack-epsilon', '16,5.5', '--batch', '7']
+NUM_IMAGES = 37
+KILLED_ROUNDS = int(os.environ.get('KILLED_ROUNDS', 10))
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    """37 photos in 10 classes."""
+    folder = tmp_path_factory.mktemp('data')
+    write_split(folder / 'val', NUM_IMAGES)
+    return str(folder)
+
+
+@pytest.fixture(scope='module')
+def whole(root, data, weights_file, tmp_path_factory):
+    """The folder of one undisturbed run with everything kept."""
+    folder = tmp_path_factory.mktemp('whole')
+    done = evaluate(root, alone, data, weights_file(), *(FLAGS + kept_in(folder, images=True)))
+    (folder / 'stdout').write_text(done.stdout)
+    return folder
+
+
+def kept_in(folder, images=False):
+    flags = ['--results', folder / 'results.json', '--per-image', folder / 'images.csv', '--journal', folder / 'journal']
+    return flags + (['--save-adversarial', folder / 'saved'] if images else [])
+
+
+def test_rows_add_up_to_the_records(whole):
+    records = json.loads((whole / 'results.json').read_text())['attacks']
+    rows = read_table(whole / 'images.csv')
+    assert list(rows[0]) == 'index path label attack_iter epsilon target prediction top5_correct success'.split()
+    assert len(rows) == 6 * NUM_IMAGES and len(records) == 6
+    for record in records:
+        of_record = [r for r in rows if (int(r['attack_iter']), float(r['epsilon'])) ==
+                     (record['attack_iter'], record['epsilon'])]
+        assert [int(r['index']) for r in of_record] == list(range(NUM_IMAGES))
+        assert record['top1_error'] == np.mean([r['prediction'] != r['label'] for r in of_record])
+        assert record['top5_error'] == np.mean([r['top5_correct'] == '0' for r in of_record])
+        assert record['attack_success_rate'] == np.mean([r['success'] == '1' for r in of_record])
+        for row in of_record:
+            assert os.path.basename(os.path.dirname(row['path'])) == 'c' + row['label'] and os.path.isfile(row['path'])
+            if record['attack_iter']:
+                assert row['target'] != row['label'] and 0 <= int(row['target']) < 10
+                assert (row['success'] == '1') == (row['prediction'] == row['target'])
+            else:
+                assert row['target'] == '-1' and row['success'] == '0'
+
+
+def test_targets_depend_on_the_image_alone(whole):
+    """Not on the strength; and over the images they are not all alike."""
+    rows = [r for r in read_table(whole / 'images.csv') if r['attack_iter'] != '0']
+    targets = {r['index']: r['target'] for r in rows}
+    assert all(targets[r['index']] == r['target'] for r in rows)
+    assert len(set(targets.values())) > 5
+
+
+def test_same_command_same_rows_and_another_seed_others(root, data, weights_file, whole, tmp_path):
+    evaluate(root, alone, data, weights_file(), *(FLAGS + ['--per-image', tmp_path / 'again.csv']))
+    assert (tmp_path / 'again.csv').read_bytes() == (whole / 'images.csv').read_bytes()
+    evaluate(root, alone, data, weights_file(), *(FLAGS + ['--per-image', tmp_path / 'other.csv', '--seed', 1]))
+    targets = [[r['target'] for r in read_table(path)] for path in (whole / 'images.csv', tmp_path / 'other.csv')]
+    assert np.mean(np.array(targets[0]) != targets[1]) > 0.4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count, batch', [(3, 1), (2, 32)])
+def test_ranks_and_batch_sizes_change_nothing_but_rounding(root, data, weights_file, whole, tmp_path, count, batch):
+    flags = FLAGS[:-1] + [batch]
+    evaluate(root, ranks(count), data, weights_file(), *(flags + ['--per-image', tmp_path / 'images.csv']))
+    here, there = read_table(tmp_path / 'images.csv'), read_table(whole / 'images.csv')
+    assert [(r['index'], r['attack_iter'], r['epsilon'], r['target']) for r in here] == \
+        [(r['index'], r['attack_iter'], r['epsilon'], r['target']) for r in there]
+    assert np.mean([a != b for a, b in zip(here, there)]) <= 0.005
+
+
+def test_saved_images_are_within_the_budget_and_classified_as_they_are(whole, classifier):
+    from third_party.images import decode, validation_image
+    manifest = read_table(whole / 'saved' / 'manifest.csv')
+    assert len(manifest) == 6 * NUM_IMAGES
+    saved = np.stack([cv2.imread(str(whole / 'saved' / row['file'])) for row in manifest])
+    clean = np.stack([validation_image(decode(row['path']), 32) for row in manifest])
+    change = np.abs(saved.astype(int) - clean).max(axis=(1, 2, 3))
+    budgets = [int(float(row['epsilon'])) if row['attack_iter'] != '0' else 0 for row in manifest]
+    assert (change <= budgets).all() and change.max() == 16
+    predictions = classifier().logits(saved).argmax(axis=1)
+    assert np.mean(predictions == [int(row['prediction']) for row in manifest]) > 0.99
+    records = json.loads((whole / 'results.json').read_text())['attacks']
+    for record in records:
+        rows = [r for r in manifest if (int(r['attack_iter']), float(r['epsilon'])) ==
+                (record['attack_iter'], record['epsilon'])]
+        assert record['saved_top1_error'] == np.mean([r['prediction'] != r['label'] for r in rows])
+        assert record['saved_attack_success_rate'] == np.mean([r['success'] == '1' for r in rows])
+
+
+def test_saved_images_are_scored_by_their_manifest(python, whole, weights_file, tmp_path):
+    """On the network that was attacked: the figures of the images as saved. On another one: of the transfer."""
+    figures = {}
+    for seed in (0, 1):
+        done = python('main.py', '--eval-directory', whole / 'saved', '--labels', whole / 'saved' / 'manifest.csv',
+                      '--load', weights_file(seed=seed), '--prediction-file', tmp_path / 'p.txt', *SMALL)
+        assert done.returncode == 0, done.stderr
+        blocks = re.findall(r'37 images, (\d+) attack steps, epsilon (\S+)\n((?:.*: .*\n){3})', done.stdout)
+        figures[seed] = {(int(k), float(e)): read_figures(text) for k, e, text in blocks}
+        assert sum(1 for _ in open(str(tmp_path / 'p.txt'))) == 6 * NUM_IMAGES
+    for record in json.loads((whole / 'results.json').read_text())['attacks']:
+        key = record['attack_iter'], record['epsilon']
+        for title, name in [('Top1 Error', 'saved_top1_error'), ('Top5 Error', 'saved_top5_error'),
+                            ('Attack Success Rate', 'saved_attack_success_rate')]:
+            assert figures[0][key][title] == pytest.approx(record[name], abs=1.1 / NUM_IMAGES)
+    assert figures[1][(20, 16)]['Attack Success Rate'] < figures[0][(20, 16)]['Attack Success Rate'] - 0.3
+
+
+def test_an_unlisted_image_gets_a_label_and_no_figure(python, whole, weights_file, tmp_path):
+    folder = tmp_path / 'images'
+    folder.mkdir()
+    rows = read_table(whole / 'saved' / 'manifest.csv')[:4]
+    for row in rows[:3]:
+        (folder / row['file']).write_bytes((whole / 'saved' / row['file']).read_bytes())
+    (folder / 'labels.csv').write_text('file,label\n' + ''.join('%s,%s\n' % (r['file'], r['label']) for r in rows[1:]))
+    done = python('main.py', '--eval-directory', folder, '--labels', folder / 'labels.csv', '--load', weights_file(),
+                  '--prediction-file', tmp_path / 'p.txt', *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert '2 images\nTop1 Error' in done.stdout and len((tmp_path / 'p.txt').read_text().splitlines()) == 3
+    assert '1 of the 3 images of --labels were not scored' in done.stderr
+
+
+def test_continued_from_any_line_on_other_ranks(root, data, weights_file, whole, tmp_path):
+    """A journal that was cut off after the first rounds; two ranks go on, and the files are those of the whole run."""
+    lines = (whole / 'journal').read_bytes().splitlines(True)
+    (tmp_path / 'journal').write_bytes(b''.join(lines[:3]) + lines[3][:50])
+    done = evaluate(root, ranks(2), data, weights_file(), *(FLAGS + kept_in(tmp_path, images=True)))
+    assert '14/37' in done.stderr
+    here, there = read_table(tmp_path / 'images.csv'), read_table(whole / 'images.csv')
+    assert np.mean([a != b for a, b in zip(here, there)]) <= 0.005
+    here, there = [json.loads((folder / 'results.json').read_text()) for folder in (tmp_path, whole)]
+    assert here['ranks'] == 2 and here['checkpoint_sha256'] == there['checkpoint_sha256']
+    for a, b in zip(here['attacks'], there['attacks']):
+        assert a['num_images'] == NUM_IMAGES and a['top1_error'] == pytest.approx(b['top1_error'], abs=1.1 / NUM_IMAGES)
+
+
+def test_journal_of_another_command_is_refused(python, data, weights_file, whole):
+    before = (whole / 'journal').read_bytes()
+    done = python('main.py', '--eval', '--load', weights_file(), '--data', data, *(FLAGS + SMALL + [
+        '--seed', 5, '--save-adversarial', whole / 'saved', '--journal', whole / 'journal']))
+    assert done.returncode == 2
+    assert re.search(r'main.py: error: the journal .* is of another evaluation: seed is 0 there and 5 here', done.stderr)
+    assert (whole / 'journal').read_bytes() == before
+
+
+@pytest.mark.slow
+def test_killed_again_and_again(root, data, weights_file, tmp_path, whole):
+    """SIGKILL for a rank at random moments: nothing that was finished is lost, and the end is the undisturbed run's."""
+    draw = random.Random(int.from_bytes(os.urandom(4), 'little'))
+    command = FLAGS + kept_in(tmp_path)
+    finished, done_before, begun = False, 0, 0
+    for round_ in range(KILLED_ROUNDS):
+        count = draw.choice([1, 2, 3])
+        with subprocess.Popen(evaluation(ranks(count), data, weights_file(), *command), cwd=root, start_new_session=True,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+            time.sleep(draw.uniform(1.5, 12))
+            finished = process.poll() == 0
+            pids = main_processes(process.pid)
+            for pid in draw.sample(pids, min(1, len(pids))):
+                os.kill(pid, signal.SIGKILL)
+            assert process.wait(timeout=60) != 0 or finished
+        done = journal_lines(tmp_path / 'journal')
+        assert done >= done_before, round_
+        begun += bool(pids)
+        if finished:  # start anew: the rounds are for dying
+            compare_with_whole(tmp_path, whole)
+            os.unlink(str(tmp_path / 'journal'))
+            done = 0
+        done_before = done
+    assert begun >= KILLED_ROUNDS // 2
+    evaluate(root, ranks(2), data, weights_file(), *command)
+    compare_with_whole(tmp_path, whole)
+
+
+def compare_with_whole(folder, whole):
+    here, there = read_table(folder / 'images.csv'), read_table(whole / 'images.csv')
+    assert [(r['index'], r['target']) for r in here] == [(r['index'], r['target']) for r in there]
+    assert np.mean([a != b for a, b in zip(here, there)]) <= 0.005
+
+
+def journal_lines(path):
+    return path.read_bytes().count(b'\n') if path.exists() else 0
+
+
+def main_processes(leader):
+    """Of the session that `leader` leads: the ranks."""
+    listing = subprocess.run(['ps', '-eo', 'pid,sess,args'], stdout=subprocess.PIPE, universal_newlines=True).stdout
+    return [int(pid) for pid, session, arguments in (line.split(None, 2) for line in listing.splitlines()[1:])
+            if session == str(leader) and 'main.py --eval' in arguments and 'mpirun' not in arguments]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 2])
+def test_ctrl_c_ends_all_ranks_within_seconds(root, data, weights_file, tmp_path, count):
+    """In the middle of an attack of many hours; what was finished before can be continued."""
+    journal = tmp_path / 'journal'
+    flags = ['--attack-iter', '10000000', '--batch', '32', '--journal', journal]
+    with subprocess.Popen(evaluation(ranks(count), data, weights_file(), *flags), cwd=root, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
+        while journal_lines(journal) < 1:
+            time.sleep(0.1)
+            assert process.poll() is None
+        time.sleep(5)
+        begin = time.monotonic()
+        os.kill(process.pid, signal.SIGINT)
+        process.communicate(timeout=30)
+        assert process.returncode not in (0, None)
+        assert time.monotonic() - begin < 10
+        assert main_processes(process.pid) == []
+    assert journal_lines(journal) == 1

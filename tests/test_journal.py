@@ -1,0 +1,149 @@
+"""The journal of an evaluation, cut off anywhere, damaged, or somebody else's."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from errors import InputError
+from journal import Journal
+from outcomes import OUTCOME, Tally
+
+FACTS = dict(arch='ResNet', seed=0, strengths=[[10, 16.0, 1.0], [100, 16.0, 1.0]])
+NUM_IMAGES = 23
+
+
+def made_up(positions, seed=0):
+    outcomes = np.zeros((len(positions), 2), OUTCOME)
+    rng = np.random.RandomState([seed, positions.start])
+    for name in ('target', 'prediction', 'saved_prediction'):
+        outcomes[name] = rng.randint(-1, 1000, outcomes.shape)
+    outcomes['top5_correct'] = rng.randint(0, 2, outcomes.shape)
+    outcomes['seconds'] = rng.uniform(0, 100, outcomes.shape)
+    return outcomes
+
+
+def open_journal(path, facts=None, num_images=NUM_IMAGES):
+    return Journal(str(path), dict(FACTS, **(facts or {})), num_images=num_images, num_strengths=2)
+
+
+def fill(path, size=5):
+    """Continue it to the end; returns all that it then holds."""
+    journal = open_journal(path)
+    for begin in range(journal.num_done, NUM_IMAGES, size):
+        positions = range(begin, min(begin + size, NUM_IMAGES))
+        journal.append(positions, made_up(positions))
+    journal.close()
+    journal = open_journal(path)
+    held = list(journal.replay())
+    journal.close()
+    return held
+
+
+def done_in(path):
+    journal = open_journal(path)
+    journal.close()
+    return journal.num_done
+
+
+def test_every_cut_is_continued_to_the_same_end(tmp_path):
+    path = tmp_path / 'whole'
+    expected = fill(path)
+    assert [positions for positions, _ in expected] == [range(0, 5), range(5, 10), range(10, 15), range(15, 20), range(20, 23)]
+    for positions, outcomes in expected:
+        assert np.array_equal(outcomes, made_up(positions))
+    whole = path.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(whole) if byte == ord('\n')]
+    cut = tmp_path / 'cut'
+    for size in range(len(whole)):
+        cut.write_bytes(whole[:size])
+        assert done_in(cut) == 5 * max(0, sum(end <= size for end in ends) - 1)
+        if size % 7 == 0:
+            fill(cut)
+            assert cut.read_bytes() == whole, size
+
+
+def test_garbage_at_the_end_is_a_cut_too(tmp_path):
+    """What a file system may leave of the last block after a power failure."""
+    path = tmp_path / 'j'
+    fill(path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40] + b'\0' * 40)
+    assert done_in(path) == 20
+    fill(path)
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize('change, said', [
+    (dict(seed=1), 'seed is 0 there and 1 here'),
+    (dict(arch='ResNetDenoise'), 'arch is "ResNet" there and "ResNetDenoise" here'),
+    (dict(strengths=[[10, 16.0, 1.0]]), r'strengths is \[\[10'),
+    (dict(checkpoint_sha256='ab'), 'checkpoint_sha256 is null there and "ab" here'),
+])
+def test_another_evaluation_is_refused_by_what_differs(tmp_path, change, said):
+    fill(tmp_path / 'j')
+    before = (tmp_path / 'j').read_bytes()
+    with pytest.raises(InputError, match=said):
+        open_journal(tmp_path / 'j', change)
+    assert (tmp_path / 'j').read_bytes() == before
+
+
+@pytest.mark.parametrize('content', [b'my thesis', b'my thesis\nsecond line\n', b'\0' * 100, b'{"attacks": []}\n'])
+def test_somebody_elses_file_is_not_written_over(tmp_path, content):
+    (tmp_path / 'j').write_bytes(content)
+    with pytest.raises(InputError, match='no journal'):
+        open_journal(tmp_path / 'j')
+    assert (tmp_path / 'j').read_bytes() == content
+
+
+def test_damage_before_the_end_is_an_error(tmp_path):
+    path = tmp_path / 'j'
+    fill(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r'damaged at byte \d+'):
+        open_journal(path)
+    assert path.read_bytes() == bytes(content)
+
+
+def test_a_lost_line_is_an_error(tmp_path):
+    path = tmp_path / 'j'
+    fill(path)
+    lines = path.read_bytes().splitlines(True)
+    path.write_bytes(b''.join(lines[:2] + lines[3:]))
+    with pytest.raises(InputError, match='image 10 comes after 5 images'):
+        open_journal(path)
+
+
+def test_one_evaluation_at_a_time(tmp_path, root):
+    program = 'import sys; sys.path.insert(0, %r)\nfrom journal import Journal\n' \
+              'j = Journal(sys.argv[1], {}, num_images=1, num_strengths=1)\nprint("open", flush=True)\ninput()' % root
+    with subprocess.Popen([sys.executable, '-c', program, str(tmp_path / 'j')], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b'open\n'
+        with pytest.raises(InputError, match='in use'):
+            Journal(str(tmp_path / 'j'), {}, num_images=1, num_strengths=1)
+        other.kill()
+    Journal(str(tmp_path / 'j'), {}, num_images=1, num_strengths=1)
+
+
+@pytest.mark.parametrize('path', ['missing/j', '.', '/dev/null'])
+def test_where_no_journal_can_be(tmp_path, path):
+    with pytest.raises(InputError, match='cannot use the journal'):
+        open_journal(os.path.join(str(tmp_path), path))
+
+
+def test_figures_count_what_the_outcomes_say():
+    labels = [3, 1, 4, 1]
+    outcomes = np.zeros((4, 1), OUTCOME)
+    outcomes['target'][:, 0] = [7, 7, 8, -1]
+    outcomes['prediction'][:, 0] = [7, 1, -1, -1]  # the target, the label, no number, no number and no attack
+    outcomes['top5_correct'][:, 0] = [1, 1, 0, 0]
+    tally = Tally(labels, 1)
+    tally.add(range(0, 2), outcomes[:2])
+    tally.add(range(2, 4), outcomes[2:])
+    figures = tally.figures[0]
+    assert (figures.num_images, figures.wrong_top1, figures.wrong_top5, figures.successes) == (4, 3, 2, 1)
+    assert figures.rate('wrong_top1') == 0.75
