@@ -2,6 +2,7 @@
 import argparse
 import os
 import sys
+import time
 import traceback
 from typing import Callable
 
@@ -35,12 +36,16 @@ def run_command(program: str, command: Callable[[], int]) -> None:
 
     An InputError becomes one line on stderr and status 2, an interrupt status 130. The process ends without
     running exit handlers: under MPI, Horovod's would wait for ranks that may be stuck in a collective, while
-    a rank that is simply gone makes mpirun end the others.
+    a rank that is simply gone makes mpirun end the others. Of ranks that all find the same wrong, the first one's line
+    is enough: the others wait a little with theirs, in which mpirun ends them.
     """
     try:
         status = command()
     except InputError as e:
-        print('%s: error: %s' % (program, ' '.join(str(e).split())), file=sys.stderr)
+        if os.environ.get('OMPI_COMM_WORLD_RANK', '0') != '0':
+            time.sleep(1)
+        # In one piece, whatever the buffering: lines of several ranks meet on one terminal.
+        sys.stderr.write('%s: error: %s\n' % (program, ' '.join(str(e).split())))
         status = 2
     except KeyboardInterrupt:
         print('%s: interrupted' % program, file=sys.stderr)
