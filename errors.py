@@ -36,12 +36,12 @@ def run_command(program: str, command: Callable[[], int]) -> None:
 
     An InputError becomes one line on stderr and status 2, an interrupt status 130. The process ends without
     running exit handlers: under MPI, Horovod's would wait for ranks that may be stuck in a collective, while
-    a rank that is simply gone makes mpirun end the others. Of ranks that all find the same wrong, the first one's line
-    is enough: the others wait a little with theirs, in which mpirun ends them.
+    a rank that is simply gone makes mpirun end the others.
     """
     try:
         status = command()
     except InputError as e:
+        # Where all ranks find the same wrong, the first one's line is enough: it ends, and mpirun ends the others.
         if os.environ.get('OMPI_COMM_WORLD_RANK', '0') != '0':
             time.sleep(1)
         # In one piece, whatever the buffering: lines of several ranks meet on one terminal.

@@ -143,6 +143,7 @@ def test_without_a_server_it_says_which_to_start(root, checkout, data, ranks, re
         done = train(root, checkout, ranks, '--endpoint', 'ipc://%s' % (checkout / 'none'), '--data', data, '--attack-iter',
                      '0', '--max-epoch', '1', '--data-timeout', '3', *receiver, status=2, timeout=120)
         assert 'serve-data.py --data DIR --batch 4 --image-size 32' in done.stderr and 'Traceback' not in done.stderr
+        assert 'File "' not in done.stdout + done.stderr
 
 
 def test_a_server_that_dies_ends_the_training(root, checkout, data, server):
