@@ -5,6 +5,10 @@ export LANE PYTHON
 # Every recipe gets the lane's environment from tools/setup.sh, which prints its path, and puts it first on PATH.
 ENTER = env=$$(tools/setup.sh) && export PATH="$$env/bin:$$PATH"
 
+# A test process for each core, at most 4 for their memory. One that has nothing left takes tests from another; until
+# then each keeps to its share of the files, since tests of a file share networks and data.
+PARALLEL = -n auto --maxprocesses 4 --dist worksteal
+
 .PHONY: help setup demo test
 
 help:
@@ -26,4 +30,4 @@ demo:
 	@$(ENTER) && python tools/demo.py
 
 test:
-	@$(ENTER) && python -m pytest -m 'not slow' tests && python -m pytest -m slow tests
+	@$(ENTER) && python -m pytest $(PARALLEL) -m 'not slow' tests && python -m pytest $(PARALLEL) -m slow tests

@@ -63,7 +63,11 @@ def run_command(program: str, command: Callable[[], int]) -> None:
     try:
         status = command()
     except InputError as e:
-        print('%s: error: %s' % (program, ' '.join(str(e).split())), file=sys.stderr)
+        # Where all ranks find the same wrong, the first one's line is enough: it ends, and mpirun ends the others.
+        if os.environ.get('OMPI_COMM_WORLD_RANK', '0') != '0':
+            time.sleep(1)
+        # In one piece, whatever the buffering: lines of several ranks meet on one terminal.
+        sys.stderr.write('%s: error: %s\n' % (program, ' '.join(str(e).split())))
         status = 2
     except KeyboardInterrupt:
         print('%s: interrupted' % program, file=sys.stderr)

@@ -89,6 +89,8 @@ class Classifier:
         """
         images = self._checked(images)
         labels = self._checked_labels(labels, len(images))
+        if not isinstance(steps, (int, np.integer)):
+            raise ValueError('steps is a whole number, not %r' % (steps,))
         if not (steps >= 0 and 0 <= epsilon < np.inf and 0 <= step_size < np.inf):
             raise ValueError('steps, epsilon and step_size are numbers that are not negative')
         if not 0 <= seed < 2 ** 31:

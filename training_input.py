@@ -1,6 +1,7 @@
 """Where the batches of a training come from: the data server, by the native op or in Python, or nowhere (--fake)."""
 import argparse
 import contextlib
+import logging
 from typing import Iterator, List, Optional
 
 import numpy as np
@@ -55,7 +56,15 @@ class NativeInput(TensorInput):
 
 
 def python_input(endpoint: str, batch: int, image_size: int, *, classes: int, timeout: float) -> InputSource:
+    logging.getLogger('tensorpack').addFilter(without_graph_of_error)
     return QueueInput(ReceivedData(Receiver(endpoint, batch, image_size, classes=classes, timeout=timeout)))
+
+
+def without_graph_of_error(record: logging.LogRecord) -> bool:
+    """tensorpack logs the end of the queue with TensorFlow's many lines about its graph: the first one is enough."""
+    if str(record.msg).startswith('Training was stopped by exception'):
+        record.msg = record.msg.splitlines()[0]
+    return True
 
 
 class ReceivedData(DataFlow):

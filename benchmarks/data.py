@@ -6,7 +6,9 @@
 Prints one JSON line for each system and subject; `ratio` is to the baseline of the same subject.
     images    decoding and augmenting photos, on one core: this project's worker, and tensorpack's imgaug with OpenCV
     receive   a batch of uint8 images from another process into a TensorFlow graph: the native op, this project's Python
-              receiver with its queue, and pyzmq + np.frombuffer + feed_dict
+              receiver with its queue, and pyzmq + np.frombuffer + feed_dict; beside them ZeroMQ alone, which drops what
+              it receives: no receiver is faster. With the CPU seconds that each side takes for a gigabyte, and the
+              milliseconds that a step takes
     memory    memory copies alone, for comparison
 """
 import argparse
@@ -16,7 +18,7 @@ import os
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
@@ -45,14 +47,16 @@ def rounds(systems: Dict[str, Callable[[], float]], repeats: int) -> Dict[str, L
 
 
 def report(subject: str, unit: str, rates: Dict[str, List[float]], baseline: str, scale: float = 1.,
-           **facts: Any) -> None:
+           of_system: Optional[Dict[str, Dict[str, float]]] = None, **facts: Any) -> None:
+    """A line for each system; `of_system`: what else was measured of it. `facts` are of all."""
     for name, values in rates.items():
         values = [value * scale for value in values]
         ratios = np.array(values) / (np.array(rates[baseline]) * scale)
         print(json.dumps(dict(
             subject=subject, system=name, **{unit: round(float(np.median(values)), 3)},
             lowest=round(min(values), 3), highest=round(max(values), 3), repeats=len(values),
-            ratio=round(float(np.median(ratios)), 3), baseline=baseline, **facts)), flush=True)
+            ratio=round(float(np.median(ratios)), 3), baseline=baseline, **facts, **(of_system or {}).get(name, {}))),
+            flush=True)
 
 
 # ---- decoding and augmenting
@@ -98,6 +102,21 @@ def measure_images(paths: List[str], repeats: int) -> None:
 # ---- receiving
 
 
+class Received(NamedTuple):
+    """A turn of a receiver."""
+    batches_per_second: float
+    receiver_seconds: float  # of CPU, for each batch
+    sender_seconds: float
+    step_milliseconds: float  # of `session.run`, the median
+
+
+def cpu_seconds(pid: int) -> float:
+    """Of all threads of a process, user and system."""
+    with open('/proc/%d/stat' % pid) as f:
+        fields = f.read().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
+
+
 def send_for_ever(end_point: str, batch: int) -> None:
     socket = zmq.Context().socket(zmq.PUSH)
     socket.set(zmq.SNDHWM, 4)
@@ -116,6 +135,14 @@ def native_op(end_point: str, batch: int) -> Iterator[None]:
         used = tf.group(images[0, 0, 0, 0], labels[0])
         while True:
             yield session.run(used)
+
+
+def zeromq_alone(end_point: str, batch: int) -> Iterator[None]:
+    socket = zmq.Context().socket(zmq.PULL)
+    socket.set(zmq.RCVHWM, 4)
+    socket.connect(end_point)
+    while True:
+        yield socket.recv(copy=False) and None
 
 
 def feed_dict(end_point: str, batch: int) -> Iterator[None]:
@@ -152,15 +179,16 @@ def python_queue(end_point: str, batch: int) -> Iterator[None]:
             yield session.run(used)
 
 
-def receive(how: Callable[[str, int], Iterator[None]], batch: int, seconds: float) -> float:
-    """Batches per second; sender and receiver are new processes, so nothing of one system stays for the next."""
+def receive(how: Callable[[str, int], Iterator[None]], batch: int, seconds: float) -> Received:
+    """Sender and receiver are new processes, so nothing of one system stays for the next."""
     spawn = multiprocessing.get_context('spawn')
     with tempfile.TemporaryDirectory() as folder:
         end_point = 'ipc://%s/s' % folder
         rates, child_end = spawn.Pipe(duplex=False)
         sender = spawn.Process(target=send_for_ever, args=(end_point, batch), daemon=True)
-        receiver = spawn.Process(target=measure_receiver, args=(how, end_point, batch, seconds, child_end), daemon=True)
         sender.start()
+        receiver = spawn.Process(target=measure_receiver, args=(how, end_point, batch, seconds, sender.pid, child_end),
+                                 daemon=True)
         receiver.start()
         child_end.close()  # so that the end of the receiver is seen
         try:
@@ -174,15 +202,20 @@ def receive(how: Callable[[str, int], Iterator[None]], batch: int, seconds: floa
 
 
 def measure_receiver(how: Callable[[str, int], Iterator[None]], end_point: str, batch: int, seconds: float,
-                     rates: Any) -> None:
+                     sender: int, result: Any) -> None:
     steps = how(end_point, batch)
     for _ in range(20):
         next(steps)
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() < start + seconds:
+    times = []
+    cpu = [cpu_seconds(pid) for pid in (os.getpid(), sender)]
+    start = now = time.perf_counter()
+    while now < start + seconds:
         next(steps)
-        count += 1
-    rates.send(count / (time.perf_counter() - start))
+        before, now = now, time.perf_counter()
+        times.append(now - before)
+    taken = [cpu_seconds(pid) - then for pid, then in zip((os.getpid(), sender), cpu)]
+    result.send(Received(len(times) / (now - start), taken[0] / len(times), taken[1] / len(times),
+                         float(np.median(times)) * 1e3))
 
 
 def copies_per_second(batch: int) -> float:
@@ -196,9 +229,19 @@ def copies_per_second(batch: int) -> float:
 
 def measure_receiving(batch: int, repeats: int, seconds: float) -> None:
     gigabytes = batch * (SIZE * SIZE * 3 + 4) / 1e9
-    systems = {how.__name__: lambda how=how: receive(how, batch, seconds) for how in (feed_dict, python_queue, native_op)}
-    rates = rounds(systems, repeats)
-    report('receive', 'gigabytes_per_second', rates, 'feed_dict', gigabytes, batch=batch)
+    systems = [feed_dict, python_queue, native_op, zeromq_alone]
+    turns: Dict[str, List[Received]] = {how.__name__: [] for how in systems}
+
+    def rate(how: Callable[[str, int], Iterator[None]]) -> float:
+        turns[how.__name__].append(receive(how, batch, seconds))
+        return turns[how.__name__][-1].batches_per_second
+
+    rates = rounds({how.__name__: lambda how=how: rate(how) for how in systems}, repeats)
+    medians = {name: np.median(of_system[1:], axis=0) for name, of_system in turns.items()}  # without the first turn
+    report('receive', 'gigabytes_per_second', rates, 'feed_dict', gigabytes, {name: dict(
+        receiver_cpu_seconds_per_gigabyte=round(receiver / gigabytes, 3),
+        sender_cpu_seconds_per_gigabyte=round(sender / gigabytes, 3), step_milliseconds=round(step, 2))
+        for name, (_, receiver, sender, step) in medians.items()}, batch=batch)
     copies = {'memcpy': [copies_per_second(batch) for _ in range(repeats)]}
     report('memory', 'gigabytes_per_second', copies, 'memcpy', gigabytes, batch=batch)
 

@@ -14,6 +14,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from forked import run_main  # noqa: E402
 from helpers import expected_shapes, random_weights  # noqa: E402
 
 
@@ -35,8 +36,13 @@ def reference_dir():
 
 @pytest.fixture(scope='session')
 def python(root):
-    """Runs this environment's Python in the checkout: python('main.py', ..., timeout=s) -> CompletedProcess."""
+    """Runs this environment's Python in the checkout: python('main.py', ..., timeout=s) -> CompletedProcess.
+
+    main.py is run by forked.py, without the seconds of loading TensorFlow; with an `env`, everything is a new Python.
+    """
     def run(*arguments, timeout=300, cwd=root, env=None, **options):
+        if arguments[0] in ('main.py', os.path.join(root, 'main.py')) and not env and not options:
+            return run_main(*arguments[1:], timeout=timeout, cwd=cwd)
         environment = dict(os.environ, **(env or {}))
         environment['PYTHONPATH'] = os.pathsep.join(filter(None, [root, environment.get('PYTHONPATH')]))
         return subprocess.run([sys.executable] + [str(a) for a in arguments], stdin=subprocess.DEVNULL,

@@ -17,11 +17,15 @@ def test_data(root, tmp_path, python):
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert {(line['subject'], line['system']) for line in lines} == {
         ('images', 'opencv+imgaug'), ('images', 'opencv decoding alone'), ('images', 'serve-data.py'),
-        ('receive', 'feed_dict'), ('receive', 'python_queue'), ('receive', 'native_op'), ('memory', 'memcpy')}
+        ('receive', 'feed_dict'), ('receive', 'python_queue'), ('receive', 'native_op'), ('receive', 'zeromq_alone'),
+        ('memory', 'memcpy')}
     for line in lines:
         unit = 'images_per_second' if line['subject'] == 'images' else 'gigabytes_per_second'
         assert 0 < line['lowest'] <= line[unit] <= line['highest'] and line['repeats'] == 2
         assert line['system'] != line['baseline'] or line['ratio'] == 1
+        if line['subject'] == 'receive':
+            assert min(line['receiver_cpu_seconds_per_gigabyte'], line['sender_cpu_seconds_per_gigabyte'],
+                       line['step_milliseconds']) >= 0
 
 
 def test_data_says_what_it_needs(root, python):

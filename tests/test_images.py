@@ -163,6 +163,12 @@ def test_no_image(tmp_path, data, capfd):
     assert capfd.readouterr() == ('', '')
 
 
+def test_a_gif_is_refused_with_advice(tmp_path):
+    (tmp_path / 'x.gif').write_bytes(encoded(pil(), 'GIF'))
+    with pytest.raises(InputError, match='x.gif .*GIF is not supported, convert it to PNG'):
+        decode(str(tmp_path / 'x.gif'))
+
+
 def test_no_file(tmp_path):
     os.mkfifo(str(tmp_path / 'pipe'))
     os.symlink('nowhere', str(tmp_path / 'broken'))

@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 
+from forked import run_main
 from photos import write_split
 from tools.mpi import mpirun, read_figures
 
@@ -51,9 +52,13 @@ def server(root, data, tmp_path):
 
 
 def train(root, where, ranks, *flags, status=0, timeout=400):
-    command = mpirun(ranks, [os.path.join(root, 'main.py'), '--batch', str(BATCH)] + SMALL + list(flags))
-    done = subprocess.run(command, cwd=str(where), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, universal_newlines=True, timeout=timeout)
+    arguments = ['--batch', str(BATCH)] + SMALL + list(flags)
+    if ranks == 1:
+        done = run_main(*arguments, cwd=where, timeout=timeout)
+    else:
+        command = mpirun(ranks, [os.path.join(root, 'main.py')] + arguments)
+        done = subprocess.run(command, cwd=str(where), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.PIPE, universal_newlines=True, timeout=timeout)
     assert done.returncode == status, done.stdout[-2000:] + done.stderr[-3000:]
     return done
 
@@ -132,12 +137,13 @@ def test_every_kind_of_network_and_attack_trains(root, checkout, flags):
 RECEIVERS = pytest.mark.parametrize('receiver', [[], ['--no-zmq-ops']], ids=['native', 'python'])
 
 
-@RECEIVERS
-def test_without_a_server_it_says_which_to_start(root, checkout, data, receiver):
-    for _ in range(2):  # what it leaves behind is no earlier training
-        done = train(root, checkout, 2, '--endpoint', 'ipc://%s' % (checkout / 'none'), '--data', data, '--attack-iter',
+@pytest.mark.parametrize('ranks, receiver', [(2, []), (1, ['--no-zmq-ops'])], ids=['native', 'python'])
+def test_without_a_server_it_says_which_to_start(root, checkout, data, ranks, receiver):
+    for _ in range(3 - ranks):  # once, or again: what it leaves behind is no earlier training
+        done = train(root, checkout, ranks, '--endpoint', 'ipc://%s' % (checkout / 'none'), '--data', data, '--attack-iter',
                      '0', '--max-epoch', '1', '--data-timeout', '3', *receiver, status=2, timeout=120)
         assert 'serve-data.py --data DIR --batch 4 --image-size 32' in done.stderr and 'Traceback' not in done.stderr
+        assert 'File "' not in done.stdout + done.stderr
 
 
 def test_a_server_that_dies_ends_the_training(root, checkout, data, server):
@@ -195,11 +201,11 @@ def test_messages_of_another_kind(root, checkout, data, tmp_path, kind, problem)
     assert 'only messages that do not fit' in done.stderr and problem in done.stderr and 'Traceback' not in done.stderr
 
 
-@RECEIVERS
-def test_the_server_is_killed_and_started_again(root, checkout, data, server, receiver):
+@pytest.mark.parametrize('ranks, receiver', [(2, []), (1, ['--no-zmq-ops'])], ids=['native', 'python'])
+def test_the_server_is_killed_and_started_again(root, checkout, data, server, ranks, receiver):
     """The training waits meanwhile, and makes all of its steps."""
     endpoint, process = server
-    command = mpirun(2, [os.path.join(root, 'main.py'), '--batch', str(BATCH)] + SMALL + [
+    command = mpirun(ranks, [os.path.join(root, 'main.py'), '--batch', str(BATCH)] + SMALL + [
         '--endpoint', endpoint, '--data', data, '--attack-iter', '0', '--steps-per-epoch', '60', '--max-epoch', '2',
         '--training-eval', 'none', '--data-timeout', '100'] + receiver)
     trainer = subprocess.Popen(command, cwd=str(checkout), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
@@ -217,4 +223,5 @@ def test_the_server_is_killed_and_started_again(root, checkout, data, server, re
         again.terminate()
         again.wait(10)
     assert trainer.returncode == 0, stdout[-3000:]
-    assert (checkout / 'train_log' / 'PGD-ResNet14-Batch4-2GPUs-iter0-epsilon16.0-step1.0' / 'model-120.index').exists()
+    name = 'PGD-ResNet14-Batch4-%dGPUs-iter0-epsilon16.0-step1.0' % ranks
+    assert (checkout / 'train_log' / name / 'model-120.index').exists()

@@ -25,6 +25,7 @@ from typing import Dict, List, Optional, Tuple
 from errors import InputError
 
 ILSVRC_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'ilsvrc2012_synsets.txt')
+# What is meant as an image, and is not left out silently. A GIF is named as one that cannot be read.
 IMAGE_ENDINGS = ('.jpeg', '.jpg', '.jpe', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm',
                  '.jp2')
 

@@ -37,8 +37,9 @@ def decode(path: str) -> np.ndarray:
     """The image in a file, uint8 (height, width, 3) BGR.
 
     Whatever OpenCV reads: JPEG (also grey and CMYK), PNG, TIFF, WebP, BMP, PPM, JPEG 2000. Grey is repeated,
-    16 bits become 8, an alpha channel is dropped, the EXIF orientation is applied. Raises InputError, naming
-    the file, where it cannot be read or is not a whole image; see `check_complete` for what that finds.
+    16 bits become 8, an alpha channel is dropped, the EXIF orientation is applied. Not GIF, which OpenCV's
+    wheels don't read. Raises InputError, naming the file, where it cannot be read or is not a whole image; see
+    `check_complete` for what that finds.
     """
     return _decode_bytes(_read(path), path)
 
@@ -82,6 +83,8 @@ def check_complete(data: bytes) -> Optional[str]:
         return _check_jpeg(data)
     if data.startswith(b'\x89PNG\r\n\x1a\n'):
         return _check_png(data)
+    if data.startswith(b'GIF8'):
+        return 'GIF is not supported, convert it to PNG'
     return None
 
 

@@ -1,0 +1,49 @@
+"""Runs of main.py, each in a process of its own that is forked from one which has loaded TensorFlow.
+
+Loading it takes seconds, which each of a hundred runs would pay again. Everything that main.py does is its process's own:
+files, output, sessions, exit status. In the process that forks, TensorFlow is loaded and nothing of it runs.
+"""
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_context = multiprocessing.get_context('forkserver')
+_context.set_forkserver_preload(['evaluation', 'inference', 'prediction', 'results', 'training'])
+
+
+def run_main(*arguments, timeout=300, cwd=ROOT):
+    """As `subprocess.run` of `python main.py ARGUMENTS` does it: a CompletedProcess with the output."""
+    command = [os.path.join(ROOT, 'main.py')] + [str(a) for a in arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        outputs = [os.path.join(folder, name) for name in ('stdout', 'stderr')]
+        process = _context.Process(target=_run, args=(command, str(cwd), outputs))
+        before = os.environ.get('PYTHONPATH', '')
+        os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [ROOT, before]))  # where the one that forks finds them
+        try:
+            process.start()
+        finally:
+            os.environ['PYTHONPATH'] = before
+        process.join(timeout)
+        if process.exitcode is None:
+            process.kill()
+            process.join()
+            raise subprocess.TimeoutExpired(command, timeout)
+        return subprocess.CompletedProcess(command, process.exitcode, *[_read(path) for path in outputs])
+
+
+def _read(path):
+    with open(path) as f:
+        return f.read()
+
+
+def _run(command, cwd, outputs):
+    os.chdir(cwd)
+    for fd, path in enumerate(outputs, 1):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
+    sys.argv = command
+    sys.path.insert(0, ROOT)
+    runpy.run_path(command[0], run_name='__main__')
