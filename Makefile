@@ -30,4 +30,4 @@ demo:
 	@$(ENTER) && python tools/demo.py
 
 test:
-	@$(ENTER) && python -m pytest $(PARALLEL) -m 'not slow' tests && python -m pytest $(PARALLEL) -m slow tests
+	@$(ENTER) && tools/test_tools.sh "$$env" && python -m pytest $(PARALLEL) -m 'not slow' tests && python -m pytest $(PARALLEL) -m slow tests

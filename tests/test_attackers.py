@@ -1,0 +1,101 @@
+"""Attackers of one's own: the worked example beside PGD, and the adversarial-robustness-toolbox's."""
+import numpy as np
+import pytest
+
+from evaluating import alone, evaluate
+from photos import photographs, write_split
+from tools.mpi import read_figures
+
+MOMENTUM = 'examples.momentum_attacker:MomentumAttacker'
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    write_split(folder / 'val', 30)
+    return folder
+
+
+def test_momentum_beside_pgd(root, data, weights_file, tmp_path):
+    """Both are far better than no attack on a network without defence, and neither is the other."""
+    tables, success = [], []
+    for i, flags in enumerate([[], ['--attacker', MOMENTUM]]):
+        table = tmp_path / ('%d.csv' % i)
+        done = evaluate(root, alone, data, weights_file(), '--attack-iter', '4,12', '--attack-epsilon', 3,
+                        '--per-image', table, *flags)
+        success.append(read_figures(done.stdout)['Attack Success Rate'])
+        tables.append(table.read_text())
+    assert min(success) > 0.4
+    assert tables[0] != tables[1]
+
+
+def test_momentum_is_that_of_the_article(weights_of):
+    """One step is FGSM towards the target; three follow the sum of normalised gradients, computed here in NumPy."""
+    from checkpoint import assign_weights
+    from compat import session_config, tf
+    from examples.momentum_attacker import MomentumAttacker
+    from nets import Network
+    from resnet_model import Mode
+    network = Network('ResNet', 14, 10)
+    clean = np.random.RandomState(0).uniform(-0.5, 0.5, (2, 32, 32, 3)).astype(np.float32)
+    target = np.array([3, 4], np.int32)
+    with tf.Graph().as_default() as graph:
+        x = tf.placeholder(tf.float32, [None, 32, 32, 3])
+        attacker = MomentumAttacker(3, 100.0, 1.0, num_classes=10)
+        gradient = attacker.gradient(x, tf.constant(target), lambda y: network.logits(y, Mode()))
+        attacked = attacker.iterate(x, x, tf.constant(target), lambda y: network.logits(y, Mode()), num_iter=3)
+    with tf.Session(graph=graph, config=session_config()) as session:
+        assign_weights(session, weights_of())
+        result = session.run(attacked, {x: clean})
+        expected, momentum = clean.astype(np.float64), 0
+        for _ in range(3):
+            g = session.run(gradient, {x: expected.astype(np.float32)}).astype(np.float64)
+            momentum = momentum + g / np.abs(g).sum(axis=(1, 2, 3), keepdims=True)
+            expected = np.clip(expected - 100 / 3 * 2 / 255 * np.sign(momentum), -1, 1)
+    assert np.mean(np.abs(result - expected) > 1e-4) < 0.01  # a sign near zero may differ
+
+
+@pytest.mark.parametrize('name, said', [
+    ('no_such_module:Attacker', 'no_such_module'), ('adv_model', 'module:Class'), ('adv_model:NoSuch', 'NoSuch'),
+    ('adv_model:NoOpAttacker', 'no_such_parameter|TypeError'), ('fractions:Fraction', 'no subclass|TypeError')])
+def test_what_is_no_attacker(python, data, weights_file, name, said):
+    import re
+    done = python('main.py', '--eval', '--load', weights_file(), '--data', data, '-d', 14, '--image-size', 32,
+                  '--attacker', name)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1
+    assert re.search('main.py: error: the attacker .*(%s)' % said, done.stderr), done.stderr
+
+
+def test_attacks_of_the_toolbox(classifier):
+    """AutoPGD (gradients) and Square (queries alone), within their budgets, fool the network."""
+    evasion = pytest.importorskip('art.attacks.evasion', reason='the extra adversarial-robustness-toolbox is not installed')
+    from art_estimator import ArtEstimator
+    from third_party.images import validation_image
+    network = classifier()
+    images = np.stack([validation_image(p, 32) for p in photographs(12)]).astype(np.float32)
+    labels = network.logits(images).argmax(axis=1)
+    targets = (labels + 1) % 10
+    estimator = ArtEstimator(network)
+
+    logits = network.logits(images)
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    loss = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(12), targets]
+    assert estimator.compute_loss(images, targets) == pytest.approx(loss, rel=1e-5)
+    assert estimator.compute_loss(images, np.eye(10)[targets], reduction='mean') == pytest.approx(loss.mean(), rel=1e-5)
+    assert np.array_equal(estimator.loss_gradient(images, np.eye(10)[targets]), network.loss_gradient(images, targets))
+
+    def generate(aim, **how):
+        attacked = evasion.AutoProjectedGradientDescent(estimator, eps=8., eps_step=2., max_iter=10, nb_random_init=1,
+                                                        loss_type=None, verbose=False, **how).generate(images, aim)
+        assert np.abs(attacked - images).max() <= 8.001
+        return network.logits(np.clip(attacked, 0, 255)).argmax(axis=1)
+
+    assert np.mean(generate(labels) != labels) > 0.9
+    # towards a target it is no worse than the paper's attack, but for an image
+    by_pgd = network.logits(network.pgd(images, labels, targets, steps=10, epsilon=8.)[0]).argmax(axis=1)
+    assert np.sum(generate(targets, targeted=True) == targets) >= np.sum(by_pgd == targets) - 1
+
+    attacked = evasion.SquareAttack(estimator, eps=16., max_iter=60, nb_restarts=1, verbose=False).generate(
+        images, np.eye(10)[labels])
+    assert np.abs(attacked - images).max() <= 16.001
+    assert np.mean(network.logits(np.clip(attacked, 0, 255)).argmax(axis=1) != labels) > 0.3

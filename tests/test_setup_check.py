@@ -1,0 +1,72 @@
+"""Wrong set-ups are noticed before a long run: red and blue exchanged, shifted labels, a network that knows nothing."""
+import os
+
+import cv2
+import numpy as np
+import pytest
+
+from evaluating import alone, evaluate
+from photos import photographs
+from setup_check import judge
+
+LABELS = np.arange(64) % 10
+RIGHT = LABELS.copy()
+WRONG = (LABELS + 5) % 10
+HALF = np.where(np.arange(64) < 32, RIGHT, WRONG)
+
+
+@pytest.mark.parametrize('predictions, swapped, said', [
+    (RIGHT, WRONG, None),
+    (HALF, WRONG, None),
+    (WRONG, HALF, 'RGB and BGR are likely swapped.*100% of 64 images, and 50%'),
+    (HALF, RIGHT, 'RGB and BGR are likely swapped.*50% of 64 images, and 0%'),
+    (LABELS + 1, WRONG, r'labels are likely shifted.*100% of 64 images, and 0% .* if each label were \+1'),
+    (LABELS - 1, WRONG, r'labels are likely shifted.* if each label were -1'),
+    (WRONG, WRONG, 'the clean error is 100% of 64 images. Look at'),
+    (np.full(64, -1), np.full(64, -1), 'the clean error is 100%'),
+    (np.zeros(64, int), np.zeros(64, int), None),  # 89% error: bad, and no sign of a wrong set-up
+])
+def test_judgement(predictions, swapped, said):
+    import re
+    found = judge(LABELS, predictions, swapped)
+    assert len(found) == (said is not None), found
+    if said:
+        assert re.search(said, found[0]), found
+
+
+def test_few_images_prove_nothing():
+    assert judge(LABELS[:8], WRONG[:8], WRONG[:8]) == []
+
+
+@pytest.fixture(scope='module')
+def own_classes(tmp_path_factory, classifier):
+    """A writer of data sets whose labels are what the network says: write(shift of the labels, swap the channels)."""
+    photos = [cv2.resize(p, (32, 32)) for p in photographs(60, seed=3)]
+    names = ['%03d.png' % i for i in range(60)]
+    folder = tmp_path_factory.mktemp('photos')
+    for name, photo in zip(names, photos):
+        cv2.imwrite(str(folder / name), photo)
+    from third_party.images import decode, validation_image
+    seen = np.stack([validation_image(decode(str(folder / name)), 32) for name in names])
+    predictions = classifier().logits(seen).argmax(axis=1)
+    assert len(set(predictions)) > 3
+
+    def write(shift=0, swap=False):
+        data = tmp_path_factory.mktemp('data')
+        os.makedirs(str(data / 'val'))
+        for name, photo in zip(names, photos):
+            cv2.imwrite(str(data / 'val' / name), photo[:, :, ::-1] if swap else photo)
+        (data / 'val.txt').write_text(''.join('%s %d\n' % (n, (p + shift) % 10) for n, p in zip(names, predictions)))
+        (data / 'synsets.txt').write_text(''.join('c%d\n' % i for i in range(10)))
+        return data
+    return write
+
+
+@pytest.mark.parametrize('wrong, said', [
+    (dict(), None), (dict(shift=1), 'labels are likely shifted'), (dict(swap=True), 'RGB and BGR are likely swapped')])
+def test_an_evaluation_warns_and_goes_on(root, own_classes, weights_file, wrong, said):
+    done = evaluate(root, alone, own_classes(**wrong), weights_file(), '--attack-iter', 0)
+    warnings = [line for line in done.stderr.splitlines() if 'main.py: warning' in line]
+    assert len(warnings) == (said is not None), done.stderr
+    assert said is None or said in warnings[0]
+    assert 'Top1 Error: ' in done.stdout
