@@ -69,7 +69,7 @@ def test_what_is_no_attacker(python, data, weights_file, name, said):
 def test_attacks_of_the_toolbox(classifier):
     """AutoPGD (gradients) and Square (queries alone), within their budgets, fool the network."""
     evasion = pytest.importorskip('art.attacks.evasion', reason='the extra adversarial-robustness-toolbox is not installed')
-    from art_estimator import ArtEstimator
+    from examples.art_estimator import ArtEstimator
     from third_party.images import validation_image
     network = classifier()
     images = np.stack([validation_image(p, 32) for p in photographs(12)]).astype(np.float32)
