@@ -131,7 +131,9 @@ class errors_of_disk:
 
     def __exit__(self, kind, e, trace):
         if isinstance(e, (OSError, tf.errors.OpError)):
-            raise RunError('cannot write to %s: %s' % (self.directory, (getattr(e, 'message', '') or str(e)).split('\n')[0]))
+            # TensorFlow puts lines about the node before and after the error's own
+            lines = str(e).split('\n\t [[')[0].strip().split('\n')
+            raise RunError('cannot write to %s: %s' % (self.directory, lines[-1]))
 
 
 class Statistics(JSONWriter):
