@@ -113,10 +113,11 @@ def prepare_chief(options: argparse.Namespace, ranks: int, network: Network, ste
     """Create or find the log directory, and where in the schedule the training begins."""
     found = directory_to_resume(options, ranks) if options.resume is not None else None
     directory = found or log_directory(options, ranks)
-    prepare_log_directory(directory, resume=found is not None, overwrite=options.overwrite, keep=options.load)
+    prepare_log_directory(directory, resume=options.resume is not None, overwrite=options.overwrite, keep=options.load)
     start = find_start(options, directory, network, steps_per_epoch)
-    if start.checkpoint:
+    if options.resume is not None:
         forget_after(directory, start.global_step)
+    if start.checkpoint:
         logger.info('resuming from %s: %d steps were made, next is step %d of %d in epoch %d' % (
             start.checkpoint, start.global_step, start.step_of_epoch + 1, steps_per_epoch, start.epoch))
     elif options.resume is not None:
