@@ -201,7 +201,7 @@ class StopOnSignal(Callback):
         self.saver: Optional[Saver] = None  # the chief's
         self.received = 0
         self.stopped = False
-        self.next_check = self.steps_seen = 0
+        self.next_check = self.last_check = self.steps_seen = 0
         for number in SIGNALS:
             signal.signal(number, self._receive)
 
@@ -218,11 +218,10 @@ class StopOnSignal(Callback):
         if self.steps_seen < self.next_check:
             return
         now = time.time()
-        received, seconds = self.world.sum([self.received, now - self.last_time])
-        # all ranks know the same figures, so that they meet again at the same step
-        steps = max(1, self.steps_seen - getattr(self, 'last_seen', 0))
-        self.last_time, self.last_seen = now, self.steps_seen
-        per_step = max(seconds / self.world.size / steps, 1e-6)
+        # the chief's clock, to the last bit, so that all ranks meet again at the same step
+        received, seconds = self.world.sum([self.received, now - self.last_time if self.world.is_chief else 0.0])
+        per_step = max(seconds / (self.steps_seen - self.last_check), 1e-6)
+        self.last_time, self.last_check = now, self.steps_seen
         self.next_check = self.steps_seen + max(1, int(SECONDS_BETWEEN_CHECKS / per_step))
         if received:
             self.stop()
