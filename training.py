@@ -216,8 +216,7 @@ def report_end(options: argparse.Namespace, stopper: StopOnSignal) -> None:
     """What the chief says last: the last evaluation, and the command that repeats it; or how to go on."""
     directory = logger.get_logger_dir()
     if stopper.stopped:
-        logger.info('stopped by signal %d; the same command with --resume goes on from %s' % (
-            stopper.received, saved_checkpoints(directory)[0]))
+        logger.info('stopped by a signal; the same command with --resume goes on from %s' % saved_checkpoints(directory)[0])
         return
     for line in evaluation_table(directory):
         print(line)
