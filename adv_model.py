@@ -222,7 +222,7 @@ def adversarial_logits(network: Network, attacker: Attacker, image: tf.Tensor, l
         raise ValueError('an attack must not change the BatchNorm statistics')
     with tf.name_scope('attack'):
         adversarial, target = attacker.attack(image, label, lambda x: network.logits(x, attack_mode), index)
-        adversarial = tf.stop_gradient(adversarial)
+        adversarial = tf.stop_gradient(adversarial, name='adversarial')
     return network.logits(adversarial, mode), target
 
 

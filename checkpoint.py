@@ -12,7 +12,7 @@ from errors import InputError
 from nets import ARCHITECTURES, DEPTHS, Network
 
 # Variables that training keeps beside the network's: the optimizer's, the schedule's, the smoothed summaries
-TRAINING_ONLY = re.compile(r'^(global_step|learning_rate|EMA/.*|.*/Momentum|.*/EMA/(biased|local_step))$')
+TRAINING_ONLY = re.compile(r'^(global_step|learning_rate|training/.*|EMA/.*|.*/Momentum|.*/EMA/(biased|local_step))$')
 MAX_NAMED = 4
 
 Weights = Dict[str, np.ndarray]
@@ -77,6 +77,12 @@ def num_classes(weights: Weights, path: str) -> int:
     if 'linear/b' not in weights or weights['linear/b'].ndim != 1:
         raise InputError('checkpoint %s has no linear/b with one value a class: it is not of a network of the zoo' % path)
     return len(weights['linear/b'])
+
+
+def without_head(weights: Weights, path: str, network: Network) -> Weights:
+    """All weights but those of the last layer, which depends on the classes. Raises InputError, as below."""
+    fit_checkpoint(weights, network._replace(num_classes=num_classes(weights, path)), path)
+    return {name: value for name, value in weights.items() if not name.startswith('linear/')}
 
 
 def fit_checkpoint(weights: Weights, network: Network, path: str) -> Weights:

@@ -2,6 +2,7 @@
 import argparse
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -11,6 +12,10 @@ from typing import Callable
 
 class InputError(ValueError):
     """Wrong flags, files or data. Its text is one line that says what is wrong and what to do about it."""
+
+
+class RunError(RuntimeError):
+    """A run that began well cannot go on: its loss is not a number, its disk is full. Its text is one line."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -53,12 +58,19 @@ def end_on_interrupt(program: str) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def this_rank() -> str:
+    """Which of several processes this is, for the front of a message; nothing when there is only one."""
+    rank = os.environ.get('OMPI_COMM_WORLD_RANK') or os.environ.get('PMI_RANK')
+    size = os.environ.get('OMPI_COMM_WORLD_SIZE') or os.environ.get('PMI_SIZE')
+    return 'rank %s on %s: ' % (rank, socket.gethostname()) if rank and size not in (None, '1') else ''
+
+
 def run_command(program: str, command: Callable[[], int]) -> None:
     """Run `command` and end the process with the status it returns; never returns.
 
-    An InputError becomes one line on stderr and status 2, an interrupt status 130. The process ends without
-    running exit handlers: under MPI, Horovod's would wait for ranks that may be stuck in a collective, while
-    a rank that is simply gone makes mpirun end the others.
+    An InputError becomes one line on stderr and status 2, a RunError one line and status 1, an interrupt status
+    130. The process ends without running exit handlers: under MPI, Horovod's would wait for ranks that may be
+    stuck in a collective, while a rank that is simply gone makes mpirun end the others.
     """
     try:
         status = command()
@@ -69,11 +81,15 @@ def run_command(program: str, command: Callable[[], int]) -> None:
         # In one piece, whatever the buffering: lines of several ranks meet on one terminal.
         sys.stderr.write('%s: error: %s\n' % (program, ' '.join(str(e).split())))
         status = 2
+    except RunError as e:
+        print('%s: failed: %s%s' % (program, this_rank(), ' '.join(str(e).split())), file=sys.stderr)
+        status = 1
     except KeyboardInterrupt:
         print('%s: interrupted' % program, file=sys.stderr)
         status = 130
-    except Exception:  # a bug, or a machine's failure
+    except Exception as e:  # a bug, or a machine's failure
         traceback.print_exc()
+        print('%s: failed: %s%s: %s' % (program, this_rank(), type(e).__name__, str(e).split('\n')[0]), file=sys.stderr)
         status = 1
     if status:
         sys.stdout.flush()

@@ -78,6 +78,15 @@ def parse_options(arguments: List[str], description: str) -> argparse.Namespace:
     training = parser.add_argument_group('training')
     training.add_argument('--logdir', help='a suffix for the log directory\'s name below train_log/')
     training.add_argument('--overwrite', action='store_true', help='delete a log directory that is there already')
+    training.add_argument('--resume', nargs='?', const='', metavar='DIR',
+                          help='go on from the newest complete checkpoint of this log directory; without DIR: of the one '
+                               'of these flags, under any number of ranks and batch; begin where there is none yet')
+    training.add_argument('--reset-head', action='store_true',
+                          help='--load all but the last layer, which begins anew: for other classes')
+    training.add_argument('--accumulate', type=positive_int, default=1, metavar='N',
+                          help='a step is N batches on every rank: few GPUs train with a large total batch (1)')
+    training.add_argument('--save-every-steps', type=positive_int, metavar='N',
+                          help='checkpoints within epochs too; by default one after every epoch')
     training.add_argument('--starting-epoch', type=positive_int, default=1)
     training.add_argument('--max-epoch', type=positive_int, default=110,
                           help='number of epochs; the schedule scales with it (110)')
@@ -109,5 +118,11 @@ def check_options(options: argparse.Namespace) -> None:
             raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
     if options.labels and not options.eval_directory:
         raise InputError('--labels goes with --eval-directory')
+    if options.resume is not None and options.overwrite:
+        raise InputError('--resume continues a log directory, --overwrite deletes it: give one of them')
+    if options.resume is not None and (options.eval or options.eval_directory):
+        raise InputError('--resume goes with training; an evaluation reads the checkpoint of --load')
+    if options.reset_head and (not options.load or options.eval or options.eval_directory):
+        raise InputError('--reset-head goes with a training that begins with --load')
     if options.starting_epoch > options.max_epoch:
         raise InputError('--starting-epoch %d comes after --max-epoch %d' % (options.starting_epoch, options.max_epoch))

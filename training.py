@@ -1,54 +1,38 @@
 """Training: tensorpack's HorovodTrainer on every rank, fed by the machine's data server, evaluated between epochs."""
 import argparse
 import logging
-import os
-import shutil
-from typing import Dict, Optional
+import shlex
+from typing import Dict, List, Optional
 
 import numpy as np
 
-from compat import tf  # before tensorpack
-from tensorpack import Callback, HyperParamSetter, ModelSaver, TrainConfig, launch_train_with_config, logger
-from tensorpack.callbacks import EstimatedTimeLeft, ThroughputTracker
-from tensorpack.tfutils import DictRestore
-from tensorpack.tfutils.sesscreate import NewSessionCreator
-from tensorpack.train import HorovodTrainer
+import compat  # noqa: F401  before tensorpack
+from tensorpack import Callback, TrainConfig, launch_train_with_config, logger
+from tensorpack.callbacks import (MergeAllSummaries, MovingAverageSummary, RunUpdateOps, ScalarPrinter,
+                                  ThroughputTracker)
+from tensorpack.tfutils import DictRestore, SaverRestore
 
 import checkpoint
 from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker, attack_settings
+from agreement import check_agreement
+from callbacks import (Events, LossGuard, Place, Progress, Saver, ScheduledLearningRate, Statistics, StopOnSignal,
+                       evaluation_table)
 from distributed import HorovodWorld, World
 from errors import InputError
 from evaluation import AttackTower, Strength, evaluate, with_progress
 from nets import Network, find_network
 from outcomes import Figures, Tally
 from resnet_model import native_mode
+from resume import (OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, directory_to_resume, forget_after, log_directory,
+                    newest_complete, prepare_log_directory, saved_checkpoints, start_after, was_evaluated)
 from schedule import LearningRate, attack_iters_after
 from third_party.imagenet import Dataset, class_names, count_images, load_dataset
+from trainer import AccumulatingTrainer, SessionCreator
 from training_input import errors_of_input, training_input
 
 IMAGENET_CLASSES = 1000
 IMAGENET_TRAINING_IMAGES = 1281167  # the length of a --fake epoch
-CHECKPOINTS_KEPT = 100
-
-
-class ScheduledLearningRate(HyperParamSetter):
-    """Sets the rate of every step. It depends on the epoch and step alone, so it is right in a continued training."""
-
-    def __init__(self, schedule: LearningRate):
-        super().__init__('learning_rate')
-        self.schedule = schedule
-
-    def _get_value_to_set(self):
-        return self.schedule.at(max(0, self.epoch_num - 1) * self.schedule.steps_per_epoch + self.local_step + 1)
-
-    def _before_epoch(self):
-        self.param.set_value(self.schedule.at((self.epoch_num - 1) * self.schedule.steps_per_epoch))
-
-    def _trigger_step(self):
-        self._set_param()
-
-    def _trigger(self):
-        pass  # the next epoch begins with its own
+SUMMARY_STEPS = 100
 
 
 class DistributedEvaluation(Callback):
@@ -56,15 +40,20 @@ class DistributedEvaluation(Callback):
 
     _chief_only = False
 
-    def __init__(self, network: Network, dataset: Dataset, world: World, *, image_size: int, batch: int,
-                 max_epoch: int, epsilon: float, step_size: float, clean_only: bool):
-        self.network, self.dataset, self.world = network, dataset, world
+    def __init__(self, network: Network, dataset: Dataset, world: World, stopper: StopOnSignal, *, image_size: int,
+                 batch: int, max_epoch: int, epsilon: float, step_size: float, clean_only: bool, missing: bool):
+        """`missing`: the epoch before the first one of this training was not evaluated any more."""
+        self.network, self.dataset, self.world, self.stopper = network, dataset, world, stopper
         self.image_size, self.batch, self.max_epoch = image_size, batch, max_epoch
-        self.epsilon, self.step_size, self.clean_only = epsilon, step_size, clean_only
+        self.epsilon, self.step_size, self.clean_only, self.missing = epsilon, step_size, clean_only, missing
 
     def _setup_graph(self):
         mode = native_mode()
         self.tower = AttackTower(self.network, self.image_size, mode=mode, attack_mode=mode)
+
+    def _before_train(self):
+        if self.missing:
+            self._trigger_epoch()
 
     def _trigger_epoch(self):
         iters = [0] if self.clean_only else attack_iters_after(self.epoch_num, self.max_epoch)
@@ -74,7 +63,9 @@ class DistributedEvaluation(Callback):
                           image_size=self.image_size, batch=self.batch)
         for _ in with_progress(rounds, tally, self.world, total=len(self.dataset),
                                description='evaluation, epoch %d' % self.epoch_num):
-            pass
+            # the checkpoint of this epoch is saved, and the training that goes on from it evaluates
+            if self.stopper.agreed():
+                self.stopper.stop()
         for strength, figures in zip(strengths, tally.figures):
             self.report(strength, figures)
 
@@ -87,59 +78,6 @@ class DistributedEvaluation(Callback):
             put(prefix + '/attack-success-rate', figures.rate('successes'))
 
 
-class CompletedEpochs(Callback):
-    """Remembers the last epoch that was completed: tensorpack also returns from a training that ended early."""
-
-    _chief_only = False
-    epoch = 0
-
-    def _trigger_epoch(self):
-        self.epoch = self.epoch_num
-
-
-class SessionCreator(NewSessionCreator):
-    """tensorpack's, with the threads and the GPU of this rank in place of those that HorovodTrainer has just set."""
-
-    def __init__(self, world: World):
-        super().__init__()
-        self.world = world
-
-    def create_session(self):
-        threads = self.world.session_config()
-        self.config.intra_op_parallelism_threads = threads.intra_op_parallelism_threads
-        self.config.inter_op_parallelism_threads = threads.inter_op_parallelism_threads
-        self.config.gpu_options.visible_device_list = threads.gpu_options.visible_device_list
-        return super().create_session()
-
-
-def log_directory(options: argparse.Namespace, ranks: int) -> str:
-    name = 'PGD-{o.arch}{o.depth}-Batch{o.batch}-{ranks}GPUs-iter{o.attack_iter}-epsilon{o.attack_epsilon}' \
-           '-step{o.attack_step_size}'.format(o=options, ranks=ranks)
-    return os.path.join('train_log', name + ('-' + options.logdir if options.logdir else ''))
-
-
-def holds_training(path: str) -> bool:
-    """Whether anything was learnt there; one that ended before its first epoch did leaves a log alone."""
-    names = os.listdir(path) if os.path.isdir(path) else []
-    return any(name == 'stats.json' or name == 'checkpoint' or name.startswith('model-') for name in names)
-
-
-def prepare_log_directory(path: str, *, overwrite: bool, keep: Optional[str]) -> None:
-    """Create it. Raises InputError rather than mixing two trainings or deleting one, or the checkpoint `keep`."""
-    try:
-        if holds_training(path):
-            if not overwrite:
-                raise InputError('%s holds an earlier training: choose another name with --logdir, or delete it with '
-                                 '--overwrite' % path)
-            if keep and os.path.realpath(keep).startswith(os.path.realpath(path) + os.sep):
-                raise InputError('--overwrite would delete %s, which holds the checkpoint of --load: choose another '
-                                 'name with --logdir' % path)
-            shutil.rmtree(path)
-        logger.set_logger_dir(path, action='k')
-    except OSError as e:
-        raise InputError('cannot write the log directory %s: %s' % (path, e.strerror))
-
-
 def training_attacker(options: argparse.Namespace, network: Network, xla: bool, loss_scale: float) -> Attacker:
     if options.attack_iter == 0:
         return NoOpAttacker()
@@ -149,59 +87,143 @@ def training_attacker(options: argparse.Namespace, network: Network, xla: bool, 
 
 
 def read_initial_weights(options: argparse.Namespace, network: Network) -> Dict[str, np.ndarray]:
-    return checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
+    weights = checkpoint.read_checkpoint(options.load)
+    if options.reset_head:
+        return checkpoint.without_head(weights, options.load, network)
+    return checkpoint.fit_checkpoint(weights, network, options.load)
+
+
+def find_start(options: argparse.Namespace, directory: str, network: Network, steps_per_epoch: int) -> Start:
+    """Where the chief begins: after the newest complete checkpoint with --resume, else where --starting-epoch says.
+
+    Raises InputError where that checkpoint is of another network.
+    """
+    newest = newest_complete(directory) if options.resume is not None else None
+    if newest:
+        checkpoint.fit_checkpoint(checkpoint.read_checkpoint(newest), network, newest)
+        return start_after(newest, steps_per_epoch)
+    if options.resume is not None and saved_checkpoints(directory):
+        raise InputError('none of the checkpoints in %s is complete: restore one, or delete them to begin anew' % directory)
+    # so that checkpoints and summaries of a training that goes on continue its count of steps
+    return Start(steps_per_epoch, (options.starting_epoch - 1) * steps_per_epoch)
+
+
+def prepare_chief(options: argparse.Namespace, ranks: int, network: Network, steps_per_epoch: int) -> Start:
+    """Create or find the log directory, and where in the schedule the training begins."""
+    found = directory_to_resume(options, ranks) if options.resume is not None else None
+    directory = found or log_directory(options, ranks)
+    prepare_log_directory(directory, resume=options.resume is not None, overwrite=options.overwrite, keep=options.load)
+    start = find_start(options, directory, network, steps_per_epoch)
+    if options.resume is not None:
+        forget_after(directory, start.global_step)
+    if start.checkpoint:
+        logger.info('resuming from %s: %d steps were made, next is step %d of %d in epoch %d' % (
+            start.checkpoint, start.global_step, start.step_of_epoch + 1, steps_per_epoch, start.epoch))
+    elif options.resume is not None:
+        logger.info('--resume: there is no checkpoint yet in %s; the training begins anew' % directory)
+    return start
 
 
 def train(options: argparse.Namespace) -> None:
-    """Run the training that the options describe, as one of its ranks.
+    """Run the training that the options describe, as one of its ranks; returns when it is complete, or a signal ended it.
 
-    Raises InputError where the options, the data or the checkpoint are wrong, or the data server falls silent.
+    Raises InputError where the options, the data or the checkpoint are wrong, or the data server falls silent, and
+    RunError where the training can't go on.
     """
     find_network(options.arch, options.depth)
-    classes = IMAGENET_CLASSES if options.fake else len(class_names(options.data, options.classes))
-    network = find_network(options.arch, options.depth, classes)
+    classes = IMAGENET_CLASSES if options.fake else class_names(options.data, options.classes)
+    classes = ['%d' % k for k in range(IMAGENET_CLASSES)] if options.fake else classes
+    network = find_network(options.arch, options.depth, len(classes))
     validation = None if options.fake or options.training_eval == 'none' else \
         load_dataset(options.data, 'val', options.classes)
     weights = read_initial_weights(options, network) if options.load else None
 
     world = HorovodWorld()
+    stopper = StopOnSignal(world)
+    check_agreement(world, options, classes, validation)
     # one rank lists the training images: a hundred ranks would keep a file server busy
     images = IMAGENET_TRAINING_IMAGES if options.fake else \
         int(world.sum([count_images(options.data, 'train') if world.is_chief else 0])[0])
-    total_batch = options.batch * world.size
+    total_batch = options.batch * world.size * options.accumulate
     steps_per_epoch = options.steps_per_epoch or max(1, images // total_batch)
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch)
-    directory = log_directory(options, world.size)
+    start, missing = Start(steps_per_epoch), False
     if world.is_chief:
-        prepare_log_directory(directory, overwrite=options.overwrite, keep=options.load)
+        start = prepare_chief(options, world.size, network, steps_per_epoch)
+        missing = bool(start.checkpoint and validation and start.epoch > 1 and not start.step_of_epoch
+                       and not was_evaluated(logger.get_logger_dir(), start.epoch - 1))
         logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
-                    'rate %g' % (classes, images, world.size, total_batch, steps_per_epoch, schedule.peak))
+                    'rate %g' % (len(classes), images, world.size, total_batch, steps_per_epoch, schedule.peak))
+        if start.former_batch not in (None, total_batch):
+            logger.info('the total batch was %d and is %d now: the learning rate follows it' % (
+                start.former_batch, total_batch))
     else:
         logger.setLevel('WARNING')
+    # the chief alone knows its disk
+    global_step, offset, missing = [int(n) for n in world.sum(
+        [start.global_step, start.offset, missing] if world.is_chief else [0, 0, 0])]
+    start = start._replace(global_step=global_step, offset=offset)
+    if start.epoch <= options.max_epoch or missing:
+        run(options, network, validation, world, stopper, start, schedule, weights, missing=bool(missing))
+    if world.is_chief:
+        report_end(options, stopper)
 
+
+def run(options: argparse.Namespace, network: Network, validation: Optional[Dataset], world: World,
+        stopper: StopOnSignal, start: Start, schedule: LearningRate, weights: Optional[checkpoint.Weights], *,
+        missing: bool) -> None:
+    """All epochs from the start on. `missing`: the evaluation of the epoch before it is, too."""
+    directory = logger.get_logger_dir()  # the chief's
     settings = attack_settings(options.use_fp16xla)
     model = AdversarialModel(network, training_attacker(options, network, settings['xla'], settings['loss_scale']),
                              options.image_size, mode=native_mode(), attack_mode=settings['attack_mode'])
-    completed = CompletedEpochs()
-    callbacks = [ScheduledLearningRate(schedule), ThroughputTracker(samples_per_step=total_batch), completed]
+    place = Place(start, schedule.total_batch)
+    callbacks: List[Callback] = [
+        place, ScheduledLearningRate(schedule, start.offset), LossGuard(network.num_classes, world.rank, directory),
+        ThroughputTracker(samples_per_step=schedule.total_batch)]
     if world.is_chief:
-        callbacks += [ModelSaver(max_to_keep=CHECKPOINTS_KEPT, checkpoint_dir=directory), EstimatedTimeLeft()]
+        stopper.saver = Saver(directory, options.save_every_steps, start.offset)
+        callbacks += [stopper.saver, Progress(start, total_batch=schedule.total_batch, max_epoch=options.max_epoch,
+                                              micro_batches=options.accumulate, attacked=options.attack_iter > 0)]
+    callbacks.append(stopper)
     if validation is not None:
         callbacks.append(DistributedEvaluation(
-            network, validation, world, image_size=options.image_size, batch=options.batch,
+            network, validation, world, stopper, image_size=options.image_size, batch=options.batch,
             max_epoch=options.max_epoch, epsilon=options.attack_epsilon, step_size=options.attack_step_size,
-            clean_only=options.training_eval == 'clean'))
+            clean_only=options.training_eval == 'clean', missing=missing))
     # tensorpack's message about a failed training has an argument too many; logging would print a traceback about it
     logging.raiseExceptions = False
-    data = training_input(options, classes)
-    # so that checkpoints and summaries of a training that goes on continue its count of steps
-    initial = dict(weights or {}, global_step=np.int64((options.starting_epoch - 1) * steps_per_epoch))
-    trainer = HorovodTrainer()
+    data = training_input(options, network.num_classes)
+    if start.checkpoint:
+        restored = SaverRestore(start.checkpoint, ignore=[STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH])
+    else:
+        restored = DictRestore(dict(weights or {}, global_step=np.int64(start.global_step)))
+    trainer = AccumulatingTrainer(options.accumulate)
     with errors_of_input(data):
         launch_train_with_config(TrainConfig(
-            model=model, data=data, callbacks=callbacks, steps_per_epoch=steps_per_epoch,
-            starting_epoch=options.starting_epoch, max_epoch=options.max_epoch, session_creator=SessionCreator(world),
-            session_init=DictRestore(initial)), trainer)
-    if completed.epoch < options.max_epoch:
+            model=model, data=data, callbacks=callbacks, steps_per_epoch=start.steps_per_epoch,
+            starting_epoch=start.epoch, max_epoch=options.max_epoch, session_creator=SessionCreator(world),
+            session_init=restored, monitors=[Events(start.global_step), Statistics(), ScalarPrinter()]
+            if world.is_chief else [], extra_callbacks=[
+                MovingAverageSummary(), MergeAllSummaries(period=SUMMARY_STEPS), RunUpdateOps()]), trainer)
+    if place.completed_epochs < options.max_epoch and not stopper.stopped:
         raise RuntimeError('the training ended early, after %d of %d epochs: see the log in %s'
-                           % (completed.epoch, options.max_epoch, directory))
+                           % (place.completed_epochs, options.max_epoch, directory))
+
+
+def report_end(options: argparse.Namespace, stopper: StopOnSignal) -> None:
+    """What the chief says last: the last evaluation, and the command that repeats it; or how to go on."""
+    directory = logger.get_logger_dir()
+    if stopper.stopped:
+        logger.info('stopped by a signal; the same command with --resume goes on from %s' % saved_checkpoints(directory)[0])
+        return
+    for line in evaluation_table(directory):
+        print(line)
+    if options.data:
+        iters = [0] if options.training_eval == 'clean' else attack_iters_after(options.max_epoch, options.max_epoch)
+        command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], '--arch', options.arch, '-d',
+                   str(options.depth), '--data', options.data, '--image-size', str(options.image_size), '--batch',
+                   str(options.batch), '--attack-iter', ','.join(map(str, iters)), '--attack-epsilon',
+                   '%g' % options.attack_epsilon, '--attack-step-size', '%g' % options.attack_step_size]
+        command += ['--classes', options.classes] if options.classes else []
+        print('To repeat it: ' + ' '.join(shlex.quote(word) for word in command), flush=True)

@@ -2,7 +2,7 @@
 import argparse
 import contextlib
 import logging
-from typing import Iterator, List, Optional
+from typing import Callable, Iterator, List, Optional
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from compat import tf  # before tensorpack
 from tensorpack import DataFlow, QueueInput
 from tensorpack.dataflow import DataFlowTerminated
 from tensorpack.input_source import DummyConstantInput, InputSource, TensorInput
+from tensorpack.tfutils.summary import add_moving_summary
 from zmq_ops import ZMQPullSocket
 
 from errors import InputError
@@ -17,12 +18,25 @@ from third_party.transport import (DEFAULT_HWM, Receiver, batch_specs, check_end
                                    server_to_start)
 
 SCOPE = 'data_server'
+WAIT = 'input-wait'  # a tensor: the seconds that a step waited for its batch
+
+
+def timed(make: Callable[[], List[tf.Tensor]]) -> List[tf.Tensor]:
+    """The tensors that `make` gives, and beside them WAIT and its summary."""
+    with tf.device('/cpu:0'):
+        begin = tf.timestamp()
+        with tf.control_dependencies([begin]):
+            tensors = make()
+        with tf.control_dependencies(tensors), tf.name_scope(None):
+            wait = tf.cast(tf.timestamp() - begin, tf.float32, name=WAIT)
+    add_moving_summary(wait)
+    return tensors
 
 
 def training_input(options: argparse.Namespace, num_classes: int) -> InputSource:
     """The input of a training with these options."""
     if options.fake:
-        return DummyConstantInput([[options.batch, options.image_size, options.image_size, 3], [options.batch]])
+        return FakeInput([[options.batch, options.image_size, options.image_size, 3], [options.batch]])
     endpoint = options.endpoint or default_endpoint(options.batch, options.image_size)
     make = python_input if options.no_zmq_ops else NativeInput
     try:
@@ -30,6 +44,20 @@ def training_input(options: argparse.Namespace, num_classes: int) -> InputSource
     except (ImportError, tf.errors.NotFoundError) as e:  # not compiled, or for another TensorFlow or libzmq
         raise InputError('the native op can\'t be loaded (%s): run "make setup", or give --no-zmq-ops'
                          % str(e).split('\n')[0])
+
+
+class FakeInput(DummyConstantInput):
+    """Constant images and labels."""
+
+    def _get_input_tensors(self):
+        return timed(super()._get_input_tensors)
+
+
+class PythonInput(QueueInput):
+    """A queue of batches that a thread fills in Python."""
+
+    def _get_input_tensors(self):
+        return timed(super()._get_input_tensors)
 
 
 class NativeInput(TensorInput):
@@ -43,7 +71,7 @@ class NativeInput(TensorInput):
         self._socket = ZMQPullSocket(endpoint, [tf.uint8, tf.int32], hwm=DEFAULT_HWM, bind=False, shapes=self._shapes,
                                      timeout=timeout, skip_malformed=True,
                                      advice=server_to_start(batch, image_size, endpoint))
-        super().__init__(self._pull)
+        super().__init__(lambda: timed(self._pull))
 
     def _pull(self) -> List[tf.Tensor]:
         with tf.name_scope(SCOPE), tf.device('/cpu:0'):
@@ -57,7 +85,7 @@ class NativeInput(TensorInput):
 
 def python_input(endpoint: str, batch: int, image_size: int, *, classes: int, timeout: float) -> InputSource:
     logging.getLogger('tensorpack').addFilter(without_graph_of_error)
-    return QueueInput(ReceivedData(Receiver(endpoint, batch, image_size, classes=classes, timeout=timeout)))
+    return PythonInput(ReceivedData(Receiver(endpoint, batch, image_size, classes=classes, timeout=timeout)))
 
 
 def without_graph_of_error(record: logging.LogRecord) -> bool:

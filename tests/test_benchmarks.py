@@ -31,3 +31,14 @@ def test_data(root, tmp_path, python):
 def test_data_says_what_it_needs(root, python):
     done = python(os.path.join(root, 'benchmarks', 'data.py'), '--data', 'nowhere')
     assert done.returncode == 2 and 'nowhere' in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_scaling(root, python):
+    done = python(os.path.join(root, 'benchmarks', 'scaling.py'))
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    published = [row for row in rows if row['gpus'] == 128]  # 52 h on 128 GPUs is where the rate comes from
+    assert all(51 < row['training_hours'] < 56 for row in published)
+    assert {row['allreduce_bytes'] for row in rows} == {4 * 60192808}
+    for slow, middle, fast in zip(rows[::3], rows[1::3], rows[2::3]):
+        assert slow['exposed_share'] >= middle['exposed_share'] >= fast['exposed_share']

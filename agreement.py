@@ -1,0 +1,68 @@
+"""Whether all ranks were started alike. Ranks that differ would train a network that nobody asked for, or wait for ever."""
+import argparse
+import glob
+import hashlib
+import os
+from typing import Dict, List, Optional, Sequence
+
+import numpy as np
+
+import checkpoint
+import results
+from distributed import World
+from errors import InputError
+from third_party.imagenet import Dataset
+
+ROOT = os.path.dirname(os.path.abspath(__file__))
+# Where things are may differ between machines; what they hold may not
+PLACES = ('data', 'classes', 'endpoint', 'load', 'resume')
+SUBJECTS = ('code', 'libraries', 'flags', 'checkpoint', 'data')
+
+
+def digest(*parts: object) -> int:
+    """Of the parts' texts, in 48 bits: float64, in which ranks add up, holds it exactly."""
+    return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:12], 16)
+
+
+def code_digest() -> int:
+    files = sorted(glob.glob(os.path.join(ROOT, '*.py')) + glob.glob(os.path.join(ROOT, 'third_party', '*.py')))
+    contents = []
+    for path in files:
+        with open(path, 'rb') as f:
+            contents.append((os.path.relpath(path, ROOT), hashlib.sha256(f.read()).hexdigest()))
+    return digest(contents)
+
+
+def data_digest(classes: Sequence[str], validation: Optional[Dataset], data_dir: Optional[str]) -> int:
+    paths = [os.path.relpath(path, data_dir) for path in validation.paths] if validation else []
+    return digest(list(classes), paths, list(validation.labels) if validation else [])
+
+
+def ranks_that_differ(world: World, values: Sequence[int]) -> Dict[int, List[int]]:
+    """{column: the ranks whose value there is not rank 0's}, the same on every rank."""
+    table = np.zeros((world.size, len(values)))
+    table[world.rank] = values
+    table = world.sum(table)
+    return {column: ranks for column, ranks in
+            ((column, np.flatnonzero(table[:, column] != table[0, column]).tolist()) for column in range(len(values)))
+            if ranks}
+
+
+def check_agreement(world: World, options: argparse.Namespace, classes: Sequence[str],
+                    validation: Optional[Dataset]) -> None:
+    """Raises InputError, on all ranks, that names the ranks that differ from rank 0 and in what."""
+    flags = {name: value for name, value in sorted(vars(options).items()) if name not in PLACES}
+    files = checkpoint.checkpoint_files(options.load) if options.load else []
+    different = ranks_that_differ(world, [
+        code_digest(), digest(sorted(results.versions().items())), digest(flags),
+        digest(results.checkpoint_sha256(files)), data_digest(classes, validation, options.data)])
+    if not different:
+        return
+    where = {SUBJECTS[column]: ranks for column, ranks in different.items()}
+    if 'flags' in where and 'code' not in where:  # which of them; under other code they may not be the same ones
+        del where['flags']
+        for column, ranks in ranks_that_differ(world, [digest(value) for value in flags.values()]).items():
+            where['--' + list(flags)[column].replace('_', '-')] = ranks
+    raise InputError('not all ranks were started alike: %s. Start all of them with the same flags, code, data and '
+                     'checkpoint' % '; '.join('%s of rank %s is not that of rank 0' % (
+                         what, ', '.join(map(str, ranks))) for what, ranks in where.items()))

@@ -1,0 +1,117 @@
+#!/usr/bin/env python
+"""How a training scales to many GPUs: a model of it, and the measurement of an allreduce here. docs/scaling.md explains both.
+
+    python benchmarks/scaling.py                                      the table of the model, as JSON lines
+    mpirun -np N ... python benchmarks/scaling.py --allreduce BYTES   Horovod's allreduce over these ranks, as one JSON line
+"""
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from typing import Any, Dict, List, NamedTuple
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+
+from errors import Parser, run_command  # noqa: E402
+from schedule import attack_iters_after  # noqa: E402
+
+IMAGES, VALIDATION, EPOCHS, BATCH, GPUS_PER_NODE = 1281167, 50000, 110, 32, 8
+IMAGE_BYTES = 224 * 224 * 3
+FUSION_BYTES = 64 * 2 ** 20  # Horovod's buffer
+HOP_SECONDS = 20e-6  # of a ring, a message's latency
+
+
+class Job(NamedTuple):
+    """`parameters`: trained ones. `gpu_rate`: image-steps per second of one GPU, an image-step being a forward pass and a
+    gradient of the image. `gigabits`: of a node's network, each way."""
+    parameters: int
+    attack_iter: int
+    gpu_rate: float
+    gpus: int
+    gigabits: float
+
+
+def step_seconds(job: Job) -> Dict[str, float]:
+    """The parts of a step of BATCH images on each GPU. A gradient of the image takes two forward passes (forward, and
+    backward to the image), one of image and weights three: a training step is attack_iter + 1.5 image-steps."""
+    compute = BATCH * (job.attack_iter + 1.5) / job.gpu_rate
+    backward = BATCH * 1.0 / job.gpu_rate  # two of its three passes: gradients of the last layers are ready first
+    nodes = math.ceil(job.gpus / GPUS_PER_NODE)
+    size = 4.0 * job.parameters
+    allreduce = 0.0
+    if nodes > 1:  # a ring over all GPUs crosses each node's network once in and once out
+        allreduce = 2 * (job.gpus - 1) / job.gpus * size / (job.gigabits * 1e9 / 8)
+        allreduce += 2 * (job.gpus - 1) * HOP_SECONDS * math.ceil(size / FUSION_BYTES)
+    # the last fused buffer can only be sent when the backward pass has ended
+    exposed = max(allreduce - backward, allreduce * min(1.0, FUSION_BYTES / size)) if allreduce else 0.0
+    return dict(compute=compute, allreduce=allreduce, exposed=exposed, total=compute + exposed)
+
+
+def evaluation_steps(epochs: int = EPOCHS) -> int:
+    """Image-steps on each validation image in a whole training. Attacks of one step size share their steps: those of 16
+    steps and more have size 1; the one of 10 has 1.6. A classification counts as half an image-step, rounded up to one."""
+    steps = 0
+    for epoch in range(1, epochs + 1):
+        iters = attack_iters_after(epoch, epochs)
+        steps += 10 + max([k for k in iters if k >= 16], default=0) + len(iters)
+    return steps
+
+
+def predict(job: Job) -> Dict[str, Any]:
+    seconds = step_seconds(job)
+    steps = EPOCHS * (IMAGES // (BATCH * job.gpus))
+    evaluation = VALIDATION * evaluation_steps() / (job.gpu_rate * job.gpus)
+    node_images = GPUS_PER_NODE * BATCH / seconds['total']
+    return dict(job._asdict(), step_seconds=round(seconds['total'], 3), allreduce_seconds=round(seconds['allreduce'], 4),
+                exposed_share=round(seconds['exposed'] / seconds['total'], 4), allreduce_bytes=4 * job.parameters,
+                training_hours=round(steps * seconds['total'] / 3600, 1), evaluation_hours=round(evaluation / 3600, 2),
+                images_per_second=round(job.gpus * BATCH / seconds['total'], 1),
+                node_images_per_second=round(node_images, 1),
+                node_megabytes_per_second=round(node_images * IMAGE_BYTES / 1e6, 2))
+
+
+def measure_allreduce(size: int, repeats: int) -> None:
+    import numpy as np
+
+    from compat import tf
+    from distributed import HorovodWorld
+    world = HorovodWorld()
+    with tf.Graph().as_default() as graph, tf.device('/cpu:0'):
+        gradient = tf.Variable(tf.ones([size // 4]))
+        total = tf.reduce_sum(world.hvd.allreduce(gradient, op=world.hvd.Sum, name='gradient')[:1])
+    seconds: List[float] = []
+    with tf.Session(graph=graph, config=world.session_config()) as session:
+        session.run(gradient.initializer)
+        for _ in range(repeats + 1):
+            begin = time.perf_counter()
+            assert session.run(total) == world.size
+            seconds.append(time.perf_counter() - begin)
+    middle = float(np.median(seconds[1:]))
+    if world.is_chief:
+        print(json.dumps(dict(ranks=world.size, bytes=size, seconds=round(middle, 4), lowest=round(min(seconds[1:]), 4),
+                              highest=round(max(seconds[1:]), 4), repeats=repeats,
+                              gigabytes_per_second=round(size / middle / 1e9, 3))), flush=True)
+
+
+def main() -> int:
+    parser = Parser(prog='scaling.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--allreduce', type=int, metavar='BYTES', help='measure it over the ranks that mpirun started')
+    parser.add_argument('--repeats', type=int, default=7)
+    parser.add_argument('--parameters', type=int, default=60192808, help='of the network (ResNet-152)')
+    parser.add_argument('--attack-iter', type=int, default=30)
+    parser.add_argument('--gpu-rate', type=float, default=185.2,
+                        help='image-steps/s of a GPU (a V100 with ResNet-152, from the published 52 h)')
+    options = parser.parse_args()
+    if options.allreduce:
+        measure_allreduce(options.allreduce, options.repeats)
+        return 0
+    for gpus in (8, 16, 32, 64, 128, 256, 512, 1024):
+        for gigabits in (10, 25, 100):
+            print(json.dumps(predict(Job(options.parameters, options.attack_iter, options.gpu_rate, gpus, gigabits))))
+    return 0
+
+
+if __name__ == '__main__':
+    run_command('scaling.py', main)

@@ -1,0 +1,86 @@
+"""What ends a training: ranks that die or differ, a loss that is not a number, a full disk. Always soon, and with words."""
+import os
+import random
+import shutil
+import subprocess
+import time
+
+import pytest
+
+from jobs import FAKE, Job
+
+pytestmark = pytest.mark.slow
+
+NAME = 'PGD-ResNet14-Batch4-%dGPUs-iter0-epsilon16.0-step1.0'
+ENDLESS = FAKE + ['--steps-per-epoch', '10000', '--max-epoch', '2', '--save-every-steps', '2']
+
+
+def test_a_rank_that_is_killed_ends_the_job(root, tmp_path):
+    job = Job(root, tmp_path, 3, *ENDLESS)
+    job.wait_for('model-2.')
+    begin = time.time()
+    ranks = job.ranks()
+    assert len(ranks) == 3
+    ranks[2].kill()
+    text = job.end(status=None, timeout=30)
+    assert job.process.returncode not in (0, None) and time.time() - begin < 30
+    assert 'process rank 2' in text and 'signal 9 (Killed)' in text
+    assert not any(rank.is_running() and rank.status() != 'zombie' for rank in ranks)
+
+
+def test_ranks_that_differ_are_refused(root, tmp_path):
+    """Through a file that mpirun starts as rank 1: other flags, then other code."""
+    other = tmp_path / 'other'
+    other.mkdir()
+    for name in os.listdir(root):
+        if name.endswith('.py'):
+            shutil.copy(os.path.join(root, name), str(other))
+    shutil.copytree(os.path.join(root, 'third_party'), str(other / 'third_party'))
+    with open(str(other / 'nets.py'), 'a') as f:
+        f.write('# changed\n')
+    from tools.mpi import mpirun
+    flags = ENDLESS + ['--base-lr', '0.1']
+    for ours, theirs, said in [
+            (root, flags[:-1] + ['0.2'], '--base-lr of rank 1 is not that of rank 0'),
+            (str(other), flags, 'code of rank 1 is not that of rank 0')]:
+        command = mpirun(1, [os.path.join(root, 'main.py')] + flags)
+        command += [':'] + mpirun(1, [os.path.join(ours, 'main.py')] + theirs)[-2 - len(theirs) - 2:]
+        done = subprocess.run(command, cwd=str(tmp_path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              stderr=subprocess.STDOUT, universal_newlines=True, timeout=120)
+        assert done.returncode == 2 and said in done.stdout and 'Traceback' not in done.stdout, done.stdout[-3000:]
+    assert not os.path.exists(str(tmp_path / 'train_log'))
+
+
+def test_a_loss_that_is_not_a_number(root, tmp_path):
+    job = Job(root, tmp_path, 2, *FAKE, '--steps-per-epoch', '10', '--max-epoch', '2', '--base-lr', '1e32',
+              '--save-every-steps', '1')
+    text = job.end(status=1)
+    lines = [line for line in text.splitlines() if 'main.py: failed: ' in line]
+    assert len(lines) == 1 and 'rank 0 on ' in lines[0] and 'lower --base-lr' in lines[0], text[-3000:]
+    # nothing was saved that a training could not go on from
+    from resume import damage, saved_checkpoints
+    assert all(damage(path) is None for path in saved_checkpoints(str(tmp_path / 'train_log' / (NAME % 2))))
+
+
+def test_a_full_disk(root, tmp_path):
+    """A checkpoint takes 80 MB here; there is space for one, and the second fails whole."""
+    disk = tmp_path / 'train_log'
+    disk.mkdir()
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', 'size=120m', 'tmpfs', str(disk)], stderr=subprocess.PIPE)
+    if mounted.returncode:
+        pytest.skip('a small disk can be mounted by root alone')
+    try:
+        text = Job(root, tmp_path, None, *ENDLESS).end(status=1)
+        from resume import newest_complete, saved_checkpoints
+        log = str(disk / (NAME % 1))
+        assert 'main.py: failed: cannot write to train_log' in text and 'No space left' in text, text[-3000:]
+        assert saved_checkpoints(log) == [log + '/model-2'] == [newest_complete(log)]
+        assert not [name for name in os.listdir(log) if 'model-4' in name]
+    finally:
+        subprocess.run(['umount', '-l', str(disk)], check=True)
+
+
+def test_killed_at_random_times_no_checkpoint_is_lost(root, tmp_path):
+    """A few of the rounds of tests/stress_resume.py."""
+    from stress_resume import rounds
+    rounds(root, tmp_path, 3, random.Random(0))

@@ -1,0 +1,95 @@
+"""slurm/train.sh and eval.sh under a real slurm of two nodes: the time runs out, the job is queued again and ends."""
+import glob
+import os
+import shutil
+import sys
+import tempfile
+import time
+
+import pytest
+
+import slurm_cluster
+from jobs import statistics
+from photos import write_split
+from tools.mpi import read_figures
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def cluster():
+    reason = slurm_cluster.missing()
+    if reason:
+        pytest.skip(reason)
+    folder = tempfile.mkdtemp(prefix='slurm')  # sockets below it have short paths
+    running = slurm_cluster.Cluster(folder)
+    yield running
+    running.stop()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def checkout(root, tmp_path):
+    """Links to what the jobs need, in a folder that they may write to."""
+    for name in os.listdir(root):
+        if name.endswith('.py') or name in ('third_party', 'slurm'):
+            (tmp_path / name).symlink_to(os.path.join(root, name))
+    return tmp_path
+
+
+def wait_until(condition, timeout, explain):
+    end = time.time() + timeout
+    while not condition():
+        assert time.time() < end, explain()
+        time.sleep(1)
+
+
+def test_a_training_whose_time_runs_out_is_queued_again_and_ends(cluster, checkout):
+    data = checkout / 'data'
+    write_split(data / 'train', 40)
+    write_split(data / 'val', 9, classes=9, seed=1)
+    environment = dict(ENVIRONMENT=sys.prefix, GPUS_PER_NODE='1', SERVER_OPTIONS='--workers 1', OMPI_ALLOW_RUN_AS_ROOT='1',
+                       OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1', MPI_OPTIONS='--mca btl_tcp_if_include lo')
+    small = ['--data', 'data', '--batch', '4', '--image-size', '32', '-d', '14', '--attack-iter', '0']
+    steps, epochs = 150, 2
+
+    def submit(script, *flags):
+        return cluster.run('sbatch', '--parsable', '-N2', *flags[0], os.path.join('slurm', script), *small, *flags[1:],
+                           cwd=str(checkout), env=environment).strip()
+
+    job = submit('train.sh', ['--time=2', '--signal=B:USR1@100'], '--overwrite', '--steps-per-epoch', str(steps), '--max-epoch',
+                 str(epochs), '--training-eval', 'clean')
+
+    def explain(job=job):
+        text = '%s %s' % (cluster.state(job), cluster.logs())
+        for path in glob.glob(str(checkout / 'slurm-*.log')) + glob.glob(str(checkout / ('slurm-%s' % job) / '*' / '*.log')):
+            with open(path, errors='replace') as f:
+                text += '\n== %s\n%s' % (path, f.read()[-3000:])
+        return text
+
+    wait_until(lambda: cluster.state(job)[1] == 1, 240, explain)
+    # slurm waits two minutes before it starts a job again
+    cluster.run('scontrol', 'update', 'JobId=' + job, 'TimeLimit=20', 'StartTime=now')
+    wait_until(lambda: cluster.state(job)[0] not in ('PENDING', 'RUNNING', 'COMPLETING'), 400, explain)
+    assert cluster.state(job)[0] == 'COMPLETED', explain()
+    with open(str(checkout / ('slurm-%s.log' % job))) as f:
+        text = f.read()
+    assert 'stopped by a signal' in text and 'queued again' in text and 'resuming from' in text
+    assert text.count('Start Epoch 1 ...') in (1, 2) and '2 ranks, total batch 8' in text
+    logs = checkout / ('slurm-' + job)
+    for restart in ('0', '1'):
+        names = {os.path.relpath(p, str(logs / restart)) for p in glob.glob(str(logs / restart / '*' / 'rank.*' / 'stdout'))}
+        assert {name.split(os.sep)[1] for name in names} == {'rank.0', 'rank.1'}
+        served = [open(path).read() for path in glob.glob(str(logs / restart / 'server-*.log'))]
+        assert len(served) == 2 and all('serving 40 images' in words for words in served)
+    log = checkout / 'train_log' / 'PGD-ResNet14-Batch4-2GPUs-iter0-epsilon16.0-step1.0'
+    records = statistics(log)
+    assert records[-1]['global_step'] == steps * epochs and (log / ('model-%d.index' % (steps * epochs))).exists()
+    every = [r['global_step'] for r in records]
+    assert every == sorted(set(every)) and [r['epoch_num'] for r in records if 'eval-clean/error-top1' in r] == [1, 2]
+
+    job = submit('eval.sh', ['--time=10'], '--load', str(log / ('model-%d' % (steps * epochs))))
+    wait_until(lambda: cluster.state(job)[0] not in ('PENDING', 'RUNNING', 'COMPLETING'), 240, lambda: explain(job))
+    with open(str(checkout / ('slurm-%s.log' % job))) as f:
+        figures = read_figures(f.read())
+    assert figures['Top1 Error'] == pytest.approx(records[-1]['eval-clean/error-top1'], abs=1.01 / 9), explain(job)

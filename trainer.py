@@ -1,0 +1,61 @@
+"""tensorpack's HorovodTrainer, with this rank's share of threads, and with gradients accumulated over micro-batches."""
+from compat import tf  # before tensorpack
+from tensorpack.tfutils.sesscreate import NewSessionCreator
+from tensorpack.tfutils.tower import TrainTowerContext
+from tensorpack.train import HorovodTrainer
+
+from distributed import World
+
+
+class SessionCreator(NewSessionCreator):
+    """tensorpack's, with the threads and the GPU of this rank in place of those that HorovodTrainer has just set."""
+
+    def __init__(self, world: World):
+        super().__init__()
+        self.world = world
+
+    def create_session(self):
+        threads = self.world.session_config()
+        self.config.intra_op_parallelism_threads = threads.intra_op_parallelism_threads
+        self.config.inter_op_parallelism_threads = threads.inter_op_parallelism_threads
+        self.config.gpu_options.visible_device_list = threads.gpu_options.visible_device_list
+        return super().create_session()
+
+
+class AccumulatingTrainer(HorovodTrainer):
+    """A step is `micro_batches` batches on every rank: gradients are averaged over all of them, exchanged and applied once.
+
+    Counts of steps, the schedule and summaries are in these steps. BatchNorm normalizes each micro-batch by itself, and its
+    moving averages are updated by each. tensorpack's AccumGradOptimizer would exchange gradients for every micro-batch,
+    sums instead of averages, and counts micro-batches as steps.
+    """
+
+    def __init__(self, micro_batches: int):
+        super().__init__()
+        self.micro_batches = micro_batches
+
+    def _setup_graph(self, input, get_cost_fn, get_opt_fn):
+        if self.micro_batches == 1:
+            return super()._setup_graph(input, get_cost_fn, get_opt_fn)
+        inner_allreduce, self._add = self.allreduce, None
+
+        def accumulated(grads):
+            """The last micro-batch's gradients and those before, as averages over ranks; then starts anew."""
+            kept = [tf.Variable(tf.zeros(v.shape, v.dtype.base_dtype), trainable=False, name='accumulated',
+                                collections=[tf.GraphKeys.LOCAL_VARIABLES], use_resource=True) for _, v in grads]
+            updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)
+            self._add = tf.group(*[k.assign_add(g) for k, (g, _) in zip(kept, grads)] + updates)
+            means = [((k.read_value() + g) / self.micro_batches, v) for k, (g, v) in zip(kept, grads)]
+            with tf.control_dependencies([mean for mean, _ in means]):
+                reset = tf.group(*[k.assign(tf.zeros_like(k)) for k in kept])
+            with tf.control_dependencies([reset]):
+                means = [(tf.identity(mean), v) for mean, v in means]
+            return inner_allreduce(means)
+
+        self.allreduce = accumulated
+        return super()._setup_graph(input, get_cost_fn, get_opt_fn)
+
+    def run_step(self):
+        for _ in range(self.micro_batches - 1):
+            self.sess.run(self._add)
+        super().run_step()
