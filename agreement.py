@@ -55,7 +55,7 @@ def check_agreement(world: World, options: argparse.Namespace, classes: Sequence
     files = checkpoint.checkpoint_files(options.load) if options.load else []
     different = ranks_that_differ(world, [
         code_digest(), digest(sorted(results.versions().items())), digest(flags),
-        digest(results.checkpoint_sha256(files)), data_digest(classes, validation, options.data)])
+        digest(results.sha256_of_files(files)), data_digest(classes, validation, options.data)])
     if not different:
         return
     where = {SUBJECTS[column]: ranks for column, ranks in different.items()}
