@@ -21,6 +21,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
     import results
     import saved_images
     from adv_model import PGDAttacker, attack_settings, load_attacker
+    from agreement import check_agreement
     from compat import tf
     from journal import Journal
     from nets import find_network
@@ -43,6 +44,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
 
     # Where it goes on: the chief has the journal, and all ranks begin at the same image
     world = distributed.connect()
+    check_agreement(world, options, dataset.class_names, dataset)
     journal, begin, facts = None, 0, {}
     if world.is_chief:
         facts = results.facts(options, network, dataset, attacker, strengths)
