@@ -51,6 +51,8 @@ def ranks_that_differ(world: World, values: Sequence[int]) -> Dict[int, List[int
 def check_agreement(world: World, options: argparse.Namespace, classes: Sequence[str],
                     validation: Optional[Dataset]) -> None:
     """Raises InputError, on all ranks, that names the ranks that differ from rank 0 and in what."""
+    if world.size == 1:
+        return
     flags = {name: value for name, value in sorted(vars(options).items()) if name not in PLACES}
     files = checkpoint.checkpoint_files(options.load) if options.load else []
     different = ranks_that_differ(world, [
