@@ -164,6 +164,7 @@ def load_attacker(name: str) -> Type[Attacker]:
     Raises InputError where there is none, or it isn't made like PGDAttacker.
     """
     module, _, attribute = name.partition(':')
+    before = list(sys.path)
     sys.path.append(os.getcwd())
     try:
         attacker = getattr(importlib.import_module(module), attribute)
@@ -172,7 +173,7 @@ def load_attacker(name: str) -> Type[Attacker]:
         raise InputError('the attacker %s can\'t be used, module:Class with the parameters of adv_model.PGDAttacker is '
                          'expected (%s: %s)' % (name, type(e).__name__, e))
     finally:
-        sys.path.pop()
+        sys.path[:] = before
     if not (inspect.isclass(attacker) and issubclass(attacker, Attacker)):
         raise InputError('the attacker %s is no subclass of adv_model.Attacker' % name)
     return attacker

@@ -1,6 +1,5 @@
 """Whether all ranks were started alike. Ranks that differ would train a network that nobody asked for, or wait for ever."""
 import argparse
-import glob
 import hashlib
 import os
 from typing import Dict, List, Optional, Sequence
@@ -8,12 +7,11 @@ from typing import Dict, List, Optional, Sequence
 import numpy as np
 
 import checkpoint
-import results
 from distributed import World
 from errors import InputError
+from provenance import code_sha256, sha256_of_files, versions
 from third_party.imagenet import Dataset
 
-ROOT = os.path.dirname(os.path.abspath(__file__))
 # Where things are may differ between machines; what they hold may not
 PLACES = ('data', 'classes', 'endpoint', 'load', 'resume')
 SUBJECTS = ('code', 'libraries', 'flags', 'checkpoint', 'data')
@@ -22,15 +20,6 @@ SUBJECTS = ('code', 'libraries', 'flags', 'checkpoint', 'data')
 def digest(*parts: object) -> int:
     """Of the parts' texts, in 48 bits: float64, in which ranks add up, holds it exactly."""
     return int(hashlib.sha256(repr(parts).encode()).hexdigest()[:12], 16)
-
-
-def code_digest() -> int:
-    files = sorted(glob.glob(os.path.join(ROOT, '*.py')) + glob.glob(os.path.join(ROOT, 'third_party', '*.py')))
-    contents = []
-    for path in files:
-        with open(path, 'rb') as f:
-            contents.append((os.path.relpath(path, ROOT), hashlib.sha256(f.read()).hexdigest()))
-    return digest(contents)
 
 
 def data_digest(classes: Sequence[str], validation: Optional[Dataset], data_dir: Optional[str]) -> int:
@@ -49,15 +38,17 @@ def ranks_that_differ(world: World, values: Sequence[int]) -> Dict[int, List[int
 
 
 def check_agreement(world: World, options: argparse.Namespace, classes: Sequence[str],
-                    validation: Optional[Dataset]) -> None:
-    """Raises InputError, on all ranks, that names the ranks that differ from rank 0 and in what."""
+                    validation: Optional[Dataset], attacker_sha256: str = '') -> None:
+    """Raises InputError, on all ranks, that names the ranks that differ from rank 0 and in what.
+
+    attacker_sha256: of an attacker's code that is not this project's."""
     if world.size == 1:
         return
     flags = {name: value for name, value in sorted(vars(options).items()) if name not in PLACES}
     files = checkpoint.checkpoint_files(options.load) if options.load else []
     different = ranks_that_differ(world, [
-        code_digest(), digest(sorted(results.versions().items())), digest(flags),
-        digest(results.sha256_of_files(files)), data_digest(classes, validation, options.data)])
+        digest(code_sha256(), attacker_sha256), digest(sorted(versions().items())), digest(flags),
+        digest(sha256_of_files(files)), data_digest(classes, validation, options.data)])
     if not different:
         return
     where = {SUBJECTS[column]: ranks for column, ranks in different.items()}

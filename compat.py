@@ -31,6 +31,12 @@ def xla_compile(function: Callable, *inputs: Any) -> Any:
     return tf.xla.experimental.compile(function, inputs)[0]
 
 
+def ask_for_determinism() -> None:
+    """Of GPU kernels, before the first session: cuDNN's fastest gradients, and its choice of a kernel by time, vary."""
+    for name, value in [('TF_CUDNN_DETERMINISTIC', '1'), ('TF_DETERMINISTIC_OPS', '1'), ('TF_CUDNN_USE_AUTOTUNE', '0')]:
+        os.environ.setdefault(name, value)
+
+
 def num_gpus() -> int:
     """How many GPUs TensorFlow can use. Doesn't initialise them, so that a session can still choose one."""
     return len(tensorflow.config.experimental.list_physical_devices('GPU'))

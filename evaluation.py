@@ -11,25 +11,18 @@ from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Se
 import numpy as np
 from tqdm import tqdm
 
-from adv_model import Attacker, PGDAttacker, effective_step_size, is_wrong, most_likely, scale_pixels
+from adv_model import Attacker, PGDAttacker, is_wrong, most_likely, pixels, scale_pixels
 from compat import tf
 from distributed import World
+from errors import RunError
 from nets import Network
-from outcomes import OUTCOME, Tally
+from outcomes import OUTCOME, Strength, Tally
 from resnet_model import Mode
 from third_party.batches import Batch, validation_batches
 from third_party.imagenet import Dataset
 
 
-class Strength(NamedTuple):
-    """An attack: steps (0 is no attack), and budget and step size in pixels."""
-    num_iter: int
-    epsilon: float = 16.0
-    step_size: float = 1.0
-
-    @property
-    def step_used(self) -> float:
-        return effective_step_size(self.num_iter, self.epsilon, self.step_size) if self.num_iter else 0.0
+ROUNDING = 1e-5  # of float32, in [-1, 1], where budgets are compared
 
 
 class Attacked(NamedTuple):
@@ -134,12 +127,24 @@ Keep = Callable[[Batch, Strength, np.ndarray], np.ndarray]
 
 def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strengths: Sequence[Strength],
                  keep: Optional[Keep] = None) -> np.ndarray:
-    """(N, number of strengths) of OUTCOME. The seconds of a batch are divided among its images."""
+    """(N, number of strengths) of OUTCOME. The seconds of a batch are divided among its images.
+
+    Raises RunError where an attacker leaves its budget: a record would claim what was not so.
+    """
     outcomes = np.zeros((len(batch.labels), len(strengths)), OUTCOME)
+    clean = session.run(tower.clean, {tower.image: batch.images})
     for strength, attacked in tower.attack(session, batch, strengths):
+        radius = pixels(strength.epsilon) if strength.num_iter else 0.0
+        change = np.abs(attacked.images - clean).max()
+        if not (change <= radius + ROUNDING and np.abs(attacked.images).max() <= 1 + ROUNDING):
+            raise RunError('the attacker changed pixels by up to %.3f of 255, or left [0, 255]; its budget was %g'
+                           % (change * 255 / 2, strength.epsilon))
         column = outcomes[:, strengths.index(strength)]
-        column['target'], column['seconds'] = attacked.targets, attacked.seconds / len(batch.labels)
+        begin = time.perf_counter()
         column['prediction'], column['top5_correct'] = tower.classify(session, attacked.images, batch.labels)
+        # those of the attack; without one, of the classification
+        seconds = attacked.seconds if strength.num_iter else time.perf_counter() - begin
+        column['target'], column['seconds'] = attacked.targets, seconds / len(batch.labels)
         if keep is not None:
             kept = keep(batch, strength, attacked.images)
             column['saved_prediction'], column['saved_top5_correct'] = tower.classify(session, kept, batch.labels)
@@ -162,6 +167,7 @@ def evaluate(tower: AttackTower, session: tf.Session, dataset: Dataset, strength
         share = next(batches, None)  # in the last round some ranks have none
         outcomes = world.gather(np.zeros((0, len(strengths)), OUTCOME) if share is None
                                 else attack_batch(tower, session, share, strengths, keep))
+        outcomes['seconds'] /= world.size  # ranks work at the same time
         yield range(parts[first].start, parts[min(first + world.size, len(parts)) - 1].stop), outcomes
 
 

@@ -13,7 +13,8 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
-from errors import InputError
+from errors import InputError, RunError
+from files import sync_folder
 from outcomes import OUTCOME
 
 FORMAT = 'evaluation journal 1'
@@ -32,6 +33,7 @@ class Journal:
     def __init__(self, path: str, facts: Dict[str, Any], *, num_images: int, num_strengths: int):
         self._path, self._num_strengths = path, num_strengths
         self.num_done = 0  # images, from the first of the set on
+        self.existed = False  # it has the header of this evaluation from an earlier run
         try:
             # not 'w' or 'a': what is there must be read first, and what a crash cut off be overwritten
             self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), 'r+b')
@@ -52,6 +54,12 @@ class Journal:
     def close(self) -> None:
         self._file.close()
 
+    def __enter__(self) -> 'Journal':
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
     def _begin(self, header: Dict[str, Any], num_images: int) -> None:
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -62,23 +70,25 @@ class Journal:
         self._file.truncate(end)
         if end == 0:
             self._write(header)
+            sync_folder(self._path)
 
     def _check(self, header: Dict[str, Any], num_images: int) -> int:
         """Sets `num_done`; returns where the next line goes. Raises InputError for what is not to be continued."""
         end = 0
         for line, end in self._lines(header):
-            if 'format' in line:
+            if not self.existed:
+                self.existed = True
                 self._compare(line, json.loads(json.dumps(header)))
-            elif line['first'] == self.num_done and line['first'] + line['count'] <= num_images:
+            elif line.get('first') == self.num_done and line['first'] + line['count'] <= num_images:
                 self.num_done += line['count']
             else:
-                raise InputError('the journal %s is damaged before byte %d: image %d comes after %d images'
-                                 % (self._path, end, line['first'], self.num_done))
+                raise InputError('the journal %s is damaged before byte %d: image %s comes after %d images'
+                                 % (self._path, end, line.get('first'), self.num_done))
         return end
 
     def _compare(self, there: Dict[str, Any], here: Dict[str, Any]) -> None:
-        if there['format'] != FORMAT:
-            raise InputError('%s is no journal of this version: give another file' % self._path)
+        if there.get('format') != FORMAT:
+            raise InputError('%s does not begin as a journal of this version: give another file' % self._path)
         theirs, ours = there['facts'], here['facts']
         differing = ['%s is %s there and %s here' % (name, json.dumps(theirs.get(name)), json.dumps(ours.get(name)))
                      for name in sorted(set(theirs) | set(ours)) if theirs.get(name) != ours.get(name)]
@@ -120,7 +130,7 @@ class Journal:
             self._write(dict({name: outcomes[name].tolist() for name in OUTCOME.names}, first=positions.start,
                              count=len(positions)))
         except OSError as e:
-            raise InputError('cannot write the journal %s: %s; what it holds can be continued' % (self._path, e.strerror))
+            raise RunError('cannot write the journal %s: %s; what it holds can be continued' % (self._path, e.strerror))
 
     def _write(self, content: Dict[str, Any]) -> None:
         self._file.seek(0, os.SEEK_END)

@@ -6,6 +6,7 @@
     mpirun -np 16 ... python main.py --data DIR --batch 32 --arch A -d N                training, beside a data server
 """
 import argparse
+import inspect
 import sys
 from typing import Any
 
@@ -18,43 +19,48 @@ def run_evaluation(options: argparse.Namespace) -> int:
     import checkpoint
     import distributed
     import evaluation
+    import provenance
     import results
     import saved_images
     from adv_model import PGDAttacker, attack_settings, load_attacker
     from agreement import check_agreement
-    from compat import tf
+    from compat import ask_for_determinism, tf
     from journal import Journal
     from nets import find_network
-    from outcomes import Tally
+    from outcomes import Strength, Tally
     from resnet_model import native_mode
     from setup_check import suspicions
     from third_party.imagenet import load_dataset
 
     # What the flags name, and whether it fits
-    for path in filter(None, [options.results, options.per_image]):
-        check_writable(path)
     find_network(options.arch, options.depth)
     dataset = load_dataset(options.data, 'val', options.classes)
     network = find_network(options.arch, options.depth, len(dataset.class_names))
     weights = checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
     attacker = load_attacker(options.attacker) if options.attacker else PGDAttacker
-    strengths = [evaluation.Strength(k, epsilon, options.attack_step_size)
+    strengths = [Strength(k, epsilon, options.attack_step_size)
                  for epsilon in options.attack_epsilons for k in options.attack_iters]
     saving = options.save_adversarial
 
     # Where it goes on: the chief has the journal, and all ranks begin at the same image
     world = distributed.connect()
-    check_agreement(world, options, dataset.class_names, dataset)
-    journal, begin, facts = None, 0, {}
+    check_agreement(world, options, dataset.class_names, dataset, provenance.sha256_of_files([inspect.getfile(attacker)]))
+    journal, begin, token, facts = None, 0, 0, {}
     if world.is_chief:
-        facts = results.facts(options, network, dataset, attacker, strengths)
+        for path in filter(None, [options.results, options.per_image]):
+            check_writable(path)
+        facts = provenance.evaluation_facts(options, network, dataset, attacker, strengths)
         if options.journal:
             journal = Journal(options.journal, facts, num_images=len(dataset), num_strengths=len(strengths))
             begin = journal.num_done
         if saving:
-            saved_images.prepare_directory(saving, continued=journal is not None)
-    begin = int(world.sum([begin])[0])
+            token = saved_images.prepare_directory(saving, strengths, done=begin,
+                                                   continued=journal is not None and journal.existed)
+    begin, token = [int(n) for n in world.sum([begin, token])]
+    if saving:
+        saved_images.check_directory(saving, token)
 
+    ask_for_determinism()
     with tf.Graph().as_default() as graph:
         tower = evaluation.AttackTower(network, options.image_size, mode=native_mode(), seed=options.seed,
                                        attacker=attacker, **attack_settings(options.use_fp16xla))
@@ -83,14 +89,14 @@ def run_evaluation(options: argparse.Namespace) -> int:
         if options.results:
             results.write_results(
                 options.results, dict(facts, checkpoint=options.load, data=options.data, ranks=world.size,
-                                      batch=options.batch, saved_adversarial=saving, versions=results.versions()),
-                [results.attack_record(*of_strength, world.size, saved=bool(saving))
+                                      batch=options.batch, saved_adversarial=saving),
+                [results.attack_record(*of_strength, saved=bool(saving))
                  for of_strength in zip(strengths, tally.figures)])
     return 0
 
 
 def print_figures(strength: Any, figures: Any, *, saved: bool = False) -> None:
-    """An evaluation.Strength and its outcomes.Figures."""
+    """An outcomes.Strength and its Figures."""
     print('%d images, %d attack steps, epsilon %g, step size %g' % (
         figures.num_images, strength.num_iter, strength.epsilon, strength.step_used))
     if saved:
@@ -131,9 +137,9 @@ def run_prediction(options: argparse.Namespace) -> int:
 
 def print_scores(scores: Any, num_listed: int) -> None:
     """A prediction.Scores of the images that a manifest of `num_listed` lists."""
-    for strength, figures in sorted(scores.figures.items(), key=lambda item: [float(x) for x in item[0]]):
+    for strength, figures in sorted(scores.figures.items()):
         print('%d images%s' % (figures.num_images,
-                               ', %s attack steps, epsilon %s' % strength if len(strength) == 2 else ''))
+                               ', %g attack steps, epsilon %g' % strength if len(strength) == 2 else ''))
         print_rates(figures)
     scored = sum(figures.num_images for figures in scores.figures.values())
     if scored < num_listed:

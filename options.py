@@ -1,6 +1,7 @@
 """The command line of main.py: flags to one plain object, which is passed down. Nothing else reads sys.argv."""
 import argparse
 import math
+import os
 from typing import Any, Callable, List
 
 from errors import InputError, Parser
@@ -116,6 +117,9 @@ def check_options(options: argparse.Namespace) -> None:
     for flag in ('results', 'per_image', 'save_adversarial', 'journal', 'attacker'):
         if getattr(options, flag) and not options.eval:
             raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
+    files = [os.path.realpath(path) for path in (options.results, options.per_image, options.journal) if path]
+    if len(set(files)) < len(files):
+        raise InputError('--results, --per-image and --journal are files of their own: give each another name')
     if options.labels and not options.eval_directory:
         raise InputError('--labels goes with --eval-directory')
     if options.resume is not None and options.overwrite:

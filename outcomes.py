@@ -9,8 +9,20 @@ OUTCOME = np.dtype([('target', '<i4'), ('prediction', '<i4'), ('top5_correct', '
                     ('saved_prediction', '<i4'), ('saved_top5_correct', '?'), ('seconds', '<f4')])
 
 
+class Strength(NamedTuple):
+    """An attack: steps (0 is no attack), and budget and step size in pixels."""
+    num_iter: int
+    epsilon: float = 16.0
+    step_size: float = 1.0
+
+    @property
+    def step_used(self) -> float:
+        """alpha, as adv_model.effective_step_size has it; 0 without an attack."""
+        return max(self.step_size, self.epsilon / self.num_iter) if self.num_iter else 0.0
+
+
 class Figures(NamedTuple):
-    """Counts over images; `rate` makes fractions of them. `seconds` are those of all ranks, one after the other."""
+    """Counts over images; `rate` makes fractions of them. `seconds` are those that the job took for them."""
     num_images: int = 0
     wrong_top1: int = 0
     wrong_top5: int = 0

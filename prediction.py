@@ -7,9 +7,9 @@ import numpy as np
 from tqdm import tqdm
 
 from errors import InputError
+from files import WholeFile
 from inference import Classifier
 from outcomes import OUTCOME, Figures, count
-from results import WholeFile
 from saved_images import MANIFEST, Listed, read_manifest
 from third_party.batches import map_ahead
 from third_party.imagenet import find_images
@@ -19,7 +19,7 @@ from third_party.images import decode, validation_image
 class Scores(NamedTuple):
     """How many files were not scored, and what a manifest says about the others: {its strength: Figures}."""
     num_failed: int
-    figures: Dict[Tuple[str, ...], Figures]
+    figures: Dict[Tuple[float, ...], Figures]
 
 
 def read_image(path: str, image_size: int, listed: Dict[str, Listed]) -> Tuple[str, Optional[np.ndarray], str]:
@@ -42,9 +42,14 @@ def read_image(path: str, image_size: int, listed: Dict[str, Listed]) -> Tuple[s
 
 
 def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
-    """The manifest that is given, or else the folder's own; empty without."""
+    """The manifest that is given, or else the folder's own; empty without. Somebody else's manifest.csv is none."""
     own = os.path.join(directory, MANIFEST)
-    return read_manifest(given or own) if given or os.path.isfile(own) else {}
+    if given:
+        return read_manifest(given)
+    try:
+        return read_manifest(own)
+    except InputError:
+        return {}
 
 
 def write_predictions(classifier: Classifier, directory: str, prediction_file: str,
@@ -59,7 +64,10 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     others = {os.path.realpath(p) for p in (prediction_file, os.path.join(directory, MANIFEST), *ignored)}
     paths = [p for p in find_images(directory) if os.path.realpath(p) not in others]
     listed = listed or {}
-    outcomes: Dict[Tuple[str, ...], Figures] = {}
+    classes = classifier.network.num_classes
+    if any(row.label not in range(classes) for row in listed.values()):
+        raise InputError('the manifest has labels that the network, of %d classes, does not have' % classes)
+    outcomes: Dict[Tuple[float, ...], Figures] = {}
     failed = 0
     with WholeFile(prediction_file) as out, tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
         images = map_ahead(lambda p: read_image(p, classifier.image_size, listed), paths,
@@ -86,8 +94,9 @@ def as_outcome(row: Listed, logits: np.ndarray) -> Tuple[np.ndarray, np.ndarray]
     """The label and the OUTCOME, (1,) each, of an image with these logits, (classes,)."""
     outcome = np.zeros(1, OUTCOME)
     outcome['target'] = row.target
-    outcome['prediction'] = logits.argmax() if np.isfinite(logits).all() else -1
-    outcome['top5_correct'] = row.label in np.argsort(-logits, kind='stable')[:5]
+    finite = np.isfinite(logits).all()
+    outcome['prediction'] = logits.argmax() if finite else -1
+    outcome['top5_correct'] = finite and np.sum(logits > logits[row.label]) < 5  # as in_top_k counts
     return np.array([row.label]), outcome
 
 

@@ -1,24 +1,16 @@
 """What an evaluation leaves behind: a file with one record for each strength of the attack and all that it depends on, and
 tables with a row for each image."""
-import csv
 import contextlib
-import hashlib
-import inspect
+import csv
 import json
 import os
-import sys
-from importlib import import_module
-from typing import Any, Dict, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from checkpoint import checkpoint_files
-from compat import tf
 from distributed import World
-from errors import InputError
-from evaluation import Strength
-from nets import Network
-from outcomes import Figures
+from files import WholeFile
+from outcomes import Figures, Strength
 from saved_images import MANIFEST, file_name
 from third_party.imagenet import Dataset
 
@@ -35,10 +27,10 @@ def wilson_interval(count: int, total: int) -> Tuple[float, float]:
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def attack_record(strength: Strength, figures: Figures, ranks: int, *, saved: bool = False) -> Dict[str, Any]:
+def attack_record(strength: Strength, figures: Figures, *, saved: bool = False) -> Dict[str, Any]:
     """One strength's record. Rates are fractions; `seconds` are those of its whole trajectory, of which strengths with
     the same step size share the beginning. `saved`: also the figures of the images as they were saved."""
-    seconds = figures.seconds / ranks
+    seconds = figures.seconds
     record = dict(attack_iter=strength.num_iter, epsilon=strength.epsilon, step_size=strength.step_used,
                   num_images=figures.num_images)
     for prefix in ['', 'saved_'] if saved else ['']:
@@ -52,75 +44,11 @@ def attack_record(strength: Strength, figures: Figures, ranks: int, *, saved: bo
     return record
 
 
-def sha256_of_files(files: Iterable[str]) -> str:
-    """Of their bytes, in this order."""
-    digest = hashlib.sha256()
-    for path in files:
-        with open(path, 'rb') as f:
-            for block in iter(lambda: f.read(1 << 20), b''):
-                digest.update(block)
-    return digest.hexdigest()
-
-
-def versions() -> Dict[str, str]:
-    """Of Python and of the libraries that the figures depend on."""
-    found = {'python': '%d.%d.%d' % sys.version_info[:3]}
-    for name in ('tensorflow', 'tensorpack', 'numpy', 'cv2'):
-        found[name] = import_module(name).__version__
-    return found
-
-
 def write_results(path: str, facts: Dict[str, Any], attacks: List[Dict[str, Any]]) -> None:
     """JSON: `facts`, and the records under `attacks`. The file is there as a whole or not at all."""
     with WholeFile(path) as f:
         json.dump(dict(facts, attacks=attacks), f, indent=1, sort_keys=True)
         f.write('\n')
-
-
-class WholeFile:
-    """A text file that appears when its `with` block ends well, and not otherwise. Raises InputError when it can't."""
-
-    def __init__(self, path: str):
-        self._path = os.path.realpath(path)  # a link stays one
-        self._temporary = '%s.%d.part' % (self._path, os.getpid())
-
-    def __enter__(self) -> Any:
-        try:
-            self._file = open(self._temporary, 'w', newline='', encoding='utf-8', errors='surrogateescape')
-        except OSError as e:
-            raise self._cannot_write(e)
-        return self._file
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        try:
-            with self._file:
-                if kind is None:
-                    self._file.flush()
-                    os.fsync(self._file.fileno())
-            if kind is None:
-                os.replace(self._temporary, self._path)
-        except OSError as e:
-            raise self._cannot_write(e)
-        finally:
-            if os.path.exists(self._temporary):
-                os.unlink(self._temporary)
-        if isinstance(error, OSError):
-            raise self._cannot_write(error)
-
-    def _cannot_write(self, error: OSError) -> InputError:
-        return InputError('cannot write %s: %s' % (self._path, error.strerror))
-
-
-def facts(options: Any, network: Network, dataset: Dataset, attacker: type,
-          strengths: Sequence[Strength]) -> Dict[str, Any]:
-    """All that the outcomes of an evaluation depend on, but for rounding: two with the same facts are the same one."""
-    return dict(
-        arch=network.arch, depth=network.depth, classes=network.num_classes, image_size=options.image_size,
-        checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)), data_sha256=dataset.digest(options.data),
-        num_images=len(dataset), seed=options.seed, attack_dtype='float16' if options.use_fp16xla else 'float32',
-        attacker='%s:%s' % (attacker.__module__, attacker.__name__),
-        attacker_sha256=sha256_of_files([inspect.getfile(attacker)]), strengths=[list(s) for s in strengths],
-        saves_images=bool(options.save_adversarial), tensorflow=tf.__version__)
 
 
 PER_IMAGE_COLUMNS = ('index', 'path', 'label', 'attack_iter', 'epsilon', 'target', 'prediction', 'top5_correct', 'success')
@@ -153,11 +81,12 @@ class ImageTables:
                  world: World):
         self._wanted = [(per_image, False), (saved and os.path.join(saved, MANIFEST), True)] if world.is_chief else []
         self._dataset, self._strengths = dataset, strengths
-        self._files = contextlib.ExitStack()
 
     def __enter__(self) -> 'ImageTables':
-        self._tables = [ImageTable(self._files.enter_context(WholeFile(path)), self._dataset, self._strengths,
-                                   manifest=manifest) for path, manifest in self._wanted if path]
+        with contextlib.ExitStack() as files:
+            self._tables = [ImageTable(files.enter_context(WholeFile(path)), self._dataset, self._strengths,
+                                       manifest=manifest) for path, manifest in self._wanted if path]
+            self._files = files.pop_all()
         return self
 
     def write(self, positions: range, outcomes: np.ndarray) -> None:

@@ -5,16 +5,19 @@ again, by another network (prediction.py).
 """
 import csv
 import os
-from typing import Dict, NamedTuple, Tuple
+import socket
+from typing import Dict, NamedTuple, Sequence, Tuple
 
 import cv2
 import numpy as np
 
 from errors import InputError
-from evaluation import Strength
+from files import WholeFile, cannot_write
+from outcomes import Strength
 from third_party.batches import Batch
 
 MANIFEST = 'manifest.csv'
+TOKEN = '.evaluation'  # a file by which all ranks know the folder
 
 
 def quantised(images: np.ndarray, clean: np.ndarray, epsilon: float) -> np.ndarray:
@@ -29,16 +32,47 @@ def file_name(position: int, strength: Strength) -> str:
     return '%06d-iter%d-epsilon%g.png' % (position, strength.num_iter, strength.epsilon)
 
 
-def prepare_directory(path: str, *, continued: bool) -> None:
-    """Create it. Raises InputError where it holds something that is not of this evaluation, or can't be written."""
+def scaled(images: np.ndarray) -> np.ndarray:
+    """uint8 images -> [-1, 1], float32, as adv_model.scale_pixels."""
+    return images.astype(np.float32) * np.float32(2 / 255) - 1
+
+
+def prepare_directory(path: str, strengths: Sequence[Strength], *, continued: bool, done: int) -> int:
+    """Create it, as the chief; returns what `check_directory` needs.
+
+    Raises InputError where it can't be written, holds something that is not of this evaluation, or lacks images of the
+    first `done` positions of one that is continued.
+    """
     try:
         os.makedirs(path, exist_ok=True)
-        if os.listdir(path) and not continued:
+        names = set(os.listdir(path))
+        if names and not continued:
             raise InputError('%s is not empty: choose another folder for --save-adversarial, or remove it' % path)
-        if not os.access(path, os.W_OK):
-            raise InputError('cannot write to %s' % path)
+        missing = [name for name in (file_name(i, s) for i in range(done) for s in strengths) if name not in names]
+        if missing:
+            raise InputError('%s lacks %d images that the journal says are there, such as %s: give the folder of the '
+                             'evaluation that is continued, or another journal' % (path, len(missing), missing[0]))
+        for name in names:
+            if name.endswith('.part'):  # left by a process that was killed
+                os.unlink(os.path.join(path, name))
+        token = int.from_bytes(os.urandom(4), 'little')
+        with WholeFile(os.path.join(path, TOKEN)) as f:
+            f.write('%d\n' % token)
+        return token
     except OSError as e:
-        raise InputError('cannot write to %s: %s' % (path, e.strerror))
+        raise cannot_write(path, e)
+
+
+def check_directory(path: str, token: int) -> None:
+    """Raises InputError, at a rank on another machine, where this is not the folder that the chief prepared."""
+    try:
+        with open(os.path.join(path, TOKEN)) as f:
+            same = f.read() == '%d\n' % token
+    except OSError:
+        same = False
+    if not same or not os.access(path, os.W_OK):
+        raise InputError('%s is not the same folder, or can\'t be written, on %s: --save-adversarial needs one that all '
+                         'machines share' % (path, socket.gethostname()))
 
 
 class ImageWriter:
@@ -50,26 +84,21 @@ class ImageWriter:
     def __call__(self, batch: Batch, strength: Strength, images: np.ndarray) -> np.ndarray:
         kept = quantised(images, batch.images, strength.epsilon)
         for position, image in zip(batch.indices, kept):
-            path = os.path.join(self._directory, file_name(position, strength))
-            try:
-                with open(path + '.part', 'wb') as f:
-                    f.write(cv2.imencode('.png', image)[1].tobytes())
-                os.replace(path + '.part', path)
-            except OSError as e:
-                raise InputError('cannot write %s: %s' % (path, e.strerror))
-        return kept.astype(np.float32) * np.float32(2 / 255) - 1
+            with WholeFile(os.path.join(self._directory, file_name(position, strength)), 'wb') as f:
+                f.write(cv2.imencode('.png', image)[1].tobytes())
+        return scaled(kept)
 
 
 class Listed(NamedTuple):
     """One image of a manifest; the target is -1, and the strength empty, where the manifest doesn't have them."""
     label: int
     target: int
-    strength: Tuple[str, ...]  # attack_iter and epsilon, as they stand there
+    strength: Tuple[float, ...]  # attack_iter and epsilon
 
 
 def read_manifest(path: str) -> Dict[str, Listed]:
     """{real path of an image: what the manifest says of it}. Raises InputError, naming the line, for a malformed one."""
-    folder = os.path.dirname(os.path.abspath(path))
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
     listed: Dict[str, Listed] = {}
     try:
         with open(path, newline='', encoding='utf-8', errors='surrogateescape') as f:
@@ -77,14 +106,16 @@ def read_manifest(path: str) -> Dict[str, Listed]:
             if not {'file', 'label'} <= set(reader.fieldnames or []):
                 raise InputError('%s is no manifest: its first line must name the columns `file` and `label`' % path)
             for row in reader:
-                listed[os.path.realpath(os.path.join(folder, row['file']))] = Listed(
-                    int(row['label']), int(row.get('target') or -1),
-                    tuple(row[name] for name in ('attack_iter', 'epsilon') if row.get(name)))
+                image = os.path.realpath(os.path.join(folder, row['file']))
+                if image in listed:
+                    raise ValueError('%s is listed twice' % row['file'])
+                listed[image] = Listed(int(row['label']), int(row.get('target') or -1), tuple(
+                    float(row[name]) for name in ('attack_iter', 'epsilon') if row.get(name)))
     except OSError as e:
         raise InputError('cannot read %s: %s' % (path, e.strerror))
+    except InputError:
+        raise
     except (ValueError, TypeError, csv.Error) as e:
-        if isinstance(e, InputError):
-            raise
         raise InputError('%s, line %d: %s' % (path, reader.line_num, e))
     if not listed:
         raise InputError('%s lists no image' % path)

@@ -10,10 +10,13 @@ import numpy as np
 from compat import tf
 from distributed import World
 from evaluation import AttackTower
+from saved_images import scaled
 from third_party.batches import validation_batches
 from third_party.imagenet import Dataset
 
-SAMPLE = 64  # images, spread over the whole set: the first ones of ImageNet's are all of one class
+# Images, spread over the whole set: the first ones of ImageNet's are all of one class. A robust network, which loses some
+# 12 points with its channels exchanged, is found out by 256 of them, and by 64 seldom.
+SAMPLE = 256
 FEW = 20  # with fewer images an error of 95% says little
 HIGH_ERROR = 0.95
 SIGNIFICANT = 3.3  # standard deviations: one false alarm in two thousand
@@ -27,8 +30,7 @@ def suspicions(tower: AttackTower, session: tf.Session, dataset: Dataset, world:
     parts = [mine[i:i + batch] for i in range(0, len(mine), batch)]
     rows = [np.zeros((0, 3), np.int64)]
     for b in validation_batches(dataset, parts, image_size=image_size):
-        seen = [tower.classify(session, pixels * np.float32(2 / 255) - 1, b.labels)[0]
-                for pixels in (b.images.astype(np.float32), b.images[..., ::-1].astype(np.float32))]
+        seen = [tower.classify(session, scaled(pixels), b.labels)[0] for pixels in (b.images, b.images[..., ::-1])]
         rows.append(np.stack([b.labels] + seen, axis=1).astype(np.int64))
     return judge(*world.gather(np.concatenate(rows)).T)
 

@@ -19,9 +19,9 @@ from callbacks import (Events, LossGuard, Place, Progress, Saver, ScheduledLearn
                        evaluation_table)
 from distributed import HorovodWorld, World
 from errors import InputError
-from evaluation import AttackTower, Strength, evaluate, with_progress
+from evaluation import AttackTower, evaluate, with_progress
 from nets import Network, find_network
-from outcomes import Figures, Tally
+from outcomes import Figures, Strength, Tally
 from resnet_model import native_mode
 from resume import (OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, directory_to_resume, forget_after, log_directory,
                     newest_complete, prepare_log_directory, saved_checkpoints, start_after, was_evaluated)

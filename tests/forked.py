@@ -15,18 +15,25 @@ _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(['evaluation', 'inference', 'prediction', 'results', 'training'])
 
 
+def start_main(*arguments, outputs=(os.devnull, os.devnull), cwd=ROOT):
+    """`python main.py ARGUMENTS` as a multiprocessing.Process that has begun; outputs: files of its stdout and stderr."""
+    command = [os.path.join(ROOT, 'main.py')] + [str(a) for a in arguments]
+    process = _context.Process(target=_run, args=(command, str(cwd), outputs))
+    before = os.environ.get('PYTHONPATH', '')
+    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [ROOT, before]))  # where the one that forks finds them
+    try:
+        process.start()
+    finally:
+        os.environ['PYTHONPATH'] = before
+    return process
+
+
 def run_main(*arguments, timeout=300, cwd=ROOT):
     """As `subprocess.run` of `python main.py ARGUMENTS` does it: a CompletedProcess with the output."""
-    command = [os.path.join(ROOT, 'main.py')] + [str(a) for a in arguments]
+    command = ['main.py'] + [str(a) for a in arguments]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, name) for name in ('stdout', 'stderr')]
-        process = _context.Process(target=_run, args=(command, str(cwd), outputs))
-        before = os.environ.get('PYTHONPATH', '')
-        os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [ROOT, before]))  # where the one that forks finds them
-        try:
-            process.start()
-        finally:
-            os.environ['PYTHONPATH'] = before
+        process = start_main(*arguments, outputs=outputs, cwd=cwd)
         process.join(timeout)
         if process.exitcode is None:
             process.kill()

@@ -89,8 +89,9 @@ def test_a_longer_attack_passes_the_shorter_ones(images, weights_of):
     """Strengths that share a trajectory give the outcomes that they have alone."""
     from checkpoint import assign_weights
     from compat import session_config, tf
-    from evaluation import AttackTower, Strength, attack_batch
+    from evaluation import AttackTower, attack_batch
     from nets import Network
+    from outcomes import Strength
     from resnet_model import Mode
     from third_party.batches import Batch
     with tf.Graph().as_default() as graph:

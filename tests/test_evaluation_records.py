@@ -1,8 +1,10 @@
 """What an evaluation leaves behind, and that it can be repeated, spread over ranks, continued and interrupted."""
+import contextlib
 import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -12,12 +14,13 @@ import numpy as np
 import pytest
 
 from evaluating import SMALL, alone, evaluate, evaluation, ranks, read_table
+from forked import start_main
 from photos import write_split
 from tools.mpi import read_figures
 
 FLAGS = ['--attack-iter', '0,3,20', '--attack-epsilon', '16,5.5', '--batch', '7']
 NUM_IMAGES = 37
-KILLED_ROUNDS = int(os.environ.get('KILLED_ROUNDS', 10))
+KILLS = int(os.environ.get('KILLS', 20))
 
 
 @pytest.fixture(scope='module')
@@ -143,16 +146,35 @@ def test_an_unlisted_image_gets_a_label_and_no_figure(python, whole, weights_fil
 
 def test_continued_from_any_line_on_other_ranks(root, data, weights_file, whole, tmp_path):
     """A journal that was cut off after the first rounds; two ranks go on, and the files are those of the whole run."""
-    lines = (whole / 'journal').read_bytes().splitlines(True)
-    (tmp_path / 'journal').write_bytes(b''.join(lines[:3]) + lines[3][:50])
+    cut_off(whole, tmp_path)
     done = evaluate(root, ranks(2), data, weights_file(), *(FLAGS + kept_in(tmp_path, images=True)))
     assert '14/37' in done.stderr
-    here, there = read_table(tmp_path / 'images.csv'), read_table(whole / 'images.csv')
-    assert np.mean([a != b for a, b in zip(here, there)]) <= 0.005
+    compare_with_whole(tmp_path, whole)
+    assert sorted(os.listdir(str(tmp_path / 'saved'))) == sorted(os.listdir(str(whole / 'saved')))
     here, there = [json.loads((folder / 'results.json').read_text()) for folder in (tmp_path, whole)]
     assert here['ranks'] == 2 and here['checkpoint_sha256'] == there['checkpoint_sha256']
     for a, b in zip(here['attacks'], there['attacks']):
         assert a['num_images'] == NUM_IMAGES and a['top1_error'] == pytest.approx(b['top1_error'], abs=1.1 / NUM_IMAGES)
+
+
+def cut_off(whole, folder):
+    """What a run that was killed in its third batch of 7 leaves."""
+    lines = (whole / 'journal').read_bytes().splitlines(True)
+    (folder / 'journal').write_bytes(b''.join(lines[:3]) + lines[3][:50])
+    (folder / 'saved').mkdir()
+    for name in os.listdir(str(whole / 'saved')):
+        if name != 'manifest.csv' and (name.startswith('.') or int(name[:6]) < 15):
+            (folder / 'saved' / name).write_bytes((whole / 'saved' / name).read_bytes())
+    (folder / 'saved' / '.000015-iter3-epsilon16.png.1.part').write_bytes(b'half')
+
+
+def test_a_continued_run_needs_the_images_of_its_beginning(python, data, weights_file, whole, tmp_path):
+    cut_off(whole, tmp_path)
+    os.unlink(str(tmp_path / 'saved' / '000003-iter20-epsilon5.5.png'))
+    done = python('main.py', '--eval', '--load', weights_file(), '--data', data, *(FLAGS + SMALL + kept_in(
+        tmp_path, images=True)))
+    assert done.returncode == 2 and done.stderr.count('\n') == 1
+    assert re.search('lacks 1 images .* such as 000003-iter20-epsilon5.5.png', done.stderr), done.stderr
 
 
 def test_journal_of_another_command_is_refused(python, data, weights_file, whole):
@@ -166,31 +188,48 @@ def test_journal_of_another_command_is_refused(python, data, weights_file, whole
 
 @pytest.mark.slow
 def test_killed_again_and_again(root, data, weights_file, tmp_path, whole):
-    """SIGKILL for a rank at random moments: nothing that was finished is lost, and the end is the undisturbed run's."""
+    """SIGKILL at random moments of the work, alone and for a rank of two: nothing that was finished is lost, and the end
+    is that of the undisturbed run."""
     draw = random.Random(int.from_bytes(os.urandom(4), 'little'))
-    command = FLAGS + kept_in(tmp_path)
-    finished, done_before, begun = False, 0, 0
-    for round_ in range(KILLED_ROUNDS):
-        count = draw.choice([1, 2, 3])
-        with subprocess.Popen(evaluation(ranks(count), data, weights_file(), *command), cwd=root, start_new_session=True,
-                              stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
-            time.sleep(draw.uniform(1.5, 12))
-            finished = process.poll() == 0
-            pids = main_processes(process.pid)
-            for pid in draw.sample(pids, min(1, len(pids))):
+    journal = tmp_path / 'journal'
+    flags = FLAGS[:-1] + [2] + kept_in(tmp_path, images=True)  # 19 batches
+    kills, deadline = 0, time.monotonic() + 600
+    while kills < KILLS:
+        assert time.monotonic() < deadline
+        before = finished_lines(journal)
+        if kills % 5 == 4:
+            process = subprocess.Popen(evaluation(ranks(2), data, weights_file(), *flags), cwd=root,
+                                       start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            victims = lambda: main_processes(process.pid)  # noqa: E731
+            wait = lambda: process.wait(60)  # noqa: E731
+        else:
+            process = start_main(*evaluation(alone, data, weights_file(), *flags)[2:])
+            victims = lambda: [process.pid]  # noqa: E731
+            wait = lambda: (process.join(60), process.exitcode)[1]  # noqa: E731
+        patience = time.monotonic() + 90
+        while finished_lines(journal) <= before and alive(process):  # until its first batch of this time is finished
+            assert time.monotonic() < patience
+            time.sleep(0.01)
+        time.sleep(draw.uniform(0, 0.6))
+        for pid in draw.sample(victims(), 1) if alive(process) and victims() else []:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            assert process.wait(timeout=60) != 0 or finished
-        done = journal_lines(tmp_path / 'journal')
-        assert done >= done_before, round_
-        begun += bool(pids)
-        if finished:  # start anew: the rounds are for dying
+        if wait() == 0:  # it was through: the next one begins anew
             compare_with_whole(tmp_path, whole)
-            os.unlink(str(tmp_path / 'journal'))
-            done = 0
-        done_before = done
-    assert begun >= KILLED_ROUNDS // 2
-    evaluate(root, ranks(2), data, weights_file(), *command)
+            os.unlink(str(journal))
+            shutil.rmtree(str(tmp_path / 'saved'))
+            continue
+        kills += 1
+        assert finished_lines(journal) > before
+    evaluate(root, ranks(2), data, weights_file(), *flags)
     compare_with_whole(tmp_path, whole)
+    assert len(read_table(tmp_path / 'saved' / 'manifest.csv')) == 6 * NUM_IMAGES == \
+        sum(name.endswith('.png') for name in os.listdir(str(tmp_path / 'saved')))
+    assert not [name for name in os.listdir(str(tmp_path / 'saved')) if name.endswith('.part')]
+
+
+def alive(process):
+    return process.is_alive() if hasattr(process, 'is_alive') else process.poll() is None
 
 
 def compare_with_whole(folder, whole):
@@ -199,7 +238,7 @@ def compare_with_whole(folder, whole):
     assert np.mean([a != b for a, b in zip(here, there)]) <= 0.005
 
 
-def journal_lines(path):
+def finished_lines(path):
     return path.read_bytes().count(b'\n') if path.exists() else 0
 
 
@@ -211,21 +250,31 @@ def main_processes(leader):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('count', [1, 2])
-def test_ctrl_c_ends_all_ranks_within_seconds(root, data, weights_file, tmp_path, count):
-    """In the middle of an attack of many hours; what was finished before can be continued."""
+@pytest.mark.parametrize('count, steps', [(1, 10000000), (2, 150)])
+def test_ctrl_c_ends_all_ranks_within_seconds(root, weights_file, tmp_path, count, steps):
+    """Also in the middle of an attack of many hours; what was finished before is continued."""
+    write_split(tmp_path / 'data' / 'val', 40)
     journal = tmp_path / 'journal'
-    flags = ['--attack-iter', '10000000', '--batch', '32', '--journal', journal]
-    with subprocess.Popen(evaluation(ranks(count), data, weights_file(), *flags), cwd=root, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True) as process:
-        while journal_lines(journal) < 1:
-            time.sleep(0.1)
-            assert process.poll() is None
-        time.sleep(5)
+    command = evaluation(ranks(count), tmp_path / 'data', weights_file(), '--attack-iter', steps, '--batch', 2,
+                         '--journal', journal)
+    process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        wanted, deadline = 1 if count == 1 else 2, time.monotonic() + 90  # the endless one finishes nothing
+        while finished_lines(journal) < wanted:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(5 if count == 1 else 0.3)
         begin = time.monotonic()
         os.kill(process.pid, signal.SIGINT)
-        process.communicate(timeout=30)
-        assert process.returncode not in (0, None)
+        assert process.wait(timeout=30) != 0
         assert time.monotonic() - begin < 10
         assert main_processes(process.pid) == []
-    assert journal_lines(journal) == 1
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    if count > 1:
+        before = finished_lines(journal)
+        assert before < 1 + 20
+        evaluate(root, alone, tmp_path / 'data', weights_file(), *command[command.index('--attack-iter'):])
+        assert finished_lines(journal) > before

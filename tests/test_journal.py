@@ -59,7 +59,7 @@ def test_every_cut_is_continued_to_the_same_end(tmp_path):
     for size in range(len(whole)):
         cut.write_bytes(whole[:size])
         assert done_in(cut) == 5 * max(0, sum(end <= size for end in ends) - 1)
-        if size % 7 == 0:
+        if size % 29 == 0:
             fill(cut)
             assert cut.read_bytes() == whole, size
 
@@ -114,6 +114,15 @@ def test_a_lost_line_is_an_error(tmp_path):
     lines = path.read_bytes().splitlines(True)
     path.write_bytes(b''.join(lines[:2] + lines[3:]))
     with pytest.raises(InputError, match='image 10 comes after 5 images'):
+        open_journal(path)
+
+
+def test_a_lost_beginning_is_an_error(tmp_path):
+    """Nothing says which evaluation the rest is of."""
+    path = tmp_path / 'j'
+    fill(path)
+    path.write_bytes(b''.join(path.read_bytes().splitlines(True)[1:]))
+    with pytest.raises(InputError, match='does not begin as a journal'):
         open_journal(path)
 
 

@@ -125,16 +125,17 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
     if not manifest or not os.path.isfile(manifest):
         return
     strongest = max(results['attacks'], key=lambda r: (r['epsilon'], r['attack_iter']))
+    aim = {'attack_iter': '%d' % strongest['attack_iter'], 'epsilon': '%g' % strongest['epsilon']}
     with open(manifest, newline='', encoding='utf-8', errors='surrogateescape') as f:
-        rows = [row for row in csv.DictReader(f) if int(row['attack_iter']) == strongest['attack_iter'] and
-                float(row['epsilon']) == strongest['epsilon']]
+        rows = [row for row in csv.DictReader(f) if all(row.get(name) == value for name, value in aim.items())]
     chosen = sorted({int(i) for i in np.linspace(0, len(rows) - 1, EXAMPLES)}) if rows else []
     for row in (rows[i] for i in chosen):
         photo = found(row['path'], results_file)
-        if photo is None:
+        try:
+            clean = validation_image(decode(photo or row['path']), results['image_size'])
+            attacked = decode(os.path.join(folder, row['file']))
+        except InputError:  # gone, or damaged
             continue
-        clean = validation_image(decode(photo), results['image_size'])
-        attacked = decode(os.path.join(folder, row['file']))
         # grey where nothing changed; the whole budget is black or white
         change = (attacked.astype(np.float32) - clean) / max(strongest['epsilon'], 1)
         difference = np.clip(127.5 + 127.5 * change, 0, 255).astype(np.uint8)

@@ -1,0 +1,59 @@
+"""Files that are there as a whole or not at all, whatever happens while they are written."""
+import errno
+import os
+from typing import Any
+
+from errors import InputError, RunError
+
+
+class WholeFile:
+    """A file that appears, on the disk, when its `with` block ends well, and leaves what was there otherwise.
+
+    Until then it has a name with a dot in front, which nothing here takes for an image or a result. Raises InputError
+    when it can't be written.
+    """
+
+    def __init__(self, path: str, mode: str = 'w'):
+        self._path, self._mode = os.path.realpath(path), mode  # a link stays one
+        folder, name = os.path.split(self._path)
+        self._temporary = os.path.join(folder, '.%s.%d.part' % (name, os.getpid()))
+
+    def __enter__(self) -> Any:
+        how = {} if 'b' in self._mode else dict(newline='', encoding='utf-8', errors='surrogateescape')
+        try:
+            self._file = open(self._temporary, self._mode, **how)
+        except OSError as e:
+            raise cannot_write(self._path, e)
+        return self._file
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        try:
+            with self._file:
+                if kind is None:
+                    self._file.flush()
+                    os.fsync(self._file.fileno())
+            if kind is None:
+                os.replace(self._temporary, self._path)
+                sync_folder(self._path)
+        except OSError as e:
+            raise cannot_write(self._path, e)
+        finally:
+            if os.path.exists(self._temporary):
+                os.unlink(self._temporary)
+        if isinstance(error, OSError):
+            raise cannot_write(self._path, error)
+
+
+def cannot_write(path: str, error: OSError) -> Exception:
+    """An InputError, or a RunError where the machine failed a job that was started well."""
+    kind = RunError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else InputError
+    return kind('cannot write %s: %s' % (path, error.strerror))
+
+
+def sync_folder(path: str) -> None:
+    """Put the name of the file at `path` on the disk: after a power failure a new file may else be gone."""
+    fd = os.open(os.path.dirname(os.path.realpath(path)), os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,94 @@
+"""Attacked images on disk: their pixel values, their folder, their manifest. And how an evaluation is dealt out."""
+import numpy as np
+import pytest
+
+from errors import InputError
+from outcomes import OUTCOME, Strength
+from saved_images import check_directory, file_name, prepare_directory, quantised, read_manifest, scaled
+
+STRENGTHS = [Strength(10, 16.0), Strength(100, 0.5)]
+
+
+@pytest.mark.parametrize('epsilon', [0.5, 1, 5.5, 16])
+def test_whole_pixels_within_the_budget(epsilon):
+    rng = np.random.RandomState(0)
+    clean = rng.randint(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    clean[0, :4], clean[0, 4:8] = 0, 255
+    images = np.clip(scaled(clean) + rng.uniform(-1, 1, clean.shape) * epsilon * 2 / 255, -1, 1).astype(np.float32)
+    kept = quantised(images, clean, epsilon).astype(int)
+    assert kept.min() >= 0 and kept.max() <= 255 and np.abs(kept - clean).max() <= int(epsilon)
+    exact = (images + 1) * 127.5
+    free = np.abs(exact - clean) < int(epsilon) - 0.5  # where the nearest whole number is within the budget
+    assert np.abs(kept - exact)[free].max(initial=0) <= 0.501
+    assert np.array_equal(quantised(scaled(clean), clean, epsilon), clean)
+
+
+def test_folder_of_an_evaluation(tmp_path):
+    folder = str(tmp_path / 'new' / 'saved')
+    token = prepare_directory(folder, STRENGTHS, continued=False, done=0)
+    check_directory(folder, token)
+    with pytest.raises(InputError, match='needs one that all machines share'):
+        check_directory(folder, token + 1)
+    with pytest.raises(InputError, match='needs one that all machines share'):
+        check_directory(str(tmp_path / 'elsewhere'), token)
+    with pytest.raises(InputError, match='is not empty'):
+        prepare_directory(folder, STRENGTHS, continued=False, done=0)
+    with pytest.raises(InputError, match='lacks 4 images .* such as 000000-iter10-epsilon16.png'):
+        prepare_directory(folder, STRENGTHS, continued=True, done=2)
+    for name in [file_name(i, s) for i in range(2) for s in STRENGTHS] + ['.x.png.7.part']:
+        (tmp_path / 'new' / 'saved' / name).write_bytes(b'x')
+    prepare_directory(folder, STRENGTHS, continued=True, done=2)
+    assert not (tmp_path / 'new' / 'saved' / '.x.png.7.part').exists()
+
+
+def test_folder_that_cannot_be(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(InputError, match='cannot write'):
+        prepare_directory(str(tmp_path / 'file'), STRENGTHS, continued=False, done=0)
+
+
+@pytest.mark.parametrize('text, said', [
+    ('', 'is no manifest'), ('name,class\n', 'is no manifest'), ('file,label\n', 'lists no image'),
+    ('file,label\na.png,cat\n', 'line 2: invalid literal'), ('file,label\na.png,1\n./a.png,2\n', 'line 3: ./a.png is listed twice'),
+    ('file,label,attack_iter,epsilon\na.png,1,ten,16\n', 'line 2: could not convert'), ('file,label\na.png\n', 'line 2')])
+def test_manifest_that_is_none(tmp_path, text, said):
+    (tmp_path / 'm.csv').write_text(text)
+    with pytest.raises(InputError, match=said):
+        read_manifest(str(tmp_path / 'm.csv'))
+
+
+class FakeWorld:
+    def __init__(self, rank, size, gathered):
+        self.rank, self.size, self.gathered = rank, size, gathered
+
+    def gather(self, rows):
+        """A rank alone would wait for the others: here it gets its own, which the test puts together."""
+        self.gathered.append(rows)
+        return rows.copy()
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 8])
+@pytest.mark.parametrize('batch, begin', [(1, 0), (7, 0), (32, 0), (64, 0), (7, 14), (7, 15), (5, 36), (7, 37)])
+def test_every_position_once_in_the_same_batches(monkeypatch, size, batch, begin):
+    import evaluation
+    count = 37
+    monkeypatch.setattr(evaluation, 'validation_batches', lambda dataset, parts, image_size: iter(parts))
+
+    def attack(tower, session, part, strengths, keep):
+        rows = np.zeros((len(part), 1), OUTCOME)
+        rows['target'][:, 0] = part
+        return rows
+
+    monkeypatch.setattr(evaluation, 'attack_batch', attack)
+    dealt, yielded = [], []
+    for rank in range(size):
+        dealt.append([])
+        yielded.append([positions for positions, _ in evaluation.evaluate(
+            None, None, range(count), [Strength(1)], FakeWorld(rank, size, dealt[-1]), image_size=32, batch=batch,
+            begin=begin)])
+    assert all(y == yielded[0] for y in yielded) and len(set(map(len, dealt))) == 1  # all ranks meet as often
+    in_order = [int(p) for shares in zip(*dealt) for rows in shares for p in rows['target'][:, 0]]
+    assert in_order == list(range(begin, count)) == [p for positions in yielded[0] for p in positions]
+    whole = {tuple(range(i, min(i + batch, count))) for i in range(0, count, batch)}
+    parts = {tuple(rows['target'][:, 0].tolist()) for shares in dealt for rows in shares if len(rows)}
+    assert parts <= whole or begin % batch  # but for the rest of a batch that another batch size left
