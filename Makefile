@@ -7,7 +7,7 @@ ENTER = env=$$(tools/setup.sh) && export PATH="$$env/bin:$$PATH"
 
 # A test process for each core, at most 4 for their memory. One that has nothing left takes tests from another; until
 # then each keeps to its share of the files, since tests of a file share networks and data.
-PARALLEL = -n auto --maxprocesses 4 --dist worksteal
+PARALLEL = -n logical --maxprocesses 4 --dist worksteal
 
 .PHONY: help setup demo test
 

@@ -84,15 +84,7 @@ class NativeInput(TensorInput):
 
 
 def python_input(endpoint: str, batch: int, image_size: int, *, classes: int, timeout: float) -> InputSource:
-    logging.getLogger('tensorpack').addFilter(without_graph_of_error)
     return PythonInput(ReceivedData(Receiver(endpoint, batch, image_size, classes=classes, timeout=timeout)))
-
-
-def without_graph_of_error(record: logging.LogRecord) -> bool:
-    """tensorpack logs the end of the queue with TensorFlow's many lines about its graph: the first one is enough."""
-    if str(record.msg).startswith('Training was stopped by exception'):
-        record.msg = record.msg.splitlines()[0]
-    return True
 
 
 class ReceivedData(DataFlow):
@@ -113,9 +105,17 @@ class ReceivedData(DataFlow):
             raise DataFlowTerminated()
 
 
+def without_graph_of_error(record: logging.LogRecord) -> bool:
+    """tensorpack logs the end of the queue with TensorFlow's many lines about its graph: the first one is enough."""
+    if str(record.msg).startswith('Training was stopped by exception'):
+        record.msg = record.msg.splitlines()[0]
+    return True
+
+
 @contextlib.contextmanager
 def errors_of_input(data: InputSource) -> Iterator[None]:
     """What went wrong with this input during a training within, as the InputError that says what to do."""
+    logging.getLogger('tensorpack').addFilter(without_graph_of_error)
     try:
         yield
     except tf.errors.OpError as e:

@@ -8,7 +8,7 @@ Prints one JSON line for each system and subject; `ratio` is to the baseline of 
     receive   a batch of uint8 images from another process into a TensorFlow graph: the native op, this project's Python
               receiver with its queue, and pyzmq + np.frombuffer + feed_dict; beside them ZeroMQ alone, which drops what
               it receives: no receiver is faster. With the CPU seconds that each side takes for a gigabyte, and the
-              milliseconds that a step takes
+              milliseconds that a step takes when it finds its batch there, as in a training with time to spare
     memory    memory copies alone, for comparison
 """
 import argparse
@@ -107,7 +107,7 @@ class Received(NamedTuple):
     batches_per_second: float
     receiver_seconds: float  # of CPU, for each batch
     sender_seconds: float
-    step_milliseconds: float  # of `session.run`, the median
+    step_milliseconds: float  # of a step for which a batch has arrived already, the median
 
 
 def cpu_seconds(pid: int) -> float:
@@ -206,16 +206,20 @@ def measure_receiver(how: Callable[[str, int], Iterator[None]], end_point: str, 
     steps = how(end_point, batch)
     for _ in range(20):
         next(steps)
-    times = []
     cpu = [cpu_seconds(pid) for pid in (os.getpid(), sender)]
-    start = now = time.perf_counter()
-    while now < start + seconds:
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() < start + seconds:
         next(steps)
-        before, now = now, time.perf_counter()
-        times.append(now - before)
-    taken = [cpu_seconds(pid) - then for pid, then in zip((os.getpid(), sender), cpu)]
-    result.send(Received(len(times) / (now - start), taken[0] / len(times), taken[1] / len(times),
-                         float(np.median(times)) * 1e3))
+        count += 1
+    rate = count / (time.perf_counter() - start)
+    taken = [(cpu_seconds(pid) - then) / count for pid, then in zip((os.getpid(), sender), cpu)]
+    times = []
+    for _ in range(20):
+        time.sleep(0.03)
+        start = time.perf_counter()
+        next(steps)
+        times.append(time.perf_counter() - start)
+    result.send(Received(rate, taken[0], taken[1], float(np.median(times)) * 1e3))
 
 
 def copies_per_second(batch: int) -> float:
