@@ -236,7 +236,13 @@ class StopOnSignal(Callback):
         """Whether any rank got a signal. All ranks must call it."""
         return bool(self.world.sum([self.received])[0])
 
+    def ignore(self) -> None:
+        """From here on the process ends by itself. Python's own end would bring back the deadly default."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def stop(self) -> None:
+        self.ignore()
         if self.saver:
             self.saver.save()
         self.stopped = True
