@@ -20,7 +20,7 @@ from tensorpack.utils.utils import humanize_time_delta
 from adv_model import unscale_pixels
 from distributed import World
 from errors import RunError
-from resume import OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, read_statistics, saved_checkpoints, write_json
+from resume import OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, read_statistics, saved_checkpoints, step_of, write_json
 from schedule import LearningRate
 
 CHECKPOINTS_KEPT = 100
@@ -84,11 +84,17 @@ class Saver(ModelSaver):
 
     def _setup_graph(self):
         super()._setup_graph()
-        self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in tf.trainable_variables()])
+        self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in tf.global_variables()
+                                     if v.dtype.base_dtype.is_floating])
 
     def _before_train(self):
-        # those of the training before count among the ones to keep
-        self.saver.recover_last_checkpoints(saved_checkpoints(self.checkpoint_dir)[::-1])
+        # those of the training before count among the ones to keep, and the one that it goes on from is saved
+        earlier = saved_checkpoints(self.checkpoint_dir)
+        self.saver.recover_last_checkpoints(earlier[::-1])
+        if any(step_of(path) == self.global_step for path in earlier):
+            self.saved_step = self.global_step
+        for part in glob.glob(os.path.join(glob.escape(self.checkpoint_dir), 'model-*.tempstate*')):
+            os.unlink(part)  # of a save that was cut off
         with errors_of_disk(self.checkpoint_dir):
             super()._before_train()
 
@@ -230,7 +236,13 @@ class StopOnSignal(Callback):
         """Whether any rank got a signal. All ranks must call it."""
         return bool(self.world.sum([self.received])[0])
 
+    def ignore(self) -> None:
+        """From here on the process ends by itself. Python's own end would bring back the deadly default."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def stop(self) -> None:
+        self.ignore()
         if self.saver:
             self.saver.save()
         self.stopped = True

@@ -165,6 +165,7 @@ def train(options: argparse.Namespace) -> None:
     start = start._replace(global_step=global_step, offset=offset)
     if start.epoch <= options.max_epoch or missing:
         run(options, network, validation, world, stopper, start, schedule, weights, missing=bool(missing))
+    stopper.ignore()
     if world.is_chief:
         report_end(options, stopper)
 

@@ -18,7 +18,8 @@ MPI_OPTIONS=${MPI_OPTIONS:-}                                 # for example: --mc
 
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?this is a job for sbatch}"
-export PATH=$(cd "$ENVIRONMENT/bin" && pwd):$PATH
+bin=$(cd "$ENVIRONMENT/bin" && pwd)
+export PATH=$bin:$PATH
 logs=slurm-$SLURM_JOB_ID/${SLURM_RESTART_COUNT:-0}
 mkdir -p "$logs"
 # shellcheck disable=SC2086  # a list of words

@@ -25,7 +25,8 @@ trap 'timed_out=yes' USR1
 trap 'stopped=yes' TERM
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?this is a job for sbatch}"
-export PATH=$(cd "$ENVIRONMENT/bin" && pwd):$PATH
+bin=$(cd "$ENVIRONMENT/bin" && pwd)
+export PATH=$bin:$PATH
 export OMPI_MCA_odls_base_sigkill_timeout=60  # how long mpirun waits for checkpoints after a SIGTERM
 restart=${SLURM_RESTART_COUNT:-0}
 logs=slurm-$SLURM_JOB_ID/$restart
@@ -63,7 +64,7 @@ training=$!
 while kill -0 "$training" 2>/dev/null; do
     if [ -n "$timed_out$stopped" ]; then kill -USR1 "$training" 2>/dev/null || true; fi
     sleep 5 &
-    wait $! "$training" || true  # a signal ends it at once
+    wait $! || true  # a signal ends the waiting at once
 done
 status=0
 wait "$training" || status=$?

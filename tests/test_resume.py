@@ -110,11 +110,11 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(root, tmp_path):
     data.write_bytes(data.read_bytes()[:-100])  # as if it had been killed meanwhile
     newest = max(step for step in range(stopped) if (log / ('model-%d.index' % step)).exists())
 
-    second = Job(root, tmp_path, 2, *flags, '--resume')
+    second = Job(root, tmp_path, 2, *flags, '--resume', launcher=['--mca', 'odls_base_sigkill_timeout', '60'])
     second.wait_for('%d steps were made, next is step %d of 8 in epoch %d' % (newest, newest % 8 + 1, newest // 8 + 1))
     second.wait_for('Model saved to train_log/%s/model-16' % (NAME % 2))
-    second.process.send_signal(signal.SIGUSR1)  # mpirun hands this one on to its ranks
-    second.end()
+    second.process.send_signal(signal.SIGTERM)  # mpirun hands it on, and with this option waits for its ranks
+    assert 'the same command with --resume goes on from' in second.end(status=1)
     assert 'incomplete or damaged' in second.text and 'Start Epoch %d ...' % (newest // 8 + 1) in second.text
 
     third = Job(root, tmp_path, None, *flags, '--resume')

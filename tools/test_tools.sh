@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Installs what some tests use and the project itself does not: a browser to look at the report with, a slurm to run the
-# batch jobs under, and in lane tf2 requirements/extras.txt. Where that can't be done, it says so, and those tests are
-# skipped. Its argument is the environment, as tools/setup.sh prints it.
+# With TEST_TOOLS=1, installs what some tests use and the project itself does not: a browser to look at the report with, a
+# slurm to run the batch jobs under, and in lane tf2 requirements/extras.txt. Where that can't be done, it says so, and those
+# tests are skipped. Its argument is the environment, as tools/setup.sh prints it.
 set -euo pipefail
+if [ "${TEST_TOOLS:-}" != 1 ]; then exit 0; fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 env=$1
 say() { echo "test tools: $*" >&2; }
