@@ -1,6 +1,6 @@
 """Which of a job's processes this is, and sums over all of them. One process alone needs neither MPI nor Horovod."""
 import os
-from typing import Any, Optional
+from typing import Any, FrozenSet, Optional
 
 import numpy as np
 
@@ -65,6 +65,15 @@ class HorovodWorld(World):
                 self._sum = self.hvd.allreduce(self._values, op=self.hvd.Sum, name='sum_over_ranks')
             self._session = tf.Session(graph=graph, config=self.session_config())
         return self._session.run(self._sum, {self._values: values.ravel()}).reshape(values.shape)
+
+
+def cpu_flags() -> FrozenSet[str]:
+    """What the machine's CPU can do, in the words of /proc/cpuinfo; nothing where there is no such file."""
+    try:
+        with open('/proc/cpuinfo') as f:
+            return frozenset(next((line for line in f if line.startswith('flags')), '').split())
+    except OSError:
+        return frozenset()
 
 
 def started_by_mpi() -> bool:

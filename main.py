@@ -19,7 +19,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
     import distributed
     import evaluation
     import results
-    from adv_model import attack_settings
+    from adv_model import attack_settings, warn_of_cost
     from compat import tf
     from nets import find_network
     from resnet_model import native_mode
@@ -35,9 +35,11 @@ def run_evaluation(options: argparse.Namespace) -> int:
     strengths = [evaluation.Strength(k, epsilon, options.attack_step_size)
                  for epsilon in options.attack_epsilons for k in options.attack_iters]
     world = distributed.connect()
+    if world.is_chief:
+        warn_of_cost(options.attack_dtype, options.xla)
     with tf.Graph().as_default() as graph:
         tower = evaluation.AttackTower(network, options.image_size, mode=native_mode(), seed=options.seed,
-                                       **attack_settings(options.use_fp16xla))
+                                       **attack_settings(options.attack_dtype, options.xla))
     positions = shard(len(dataset), world.rank, world.size)
     with tf.Session(graph=graph, config=world.session_config()) as session:
         checkpoint.assign_weights(session, weights)
@@ -50,7 +52,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
             results.write_results(options.results, dict(
                 arch=options.arch, depth=options.depth, classes=network.num_classes, image_size=options.image_size,
                 checkpoint=options.load, data=options.data, seed=options.seed, ranks=world.size, batch=options.batch,
-                attack_dtype='float16' if options.use_fp16xla else 'float32', versions=results.versions(),
+                attack_dtype=options.attack_dtype, xla=options.xla, versions=results.versions(),
                 checkpoint_sha256=results.checkpoint_sha256(checkpoint.checkpoint_files(options.load)),
             ), [results.attack_record(strength, figures[strength], world.size) for strength in strengths])
     return 0

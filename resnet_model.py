@@ -5,6 +5,7 @@ created or reused by name, so the same function builds the training tower and th
 """
 from typing import Callable, List, NamedTuple, Optional
 
+from attention import softmax_attention
 from compat import has_gpu, tf
 
 BATCH_NORM_MOMENTUM = 0.9
@@ -32,6 +33,11 @@ def channel_axis(mode: Mode) -> int:
 
 def num_channels(x: tf.Tensor, mode: Mode) -> int:
     return int(x.shape[channel_axis(mode)])
+
+
+def num_positions(x: tf.Tensor, mode: Mode) -> int:
+    height, width = x.shape[1:3] if mode.data_format == 'NHWC' else x.shape[2:4]
+    return int(height) * int(width)
 
 
 def spatial(values: List[int], mode: Mode) -> List[int]:
@@ -137,9 +143,9 @@ def conv_norm(x: tf.Tensor, name: str, channels: int, kernel: int, mode: Mode, *
               initial_gamma: float = 1.0) -> tf.Tensor:
     """Convolution without bias, then BatchNorm.
 
-    Outside of training BatchNorm is an affine map with constant coefficients. In float32 it is folded into the
-    convolution's weights, which saves a pass over the activations; in reduced precision it stays apart and in float32,
-    because folded weights may leave float16's range.
+    Outside of training BatchNorm is an affine map with constant coefficients. It is folded into the convolution's
+    weights in float32, which saves a pass over the activations. In float16 it stays apart and in float32, because folded
+    weights may leave that dtype's range; bfloat16 has float32's.
     """
     with tf.variable_scope(name):
         w = weight('W', [kernel, kernel, num_channels(x, mode) // groups, channels], conv_initializer())
@@ -148,10 +154,10 @@ def conv_norm(x: tf.Tensor, name: str, channels: int, kernel: int, mode: Mode, *
             beta = weight('beta', [channels], tf.zeros_initializer())
             mean = weight('mean/EMA', [channels], tf.zeros_initializer(), trainable=False)
             variance = weight('variance/EMA', [channels], tf.ones_initializer(), trainable=False)
-        if not mode.training and mode.dtype == tf.float32:
+        if not mode.training and mode.dtype != tf.float16:
             with constant_during_attack():
                 scale = gamma * tf.rsqrt(variance + BATCH_NORM_EPSILON)
-                w, bias = w * scale, beta - mean * scale
+                w, bias = tf.cast(w * scale, mode.dtype), tf.cast(beta - mean * scale, mode.dtype)
             return tf.nn.bias_add(apply_convolution(x, w, mode, stride), bias, data_format=mode.data_format)
         with constant_during_attack():
             w = tf.cast(w, mode.dtype)
@@ -180,8 +186,7 @@ def linear(x: tf.Tensor, name: str, outputs: int, mode: Mode) -> tf.Tensor:
 
 def as_matrix(x: tf.Tensor, mode: Mode) -> tf.Tensor:
     """Feature map -> (batch, positions, channels), or (batch, channels, positions) in NCHW."""
-    positions = tf.shape(x)[1] * tf.shape(x)[2] if mode.data_format == 'NHWC' else tf.shape(x)[2] * tf.shape(x)[3]
-    c = num_channels(x, mode)
+    positions, c = num_positions(x, mode), num_channels(x, mode)
     return tf.reshape(x, [-1, positions, c] if mode.data_format == 'NHWC' else [-1, c, positions])
 
 
@@ -190,12 +195,11 @@ def non_local_softmax(x: tf.Tensor, mode: Mode) -> tf.Tensor:
     channels = num_channels(x, mode) // 2
     theta = as_matrix(embedding(x, 'embedding_theta', channels, mode), mode)
     phi = as_matrix(embedding(x, 'embedding_phi', channels, mode), mode)
-    values = as_matrix(x, mode)
-    nhwc = mode.data_format == 'NHWC'
-    affinity = tf.matmul(theta * channels ** -0.5, phi, transpose_a=not nhwc, transpose_b=nhwc)
-    affinity = tf.nn.softmax(affinity)  # (batch, positions i, positions j)
-    y = tf.matmul(affinity, values) if nhwc else tf.matmul(values, affinity, transpose_b=True)
-    return tf.reshape(y, tf.shape(x))
+    matrices = [theta * channels ** -0.5, phi, as_matrix(x, mode)]
+    if mode.data_format == 'NCHW':
+        matrices = [tf.transpose(m, [0, 2, 1]) for m in matrices]
+    y = softmax_attention(*matrices)
+    return tf.reshape(tf.transpose(y, [0, 2, 1]) if mode.data_format == 'NCHW' else y, tf.shape(x))
 
 
 def non_local_dot_product(x: tf.Tensor, mode: Mode) -> tf.Tensor:
@@ -203,9 +207,7 @@ def non_local_dot_product(x: tf.Tensor, mode: Mode) -> tf.Tensor:
 
     The product of the three matrices is associative; the cheaper of its two orders depends on the sizes.
     """
-    m = as_matrix(x, mode)
-    height, width = [int(n) for n, c in zip(x.shape[1:], 'HWC' if mode.data_format == 'NHWC' else 'CHW') if c != 'C']
-    positions = height * width
+    m, positions = as_matrix(x, mode), num_positions(x, mode)
     m_t = tf.transpose(m, [0, 2, 1]) / positions  # divided before it is summed over: float16 ends at 65504
     # m is (positions, channels) or its transpose: m m^T m either way
     rows = positions if mode.data_format == 'NHWC' else num_channels(x, mode)
@@ -260,5 +262,7 @@ def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mo
                     x = denoising(x, 'non_local', after_block, mode)
         if after_group is not None:
             x = denoising(x, 'group%d_denoise' % g, after_group, mode)
+    if mode.dtype == tf.bfloat16:  # has no digits to spare, and the last layer costs nothing
+        x, mode = tf.cast(x, tf.float32), mode._replace(dtype=tf.float32)
     x = tf.reduce_mean(x, [1, 2] if mode.data_format == 'NHWC' else [2, 3])
     return tf.cast(linear(x, 'linear', num_classes, mode), tf.float32)

@@ -15,7 +15,8 @@ from tensorpack.tfutils.sesscreate import NewSessionCreator
 from tensorpack.train import HorovodTrainer
 
 import checkpoint
-from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker, attack_settings
+from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker, attack_settings, \
+    warn_of_cost
 from distributed import HorovodWorld, World
 from errors import InputError
 from evaluation import AttackTower, Figures, Strength, evaluate
@@ -171,13 +172,14 @@ def train(options: argparse.Namespace) -> None:
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch)
     directory = log_directory(options, world.size)
     if world.is_chief:
+        warn_of_cost(options.attack_dtype, options.xla)
         prepare_log_directory(directory, overwrite=options.overwrite, keep=options.load)
         logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
                     'rate %g' % (classes, images, world.size, total_batch, steps_per_epoch, schedule.peak))
     else:
         logger.setLevel('WARNING')
 
-    settings = attack_settings(options.use_fp16xla)
+    settings = attack_settings(options.attack_dtype, options.xla)
     model = AdversarialModel(network, training_attacker(options, network, settings['xla'], settings['loss_scale']),
                              options.image_size, mode=native_mode(), attack_mode=settings['attack_mode'])
     completed = CompletedEpochs()
