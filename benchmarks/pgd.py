@@ -171,7 +171,7 @@ def run_benchmark(args: argparse.Namespace, job: str, script: str, ours: List[st
 def main() -> int:
     if '--worker' in sys.argv:
         c = json.loads(sys.argv[sys.argv.index('--worker') + 1])
-        serve_turns(matmul_rate(c) if c['system'] == PEAK else attack_rate(c))
+        serve_turns(lambda: matmul_rate(c) if c['system'] == PEAK else attack_rate(c))
         return 0
     parser = Parser(prog='pgd.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)

@@ -146,7 +146,7 @@ def tuned_pgd(net, steps, dtype, compiled):
     return attack
 
 
-def main():
+def prepare():
     c = json.loads(sys.argv[sys.argv.index('--worker') + 1])
     torch.set_num_threads(c['threads'])
     torch.manual_seed(0)
@@ -190,8 +190,8 @@ def main():
         begin = time.perf_counter()
         work()
         return amount / (time.perf_counter() - begin)
-    serve_turns(measure)
+    return measure
 
 
 if __name__ == '__main__':
-    main()
+    serve_turns(prepare)

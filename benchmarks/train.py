@@ -48,7 +48,8 @@ def training_rate(c: Dict[str, Any]) -> Callable[[], float]:
 
 def main() -> int:
     if '--worker' in sys.argv:
-        serve_turns(training_rate(json.loads(sys.argv[sys.argv.index('--worker') + 1])))
+        c = json.loads(sys.argv[sys.argv.index('--worker') + 1])
+        serve_turns(lambda: training_rate(c))
         return 0
     parser = Parser(prog='train.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)

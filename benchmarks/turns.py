@@ -15,10 +15,14 @@ def peak_memory_bytes() -> int:
         return next(int(line.split()[1]) * 1024 for line in f if line.startswith('VmHWM'))
 
 
-def serve_turns(measure: Callable[[], float]) -> None:
-    """In a worker: one warm-up, then one measurement for each line on stdin; answers are JSON lines on stdout."""
+def serve_turns(prepare: Callable[[], Callable[[], float]]) -> None:
+    """In a worker: one warm-up, then one measurement for each line on stdin; answers are JSON lines on stdout.
+
+    `prepare` returns what measures: a rate.
+    """
     answers = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # whatever a library prints is no answer
+    measure = prepare()
     measure()
     print(json.dumps({'ready': True}), file=answers, flush=True)
     for _ in iter(sys.stdin.readline, ''):
