@@ -44,7 +44,7 @@ def max_pool_gradient(x: Any, pooled: Any, upstream: Any) -> Any:
 
     def pool_again(features: Any, gradient: Any) -> Any:
         return gradient_of_pooling(features, tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME'), gradient)
-    gradient = tensorflow.function(pool_again, experimental_attributes={'_noinline': True})(x, upstream)
+    gradient = tensorflow.function(pool_again, autograph=False, experimental_attributes={'_noinline': True})(x, upstream)
     gradient.set_shape(x.shape)
     return gradient
 

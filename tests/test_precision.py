@@ -106,3 +106,71 @@ def test_stem_and_its_gradient(height, width):
         ours, plain = run([(y, tf.gradients(y, image, upstream)[0]) for y in (ours, plain)], {image: x})
     for a, b in zip(ours, plain):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+# --- whole attacks ---------------------------------------------------------------------------------------------------
+
+def attack_in(settings, network, weights, pixels, target):
+    """Four steps by attack_settings(*settings): adversarial pixels, and the float32 network's logits of them."""
+    with tf.Graph().as_default() as graph:
+        settings = attack_settings(*settings)
+        image = scale_pixels(tf.constant(pixels))
+        attacker = PGDAttacker(4, 8., 1., num_classes=10, loss_scale=settings['loss_scale'], xla=settings['xla'])
+        adversarial = attacker.iterate(image, image, tf.constant(target), lambda x: network.logits(
+            x, settings['attack_mode']), num_iter=4)
+        logits = network.logits(adversarial, Mode())
+        assert all(v.dtype.base_dtype == tf.float32 for v in tf.global_variables())
+        in_loop = [op for op in graph.get_operations() if op._get_control_flow_context() is not None]
+        assert not any(op.type == 'Rsqrt' for op in in_loop), 'what depends on weights alone runs once per attack'
+        with tf.Session(graph=graph, config=session_config()) as session:
+            checkpoint.assign_weights(session, weights)
+            return session.run([unscale_pixels(adversarial), logits])
+
+
+@pytest.mark.parametrize('settings', [
+    ('bfloat16',), pytest.param(('float16',), marks=slow), pytest.param(('bfloat16', True), marks=slow)],
+    ids=['bfloat16', 'float16', 'bfloat16-xla'])
+def test_attack_in_reduced_precision_is_about_as_strong(settings, weights_of):
+    """Within the budget, and in the float32 network about as good as the float32 attack."""
+    pixels, network, weights = helpers.images(8, 32, seed=1), Network('ResNetDenoise', 14, 10), weights_of('ResNetDenoise')
+    target = (np.arange(8) + 3).astype(np.int32) % 10
+    (slow_pixels, slow_logits), (fast_pixels, fast_logits) = [
+        attack_in(s, network, weights, pixels, target) for s in (('float32',), settings)]
+    assert np.abs(fast_pixels - pixels).max() < 8.01 and fast_pixels.min() > -0.01 and fast_pixels.max() < 255.01
+    assert (np.abs(fast_pixels - slow_pixels) > 0.5).any(), '%s was not used' % settings[0]
+    clean = helpers.NumpyNetwork('ResNetDenoise', 14, weights).logits(pixels)
+    before, after, after_fast = [helpers.cross_entropy(x, target).mean() for x in (clean, slow_logits, fast_logits)]
+    assert after < before - 1
+    assert (before - after_fast) / (before - after) == pytest.approx(1, abs=0.15)
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('flags, dtype, xla', [
+    ([], 'float32', False), (['--xla'], 'float32', True), (['--attack-dtype', 'bfloat16'], 'bfloat16', False),
+    (['--use-fp16xla'], 'float16', True), (['--use-fp16xla', '--attack-dtype', 'float16'], 'float16', True),
+    (['--attack-dtype', 'float16'], 'float16', False)])
+def test_flags_say_what_the_attack_computes_in(flags, dtype, xla):
+    options = parse_options(['--fake'] + flags, '')
+    assert (options.attack_dtype, options.xla) == (dtype, xla)
+    settings = attack_settings(options.attack_dtype, options.xla)
+    assert settings['attack_mode'].dtype == tf.as_dtype(dtype) and settings['xla'] == xla
+    assert settings['loss_scale'] == (128 if dtype == 'float16' else 1)
+
+
+def test_flags_that_contradict_each_other():
+    with pytest.raises(InputError, match='float16, not bfloat16'):
+        parse_options(['--fake', '--use-fp16xla', '--attack-dtype', 'bfloat16'], '')
+
+
+def test_program_says_where_reduced_precision_costs(monkeypatch, capsys):
+    def cost(*arguments, gpu=False, flags=('avx512f', 'avx512_bf16')):
+        return cost_of_dtype(*arguments, gpu=gpu, cpu_flags=frozenset(flags))
+
+    assert cost('float32', False, flags=()) is None and cost('bfloat16', False) is None
+    assert cost('bfloat16', False, flags=['amx_bf16']) is None and cost('float16', True, gpu=True) is None
+    assert 'no bfloat16 units' in cost('bfloat16', False, flags=['avx512f']) and 'slower' in cost('float16', True)
+    assert 'slower' in cost('bfloat16', True)
+    monkeypatch.setattr(adv_model, 'cost_of_dtype', lambda *_, **__: 'slow')
+    adv_model.warn_of_cost('float16', False)
+    assert capsys.readouterr() == ('', 'main.py: note: slow\n')
