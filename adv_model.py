@@ -6,7 +6,7 @@ import sys
 from abc import ABC, abstractmethod
 from typing import Any, Callable, Dict, FrozenSet, Optional, Tuple
 
-from compat import has_gpu, tf, xla_compile  # before tensorpack
+from compat import USES_BFLOAT16_UNITS, has_gpu, tf, xla_compile  # before tensorpack
 from tensorpack import ModelDesc
 from tensorpack.models import l2_regularizer, regularize_cost
 from tensorpack.tfutils.summary import add_moving_summary
@@ -152,23 +152,24 @@ def attack_settings(dtype: str = 'float32', xla: bool = False) -> Dict[str, Any]
 
 def warn_of_cost(dtype: str, xla: bool) -> None:
     """One line on stderr where an attack in reduced precision will not be the faster one."""
-    cost = cost_of_dtype(dtype, xla, gpu=has_gpu(), cpu_flags=cpu_flags())
+    cost = cost_of_dtype(dtype, xla, gpu=has_gpu(), cpu_flags=cpu_flags(), kernels=USES_BFLOAT16_UNITS)
     if cost:
         print('main.py: note: ' + cost, file=sys.stderr, flush=True)
 
 
-def cost_of_dtype(dtype: str, xla: bool, *, gpu: bool, cpu_flags: FrozenSet[str]) -> Optional[str]:
-    """What it costs that the hardware has no units for a dtype; None where there is nothing to say.
+def cost_of_dtype(dtype: str, xla: bool, *, gpu: bool, cpu_flags: FrozenSet[str], kernels: bool) -> Optional[str]:
+    """What it costs that hardware or TensorFlow (`kernels`) can't use a dtype well; None where there is nothing to say.
 
     benchmarks/README.md has the measurements.
     """
     if gpu or dtype == 'float32':
         return None
     if dtype == 'bfloat16' and xla:
-        return 'XLA has no bfloat16 convolutions for CPUs and converts around float32 ones: slower than without --xla'
+        return 'XLA does not use a CPU\'s bfloat16 units: the attack will be slower than without --xla'
+    if dtype == 'bfloat16' and not kernels:
+        return 'TensorFlow 1 does not use a CPU\'s bfloat16 units: the attack will be many times slower than in float32'
     if dtype == 'bfloat16' and not cpu_flags & BFLOAT16_FLAGS:
-        return 'this CPU has no bfloat16 units (avx512_bf16 or amx_bf16): the attack will be no faster than in float32, ' \
-               'and can be many times slower'
+        return 'this CPU has no bfloat16 units (avx512_bf16 or amx_bf16): the attack will be slower than in float32'
     if dtype == 'float16':
         return 'TensorFlow has no fast float16 kernels for CPUs: the attack will be many times slower than in float32'
     return None

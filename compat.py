@@ -23,6 +23,7 @@ from tensorflow.python.ops import gen_nn_ops  # noqa: E402; the two versions' pu
 from tensorpack.compat import tfv1 as tf  # noqa: E402
 
 TF2 = int(tensorflow.__version__.split(".")[0]) >= 2
+USES_BFLOAT16_UNITS = TF2  # of CPUs; without oneDNN the kernels convert number by number
 if TF2:
     tensorflow.global_variables = tf.global_variables  # tensorpack's HorovodTrainer calls it there
 

@@ -108,6 +108,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--repeats', type=int, default=5, help='turns (5)')
     parser.add_argument('--dtypes', default='float32,bfloat16', help='of the attack (float32,bfloat16)')
     parser.add_argument('--peer', choices=['torch'], help='measure PyTorch beside it')
+    parser.add_argument('--peer-dtypes', help='by default those of --dtypes')
     parser.add_argument('--torch-python', metavar='PYTHON', default=sys.executable,
                         help='an interpreter with requirements/bench.txt')
     parser.add_argument('--table', metavar='FILE', help='write the table there')
@@ -142,7 +143,8 @@ def start_workers(args: argparse.Namespace, job: str, script: str, ours: List[st
         for network in networks:
             for system in ours:
                 start(sys.executable, script, system, network, dtype)
-            if args.peer and not (network.startswith('ResNetDenoise') and dtype != 'float32'):
+            if args.peer and dtype in (args.peer_dtypes or args.dtypes).split(',') and not (
+                    network.startswith('ResNetDenoise') and dtype != 'float32'):
                 start(args.torch_python, 'torch_peer.py', 'tuned PyTorch', network, dtype)
     if args.peer:
         for network in networks:

@@ -164,13 +164,13 @@ def test_flags_that_contradict_each_other():
 
 
 def test_program_says_where_reduced_precision_costs(monkeypatch, capsys):
-    def cost(*arguments, gpu=False, flags=('avx512f', 'avx512_bf16')):
-        return cost_of_dtype(*arguments, gpu=gpu, cpu_flags=frozenset(flags))
+    def cost(*arguments, gpu=False, flags=('avx512f', 'avx512_bf16'), kernels=True):
+        return cost_of_dtype(*arguments, gpu=gpu, cpu_flags=frozenset(flags), kernels=kernels)
 
     assert cost('float32', False, flags=()) is None and cost('bfloat16', False) is None
     assert cost('bfloat16', False, flags=['amx_bf16']) is None and cost('float16', True, gpu=True) is None
     assert 'no bfloat16 units' in cost('bfloat16', False, flags=['avx512f']) and 'slower' in cost('float16', True)
-    assert 'slower' in cost('bfloat16', True)
+    assert 'slower' in cost('bfloat16', True) and 'TensorFlow 1' in cost('bfloat16', False, kernels=False)
     monkeypatch.setattr(adv_model, 'cost_of_dtype', lambda *_, **__: 'slow')
     adv_model.warn_of_cost('float16', False)
     assert capsys.readouterr() == ('', 'main.py: note: slow\n')
