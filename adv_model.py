@@ -7,14 +7,15 @@ import inspect
 import os
 import sys
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Dict, Optional, Tuple, Type
+from typing import Any, Callable, Dict, FrozenSet, Optional, Tuple, Type
 
-from compat import tf, xla_compile  # before tensorpack
+from compat import USES_BFLOAT16_UNITS, has_gpu, tf, xla_compile  # before tensorpack
 from tensorpack import ModelDesc
 from tensorpack.models import l2_regularizer, regularize_cost
 from tensorpack.tfutils.summary import add_moving_summary
 from tensorpack.tfutils.tower import get_current_tower_context
 
+from distributed import cpu_flags
 from errors import InputError
 from nets import Network
 from resnet_model import Mode, native_mode
@@ -23,6 +24,7 @@ LABEL_SMOOTHING = 0.1
 WEIGHT_DECAY = 1e-4
 CLEAN_START_PROBABILITY = 0.2  # of a training batch: from the clean image instead of from noise (Section 5.1)
 FLOAT16_LOSS_SCALE = 128.0
+BFLOAT16_FLAGS = frozenset(['avx512_bf16', 'amx_bf16'])  # as /proc/cpuinfo names them
 
 Logits = Callable[[tf.Tensor], tf.Tensor]
 
@@ -151,11 +153,38 @@ def effective_step_size(num_iter, epsilon, step_size):
     return max(step_size, epsilon / num_iter)
 
 
-def attack_settings(use_fp16xla: bool) -> Dict[str, Any]:
-    """How the attacker computes, as keyword arguments: `attack_mode`, `xla`, `loss_scale`."""
-    if use_fp16xla:
-        return dict(attack_mode=native_mode()._replace(dtype=tf.float16), xla=True, loss_scale=FLOAT16_LOSS_SCALE)
-    return dict(attack_mode=native_mode(), xla=False, loss_scale=1.0)
+def attack_settings(dtype: str = 'float32', xla: bool = False) -> Dict[str, Any]:
+    """How the attacker computes, as keyword arguments: `attack_mode`, `xla`, `loss_scale`.
+
+    The image, its steps and the loss stay in float32 whatever `dtype` says; it is what features and weights are in.
+    """
+    return dict(attack_mode=native_mode()._replace(dtype=tf.as_dtype(dtype)), xla=xla,
+                loss_scale=FLOAT16_LOSS_SCALE if dtype == 'float16' else 1.0)
+
+
+def warn_of_cost(dtype: str, xla: bool) -> None:
+    """One line on stderr where an attack in reduced precision will not be the faster one."""
+    cost = cost_of_dtype(dtype, xla, gpu=has_gpu(), cpu_flags=cpu_flags(), kernels=USES_BFLOAT16_UNITS)
+    if cost:
+        print('main.py: note: ' + cost, file=sys.stderr, flush=True)
+
+
+def cost_of_dtype(dtype: str, xla: bool, *, gpu: bool, cpu_flags: FrozenSet[str], kernels: bool) -> Optional[str]:
+    """What it costs that hardware or TensorFlow (`kernels`) can't use a dtype well; None where there is nothing to say.
+
+    benchmarks/README.md has the measurements.
+    """
+    if gpu or dtype == 'float32':
+        return None
+    if dtype == 'bfloat16' and xla:
+        return 'XLA does not use a CPU\'s bfloat16 units: the attack will be slower than without --xla'
+    if dtype == 'bfloat16' and not kernels:
+        return 'TensorFlow 1 does not use a CPU\'s bfloat16 units: the attack will be many times slower than in float32'
+    if dtype == 'bfloat16' and not cpu_flags & BFLOAT16_FLAGS:
+        return 'this CPU has no bfloat16 units (avx512_bf16 or amx_bf16): the attack will be slower than in float32'
+    if dtype == 'float16':
+        return 'TensorFlow has no fast float16 kernels for CPUs: the attack will be many times slower than in float32'
+    return None
 
 
 def load_attacker(name: str) -> Type[Attacker]:

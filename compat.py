@@ -19,9 +19,11 @@ import tensorflow  # noqa: E402
 tensorflow.compat.v1.disable_v2_behavior()
 tensorflow.compat.v1.logging.set_verbosity(tensorflow.compat.v1.logging.ERROR)
 
+from tensorflow.python.ops import gen_nn_ops  # noqa: E402; the two versions' public names differ
 from tensorpack.compat import tfv1 as tf  # noqa: E402
 
 TF2 = int(tensorflow.__version__.split(".")[0]) >= 2
+USES_BFLOAT16_UNITS = TF2  # of CPUs; without oneDNN the kernels convert number by number
 if TF2:
     tensorflow.global_variables = tf.global_variables  # tensorpack's HorovodTrainer calls it there
 
@@ -35,6 +37,27 @@ def ask_for_determinism() -> None:
     """Of GPU kernels, before the first session: cuDNN's fastest gradients, and its choice of a kernel by time, vary."""
     for name, value in [('TF_CUDNN_DETERMINISTIC', '1'), ('TF_DETERMINISTIC_OPS', '1'), ('TF_CUDNN_USE_AUTOTUNE', '0')]:
         os.environ.setdefault(name, value)
+
+
+def max_pool_gradient(x: Any, pooled: Any, upstream: Any) -> Any:
+    """Of 3x3/2 max-pooling of NHWC features, padding SAME, with respect to `x`.
+
+    TensorFlow 2 has a fast kernel for it, which it takes when it sees the pooling before its gradient in the graph; in a
+    `while_loop`, which is a circle, that is a matter of chance. So here both are in a function of their own, which has
+    an order. Pooling again costs little beside the slow kernel.
+    """
+    if not TF2:
+        return gradient_of_pooling(x, pooled, upstream)
+
+    def pool_again(features: Any, gradient: Any) -> Any:
+        return gradient_of_pooling(features, tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME'), gradient)
+    gradient = tensorflow.function(pool_again, autograph=False, experimental_attributes={'_noinline': True})(x, upstream)
+    gradient.set_shape(x.shape)
+    return gradient
+
+
+def gradient_of_pooling(x: Any, pooled: Any, upstream: Any) -> Any:
+    return gen_nn_ops.max_pool_grad(x, pooled, upstream, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
 
 
 def num_gpus() -> int:

@@ -1,7 +1,7 @@
 """Which of a job's processes this is, and sums over all of them. One process alone needs neither MPI nor Horovod."""
 import os
 import sys
-from typing import Any, Optional
+from typing import Any, FrozenSet, Optional
 
 import numpy as np
 
@@ -87,6 +87,15 @@ class HorovodWorld(World):
             self._session = tf.Session(graph=graph, config=self.session_config())
         given, result = self._operations[operation]
         return self._session.run(result, {given: values})
+
+
+def cpu_flags() -> FrozenSet[str]:
+    """What the machine's CPU can do, in the words of /proc/cpuinfo; nothing where there is no such file."""
+    try:
+        with open('/proc/cpuinfo') as f:
+            return frozenset(next((line for line in f if line.startswith('flags')), '').split())
+    except OSError:
+        return frozenset()
 
 
 def started_by_mpi() -> bool:

@@ -22,7 +22,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
     import provenance
     import results
     import saved_images
-    from adv_model import PGDAttacker, attack_settings, load_attacker
+    from adv_model import PGDAttacker, attack_settings, load_attacker, warn_of_cost
     from agreement import check_agreement
     from compat import ask_for_determinism, tf
     from journal import Journal
@@ -47,6 +47,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
     check_agreement(world, options, dataset.class_names, dataset, provenance.sha256_of_files([inspect.getfile(attacker)]))
     journal, begin, token, facts = None, 0, 0, {}
     if world.is_chief:
+        warn_of_cost(options.attack_dtype, options.xla)
         for path in filter(None, [options.results, options.per_image]):
             check_writable(path)
         facts = provenance.evaluation_facts(options, network, dataset, attacker, strengths)
@@ -63,7 +64,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
     ask_for_determinism()
     with tf.Graph().as_default() as graph:
         tower = evaluation.AttackTower(network, options.image_size, mode=native_mode(), seed=options.seed,
-                                       attacker=attacker, **attack_settings(options.use_fp16xla))
+                                       attacker=attacker, **attack_settings(options.attack_dtype, options.xla))
     with tf.Session(graph=graph, config=world.session_config()) as session, \
             results.ImageTables(options.per_image, saving, dataset, strengths, world) as tables:
         checkpoint.assign_weights(session, weights)

@@ -7,6 +7,7 @@ from typing import Any, Callable, List
 from errors import InputError, Parser
 
 LARGEST = 2 ** 31 - 1
+ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
 
 
 def positive_int(text: str) -> int:
@@ -47,8 +48,6 @@ def parse_options(arguments: List[str], description: str) -> argparse.Namespace:
     parser.add_argument('--arch', default='ResNet', help='ResNet, ResNetDenoise or ResNeXtDenoiseAll (ResNet)')
     parser.add_argument('--load', metavar='CKPT', help='an .npz file or a TF checkpoint: to evaluate, or to start from')
     parser.add_argument('--batch', type=positive_int, default=32, help='images per GPU or process (32)')
-    parser.add_argument('--use-fp16xla', action='store_true',
-                        help='the attack in float16, compiled by XLA: faster on GPUs, a little less robust')
     data = parser.add_argument_group('data')
     data.add_argument('--data', metavar='DIR', help='folder with train/ and val/')
     data.add_argument('--classes', metavar='FILE', help='class names, one a line, in label order')
@@ -63,6 +62,10 @@ def parse_options(arguments: List[str], description: str) -> argparse.Namespace:
                         dest='attack_epsilons', help='budget in pixels, of 255; an evaluation takes several (16)')
     attack.add_argument('--attack-step-size', type=positive_float, default=1.0,
                         help='in pixels; epsilon / K where that is more (1)')
+    attack.add_argument('--attack-dtype', choices=ATTACK_DTYPES,
+                        help='what the attack computes in; not of evaluations during training (float32)')
+    attack.add_argument('--xla', action='store_true', help='compile the attack by XLA')
+    attack.add_argument('--use-fp16xla', action='store_true', help='--attack-dtype float16 --xla')
     attack.add_argument('--seed', type=natural, default=0, help='of an evaluation\'s targets and noise (0)')
     job = parser.add_argument_group('evaluation and scoring')
     job.add_argument('--eval', action='store_true', help='evaluate --load on the validation images of --data')
@@ -99,6 +102,8 @@ def parse_options(arguments: List[str], description: str) -> argparse.Namespace:
                           help='how long to wait for the data server (300)')
     options = parser.parse_args(arguments)
     check_options(options)
+    options.xla = options.xla or options.use_fp16xla
+    options.attack_dtype = options.attack_dtype or ('float16' if options.use_fp16xla else 'float32')
     options.attack_iter, options.attack_epsilon = options.attack_iters[0], options.attack_epsilons[0]
     return options
 
@@ -128,5 +133,7 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError('--resume goes with training; an evaluation reads the checkpoint of --load')
     if options.reset_head and (not options.load or options.eval or options.eval_directory):
         raise InputError('--reset-head goes with a training that begins with --load')
+    if options.use_fp16xla and options.attack_dtype not in (None, 'float16'):
+        raise InputError('--use-fp16xla means --attack-dtype float16, not %s: give one of them' % options.attack_dtype)
     if options.starting_epoch > options.max_epoch:
         raise InputError('--starting-epoch %d comes after --max-epoch %d' % (options.starting_epoch, options.max_epoch))

@@ -46,7 +46,7 @@ def evaluation_facts(options: argparse.Namespace, network: Network, dataset: Dat
     return dict(
         arch=network.arch, depth=network.depth, classes=network.num_classes, image_size=options.image_size,
         checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)), data_sha256=dataset.digest(options.data),
-        num_images=len(dataset), seed=options.seed, attack_dtype='float16' if options.use_fp16xla else 'float32',
+        num_images=len(dataset), seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
         attacker='%s:%s' % (attacker.__module__, attacker.__name__),
         attacker_sha256=sha256_of_files([inspect.getfile(attacker)]), strengths=[list(s) for s in strengths],
         saves_images=bool(options.save_adversarial), code_sha256=code_sha256(), versions=versions())

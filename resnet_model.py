@@ -3,9 +3,10 @@
 Every function takes a feature map and a `Mode`, which says how to compute it, and returns a feature map. Variables are
 created or reused by name, so the same function builds the training tower and the attacker's copy of the network.
 """
-from typing import Callable, List, NamedTuple, Optional
+from typing import Callable, List, NamedTuple, Optional, Tuple
 
-from compat import has_gpu, tf
+from attention import softmax_attention
+from compat import has_gpu, max_pool_gradient, tf
 
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
@@ -32,6 +33,11 @@ def channel_axis(mode: Mode) -> int:
 
 def num_channels(x: tf.Tensor, mode: Mode) -> int:
     return int(x.shape[channel_axis(mode)])
+
+
+def num_positions(x: tf.Tensor, mode: Mode) -> int:
+    height, width = x.shape[1:3] if mode.data_format == 'NHWC' else x.shape[2:4]
+    return int(height) * int(width)
 
 
 def spatial(values: List[int], mode: Mode) -> List[int]:
@@ -133,34 +139,58 @@ def embedding(x: tf.Tensor, name: str, channels: int, mode: Mode) -> tf.Tensor:
     return apply_convolution(x, w, mode)
 
 
+class ConvNormWeights(NamedTuple):
+    """Float32 variables: (height, width, channels in / groups, channels out), and four times (channels out,)."""
+    w: tf.Tensor
+    gamma: tf.Tensor
+    beta: tf.Tensor
+    mean: tf.Tensor
+    variance: tf.Tensor
+
+    def folded(self, dtype: tf.DType) -> Tuple[tf.Tensor, tf.Tensor]:
+        """Weights and bias of the convolution that is this one with BatchNorm in test mode."""
+        with constant_during_attack():
+            scale = self.gamma * tf.rsqrt(self.variance + BATCH_NORM_EPSILON)
+            return tf.cast(self.w * scale, dtype), tf.cast(self.beta - self.mean * scale, dtype)
+
+
+def conv_norm_weights(name: str, shape: List[int], initial_gamma: float = 1.0) -> ConvNormWeights:
+    with tf.variable_scope(name):
+        w = weight('W', shape, conv_initializer())
+        with tf.variable_scope('bn'):
+            gamma = weight('gamma', shape[3:], tf.constant_initializer(initial_gamma))
+            beta = weight('beta', shape[3:], tf.zeros_initializer())
+            mean = weight('mean/EMA', shape[3:], tf.zeros_initializer(), trainable=False)
+            variance = weight('variance/EMA', shape[3:], tf.ones_initializer(), trainable=False)
+    return ConvNormWeights(w, gamma, beta, mean, variance)
+
+
+def folds(mode: Mode) -> bool:
+    """Whether BatchNorm is computed as a part of the convolution before it."""
+    return not mode.training and mode.dtype != tf.float16
+
+
 def conv_norm(x: tf.Tensor, name: str, channels: int, kernel: int, mode: Mode, *, stride: int = 1, groups: int = 1,
               initial_gamma: float = 1.0) -> tf.Tensor:
     """Convolution without bias, then BatchNorm.
 
-    Outside of training BatchNorm is an affine map with constant coefficients. In float32 it is folded into the
-    convolution's weights, which saves a pass over the activations; in reduced precision it stays apart and in float32,
-    because folded weights may leave float16's range.
+    Outside of training BatchNorm is an affine map with constant coefficients. It is folded into the convolution's
+    weights in float32, which saves a pass over the activations. In float16 it stays apart and in float32, because folded
+    weights may leave that dtype's range; bfloat16 has float32's.
     """
-    with tf.variable_scope(name):
-        w = weight('W', [kernel, kernel, num_channels(x, mode) // groups, channels], conv_initializer())
-        with tf.variable_scope('bn'):
-            gamma = weight('gamma', [channels], tf.constant_initializer(initial_gamma))
-            beta = weight('beta', [channels], tf.zeros_initializer())
-            mean = weight('mean/EMA', [channels], tf.zeros_initializer(), trainable=False)
-            variance = weight('variance/EMA', [channels], tf.ones_initializer(), trainable=False)
-        if not mode.training and mode.dtype == tf.float32:
-            with constant_during_attack():
-                scale = gamma * tf.rsqrt(variance + BATCH_NORM_EPSILON)
-                w, bias = w * scale, beta - mean * scale
+    weights = conv_norm_weights(name, [kernel, kernel, num_channels(x, mode) // groups, channels], initial_gamma)
+    with tf.name_scope(name):
+        if folds(mode):
+            w, bias = weights.folded(mode.dtype)
             return tf.nn.bias_add(apply_convolution(x, w, mode, stride), bias, data_format=mode.data_format)
         with constant_during_attack():
-            w = tf.cast(w, mode.dtype)
+            w = tf.cast(weights.w, mode.dtype)
         x = apply_convolution(x, w, mode, stride)
         normalise = dict(epsilon=BATCH_NORM_EPSILON, data_format=mode.data_format)
         if not mode.training:
-            return tf.nn.fused_batch_norm(x, gamma, beta, mean, variance, is_training=False, **normalise)[0]
-        x, batch_mean, batch_variance = tf.nn.fused_batch_norm(x, gamma, beta, is_training=True, **normalise)
-        for tracked, value in (mean, batch_mean), (variance, batch_variance):
+            return tf.nn.fused_batch_norm(x, *weights[1:], is_training=False, **normalise)[0]
+        x, mean, variance = tf.nn.fused_batch_norm(x, weights.gamma, weights.beta, is_training=True, **normalise)
+        for tracked, value in (weights.mean, mean), (weights.variance, variance):
             # (1 - momentum) towards the batch; tensorpack runs this collection once per training step
             update = tf.assign_sub(tracked, (1 - BATCH_NORM_MOMENTUM) * (tracked - value))
             tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
@@ -176,12 +206,46 @@ def linear(x: tf.Tensor, name: str, outputs: int, mode: Mode) -> tf.Tensor:
         return tf.matmul(x, w) + b
 
 
+def space_to_channels(w: tf.Tensor) -> tf.Tensor:
+    """Of a stride-2 7x7 convolution's weights: those of the stride-1 4x4 one that makes the gradient of its input.
+
+    (7, 7, c, out) -> (4, 4, out, 4 c), whose output holds the 2x2 input pixels of a position in its channels. An input
+    pixel 2p + a meets the output i by the tap k = 2 (p - i) + a + 2: four of them for a = 0, three and a zero for a = 1.
+    """
+    channels, out = int(w.shape[2]), int(w.shape[3])
+    taps = tf.reshape(tf.pad(w, [[0, 1], [0, 1], [0, 0], [0, 0]]), [4, 2, 4, 2, channels, out])
+    taps = tf.transpose(tf.reverse(taps, [0, 2]), [0, 2, 5, 1, 3, 4])
+    return tf.reshape(taps, [4, 4, out, 4 * channels])
+
+
+def frozen_stem(x: tf.Tensor, w: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """NHWC 7x7/2 convolution with a bias, and max-pooling, with a gradient of the image alone that is fast on CPUs.
+
+    Height and width must be even. The convolutions of CPUs are three times slower than need be where few channels come
+    out, as with the three of an image's gradient; here all four pixels under a stride are channels of one position.
+    """
+    with constant_during_attack():
+        backwards = space_to_channels(w)
+
+    @tf.custom_gradient
+    def stem(image: tf.Tensor, forwards: tf.Tensor, bias: tf.Tensor, backwards: tf.Tensor):
+        features = tf.nn.bias_add(tf.nn.conv2d(image, forwards, strides=[1, 2, 2, 1], padding='SAME'), bias)
+        pooled = tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
+
+        def gradient(upstream: tf.Tensor):
+            of_features = max_pool_gradient(features, pooled, upstream)
+            of_features = tf.pad(of_features, [[0, 0], [2, 1], [2, 1], [0, 0]])
+            of_image = tf.nn.conv2d(of_features, backwards, strides=[1] * 4, padding='VALID')
+            return tf.depth_to_space(of_image, 2), None, None, None
+        return pooled, gradient
+    return stem(x, w, bias, backwards)
+
+
 # --- denoising blocks (Section 4) ------------------------------------------------------------------------------------
 
 def as_matrix(x: tf.Tensor, mode: Mode) -> tf.Tensor:
     """Feature map -> (batch, positions, channels), or (batch, channels, positions) in NCHW."""
-    positions = tf.shape(x)[1] * tf.shape(x)[2] if mode.data_format == 'NHWC' else tf.shape(x)[2] * tf.shape(x)[3]
-    c = num_channels(x, mode)
+    positions, c = num_positions(x, mode), num_channels(x, mode)
     return tf.reshape(x, [-1, positions, c] if mode.data_format == 'NHWC' else [-1, c, positions])
 
 
@@ -190,12 +254,11 @@ def non_local_softmax(x: tf.Tensor, mode: Mode) -> tf.Tensor:
     channels = num_channels(x, mode) // 2
     theta = as_matrix(embedding(x, 'embedding_theta', channels, mode), mode)
     phi = as_matrix(embedding(x, 'embedding_phi', channels, mode), mode)
-    values = as_matrix(x, mode)
-    nhwc = mode.data_format == 'NHWC'
-    affinity = tf.matmul(theta * channels ** -0.5, phi, transpose_a=not nhwc, transpose_b=nhwc)
-    affinity = tf.nn.softmax(affinity)  # (batch, positions i, positions j)
-    y = tf.matmul(affinity, values) if nhwc else tf.matmul(values, affinity, transpose_b=True)
-    return tf.reshape(y, tf.shape(x))
+    matrices = [theta * channels ** -0.5, phi, as_matrix(x, mode)]
+    if mode.data_format == 'NCHW':
+        matrices = [tf.transpose(m, [0, 2, 1]) for m in matrices]
+    y = softmax_attention(*matrices)
+    return tf.reshape(tf.transpose(y, [0, 2, 1]) if mode.data_format == 'NCHW' else y, tf.shape(x))
 
 
 def non_local_dot_product(x: tf.Tensor, mode: Mode) -> tf.Tensor:
@@ -203,9 +266,7 @@ def non_local_dot_product(x: tf.Tensor, mode: Mode) -> tf.Tensor:
 
     The product of the three matrices is associative; the cheaper of its two orders depends on the sizes.
     """
-    m = as_matrix(x, mode)
-    height, width = [int(n) for n, c in zip(x.shape[1:], 'HWC' if mode.data_format == 'NHWC' else 'CHW') if c != 'C']
-    positions = height * width
+    m, positions = as_matrix(x, mode), num_positions(x, mode)
     m_t = tf.transpose(m, [0, 2, 1]) / positions  # divided before it is summed over: float16 ends at 65504
     # m is (positions, channels) or its transpose: m m^T m either way
     rows = positions if mode.data_format == 'NHWC' else num_channels(x, mode)
@@ -237,6 +298,15 @@ def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: i
     return tf.nn.relu(y + shortcut)
 
 
+def stem(x: tf.Tensor, mode: Mode) -> tf.Tensor:
+    """7x7/2 convolution with BatchNorm, 3x3/2 max-pooling. The maximum of ReLUs is the ReLU of the maximum, and that
+    of fewer positions: it is left to the caller."""
+    if folds(mode) and mode.data_format == 'NHWC' and not any(int(n) % 2 for n in x.shape[1:3]):
+        return frozen_stem(x, *conv_norm_weights('conv0', [7, 7, num_channels(x, mode), 64]).folded(mode.dtype))
+    x = conv_norm(x, 'conv0', 64, 7, mode, stride=2)
+    return tf.nn.max_pool(x, spatial([3, 3], mode), spatial([2, 2], mode), 'SAME', data_format=mode.data_format)
+
+
 def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mode, *, groups: int = 1,
              width_per_group: int = 64, after_group: Optional[Callable] = None,
              after_block: Optional[Callable] = None) -> tf.Tensor:
@@ -248,8 +318,7 @@ def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mo
     x = tf.cast(image, mode.dtype)
     if mode.data_format == 'NCHW':
         x = tf.transpose(x, [0, 3, 1, 2])
-    x = tf.nn.relu(conv_norm(x, 'conv0', 64, 7, mode, stride=2))
-    x = tf.nn.max_pool(x, spatial([3, 3], mode), spatial([2, 2], mode), 'SAME', data_format=mode.data_format)
+    x = tf.nn.relu(stem(x, mode))
     for g, blocks in enumerate(num_blocks):
         channels = 64 * 2 ** g
         for b in range(blocks):
@@ -260,5 +329,7 @@ def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mo
                     x = denoising(x, 'non_local', after_block, mode)
         if after_group is not None:
             x = denoising(x, 'group%d_denoise' % g, after_group, mode)
+    if mode.dtype == tf.bfloat16:  # has no digits to spare, and the last layer costs nothing
+        x, mode = tf.cast(x, tf.float32), mode._replace(dtype=tf.float32)
     x = tf.reduce_mean(x, [1, 2] if mode.data_format == 'NHWC' else [2, 3])
     return tf.cast(linear(x, 'linear', num_classes, mode), tf.float32)

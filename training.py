@@ -13,7 +13,8 @@ from tensorpack.callbacks import (MergeAllSummaries, MovingAverageSummary, RunUp
 from tensorpack.tfutils import DictRestore, SaverRestore
 
 import checkpoint
-from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker, attack_settings
+from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker, attack_settings, \
+    warn_of_cost
 from agreement import check_agreement
 from callbacks import (Events, LossGuard, Place, Progress, Saver, ScheduledLearningRate, Statistics, StopOnSignal,
                        evaluation_table)
@@ -149,6 +150,7 @@ def train(options: argparse.Namespace) -> None:
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch)
     start, missing = Start(steps_per_epoch), False
     if world.is_chief:
+        warn_of_cost(options.attack_dtype, options.xla)
         start = prepare_chief(options, world.size, network, steps_per_epoch)
         missing = bool(start.checkpoint and validation and start.epoch > 1 and not start.step_of_epoch
                        and not was_evaluated(logger.get_logger_dir(), start.epoch - 1))
@@ -175,7 +177,7 @@ def run(options: argparse.Namespace, network: Network, validation: Optional[Data
         missing: bool) -> None:
     """All epochs from the start on. `missing`: the evaluation of the epoch before it is, too."""
     directory = logger.get_logger_dir()  # the chief's
-    settings = attack_settings(options.use_fp16xla)
+    settings = attack_settings(options.attack_dtype, options.xla)
     model = AdversarialModel(network, training_attacker(options, network, settings['xla'], settings['loss_scale']),
                              options.image_size, mode=native_mode(), attack_mode=settings['attack_mode'])
     place = Place(start, schedule.total_batch)

@@ -393,7 +393,7 @@ def test_float16_attack_under_xla_is_as_strong(arch, weights_of):
     with tf.Graph().as_default() as graph:
         image = scale_pixels(tf.constant(pixels))
         for fast in False, True:
-            settings = attack_settings(fast)
+            settings = attack_settings(*(('float16', True) if fast else ()))
             attacker = pgd_attacker(4, 8., 1., num_classes=10, loss_scale=settings['loss_scale'], xla=settings['xla'])
             adversarial, target = attacker.attack(image, tf.constant(label), lambda x: network.logits(
                 x, settings['attack_mode']), tf.range(4))
@@ -402,7 +402,7 @@ def test_float16_attack_under_xla_is_as_strong(arch, weights_of):
         with tf.Session(graph=graph, config=session_config()) as session:
             checkpoint.assign_weights(session, weights_for_float16(arch, weights_of(arch)))
             (slow, target, slow_logits), (fast, fast_target, fast_logits), clean = session.run(results + [clean])
-    assert attack_settings(True)['attack_mode'].dtype == tf.float16
+    assert attack_settings('float16')['attack_mode'].dtype == tf.float16
     assert (target == fast_target).all()
     assert np.isfinite(fast).all() and np.abs(fast - pixels).max() < 8.01
     assert fast.min() >= 0 and fast.max() <= 255

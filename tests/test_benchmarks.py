@@ -42,3 +42,34 @@ def test_scaling(root, python):
     assert {row['allreduce_bytes'] for row in rows} == {4 * 60192808}
     for slow, middle, fast in zip(rows[::3], rows[1::3], rows[2::3]):
         assert slow['exposed_share'] >= middle['exposed_share'] >= fast['exposed_share']
+
+
+@pytest.mark.parametrize('script, unit, steps', [('pgd.py', 'image_steps_per_second', '--steps'),
+                                                 ('train.py', 'images_per_second', '--attack-iter')])
+def test_attack_and_training_step(script, unit, steps, root, tmp_path, python):
+    table, plot = tmp_path / 'table.md', tmp_path / 'plot.png'
+    done = python(os.path.join(root, 'benchmarks', script), '--network', 'ResNet-14', '--batch', '1', '--image-size', '32',
+                  '--repeats', '2', steps, '1', '--dtypes', 'float32', '--threads', '1', '--table', table, '--plot', plot)
+    assert done.returncode == 0, done.stderr
+    peak, ours = [json.loads(line) for line in done.stdout.splitlines()]
+    assert peak['system'] == 'matmul' and 0 < peak['lowest'] <= peak['operations_per_second'] <= peak['highest']
+    assert ours['system'] == 'this project' and 0 < ours['lowest'] <= ours[unit] <= ours['highest']
+    assert (ours['network'], ours['dtype'], ours['batch'], ours['repeats'], ours['ratio']) == ('ResNet-14', 'float32', 1, 2, 1)
+    assert 0 < ours['fraction_of_matmul_peak'] < 1 and ours['peak_memory_bytes'] > 1e8
+    assert len(table.read_text().splitlines()) == 3 and plot.read_bytes()[1:4] == b'PNG'
+
+
+def test_convolutions_are_counted():
+    """ResNet-50 has the literature's 4.09 billion multiply-adds; a denoising block has three 1x1 convolutions, as many
+    of them in each of the four groups."""
+    from benchmarks.pgd import convolution_operations
+    assert abs(convolution_operations('ResNet-50', 224) / 2e9 - 4.09) < 0.01
+    blocks = convolution_operations('ResNetDenoise-50', 224) - convolution_operations('ResNet-50', 224)
+    assert blocks / 2 == 4 * 56 * 56 * (2 * 256 * 128 + 256 * 256)
+
+
+@pytest.mark.parametrize('script, flags, named', [
+    ('pgd.py', ['--network', 'ResNet50'], 'ResNet-50'), ('train.py', ['--dtypes', 'float8'], 'float8')])
+def test_attack_benchmarks_say_what_they_need(script, flags, named, root, python):
+    done = python(os.path.join(root, 'benchmarks', script), *flags)
+    assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1

@@ -1,0 +1,77 @@
+"""Softmax attention that never holds the matrix of all pairs of positions, which in a 56x56 map is 39 MB an image."""
+from typing import List, Tuple
+
+from compat import tf
+
+FEW_POSITIONS = 1024  # up to which the matrices of a whole batch are small beside the network's other features
+ROWS_TOGETHER = 448  # of a larger matrix: with 3136 columns of float32 they are 5.6 MB, and stay in a CPU's cache
+
+
+def softmax_attention(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, *, few_positions: int = FEW_POSITIONS,
+                      rows_together: int = ROWS_TOGETHER) -> tf.Tensor:
+    """y_i = sum_j softmax_j(queries_i . keys_j) values_j.
+
+    Where there are many positions, rows of the softmax are computed some at a time, image by image. Of each row only
+    the logarithm of its normaliser is kept for the gradient, which computes the row again from that.
+
+    Args:
+        queries, keys: (N, positions, channels). values: (N, positions, any channels). Of one dtype; the number of
+            positions must be known.
+    Returns:
+        like `values`. Its gradients reach all three.
+    """
+    positions = int(queries.shape[1])
+    if positions <= few_positions:
+        return tf.matmul(tf.nn.softmax(tf.matmul(queries, keys, transpose_b=True)), values)
+    rows = [slice(i, min(i + rows_together, positions)) for i in range(0, positions, rows_together)]
+    dtype = values.dtype
+
+    @tf.custom_gradient
+    def attention(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor):
+        y, normalisers = by_image(lambda x: forward(*x, rows), [q, k, v], [dtype, tf.float32])
+
+        def gradient(upstream: tf.Tensor) -> List[tf.Tensor]:
+            return by_image(lambda x: backward(*x, rows), [q, k, v, y, normalisers, upstream], [dtype] * 3)
+        return y, gradient
+
+    y = attention(queries, keys, values)
+    y.set_shape(values.shape)
+    return y
+
+
+def by_image(function, tensors: List[tf.Tensor], dtypes: List[tf.DType]) -> List[tf.Tensor]:
+    return list(tf.map_fn(lambda x: tuple(function(x)), tuple(tensors), dtype=tuple(dtypes), parallel_iterations=1,
+                          back_prop=False))
+
+
+def forward(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, rows: List[slice]) -> Tuple[tf.Tensor, tf.Tensor]:
+    """Of one image, without its axis: y, and (positions, 1) logarithms of the softmax's normalisers, float32."""
+    ys, normalisers = [], []
+    for row in rows:
+        scores = tf.cast(tf.matmul(q[row], k, transpose_b=True), tf.float32)
+        largest = tf.reduce_max(scores, axis=1, keepdims=True)
+        exponentials = tf.exp(scores - largest)
+        total = tf.reduce_sum(exponentials, axis=1, keepdims=True)
+        if v.dtype == tf.float16:  # divided before it is summed over: float16 ends at 65504
+            ys.append(tf.matmul(tf.cast(exponentials / total, v.dtype), v))
+        else:
+            ys.append(tf.cast(tf.cast(tf.matmul(tf.cast(exponentials, v.dtype), v), tf.float32) / total, v.dtype))
+        normalisers.append(largest + tf.log(total))
+    return tf.concat(ys, axis=0), tf.concat(normalisers, axis=0)
+
+
+def backward(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, y: tf.Tensor, normalisers: tf.Tensor, upstream: tf.Tensor,
+             rows: List[slice]) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Of one image: gradients of q, k and v from that of y."""
+    of_q, of_k, of_v = [], [], []
+    for row in rows:
+        g = upstream[row]
+        weights = tf.exp(tf.cast(tf.matmul(q[row], k, transpose_b=True), tf.float32) - normalisers[row])
+        of_weights = tf.cast(tf.matmul(g, v, transpose_b=True), tf.float32)
+        # the part of a weight's gradient that the others take up, as they sum to 1
+        shared = tf.reduce_sum(tf.cast(g, tf.float32) * tf.cast(y[row], tf.float32), axis=1, keepdims=True)
+        of_scores = tf.cast(weights * (of_weights - shared), q.dtype)
+        of_q.append(tf.matmul(of_scores, k))
+        of_k.append(tf.cast(tf.matmul(of_scores, q[row], transpose_a=True), tf.float32))
+        of_v.append(tf.cast(tf.matmul(tf.cast(weights, v.dtype), g, transpose_a=True), tf.float32))
+    return tf.concat(of_q, axis=0), tf.cast(tf.add_n(of_k), k.dtype), tf.cast(tf.add_n(of_v), v.dtype)

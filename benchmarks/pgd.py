@@ -1,0 +1,189 @@
+#!/usr/bin/env python
+"""How fast a step of the attack is, beside PyTorch, measured in turns in one run.
+
+    python benchmarks/pgd.py --peer torch --torch-python TORCH_ENVIRONMENT/bin/python --plot pgd.png
+
+Prints one JSON line for each system, and with --table FILE the table for the README.
+    this project    in float32 and bfloat16
+    plain port      this project without its shortcuts: BatchNorm apart, TensorFlow's own gradients (--plain)
+    torchattacks    torchattacks' PGD as installed; float32
+    tuned PyTorch   channels_last, folded BatchNorm, frozen weights, torch.compile; float32 and bfloat16
+    matmul          products of large matrices, in each dtype: the machine's peak
+"""
+import argparse
+import json
+import os
+import sys
+import time
+from typing import Any, Callable, Dict, List
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
+
+from errors import InputError, Parser, run_command  # noqa: E402
+from turns import PEAK, Worker, draw, markdown_table, report, serve_turns, take_turns  # noqa: E402
+
+UNIT = 'image_steps_per_second'
+MATRIX = 2048  # rows and columns
+
+
+def matmul_rate(c: Dict[str, Any]) -> Callable[[], float]:
+    """Operations a second of float matrix products."""
+    from compat import tf
+    size = min(MATRIX, 16 * c['image_size'])
+    matrix = tf.get_variable('matrix', initializer=tf.cast(tf.random_normal([size, size], stddev=size ** -0.5), c['dtype']))
+    product = matrix
+    for _ in range(8):
+        product = tf.matmul(product, matrix)
+    return rate_of(product.op, c, 8 * 2 * size ** 3)
+
+
+def rate_of(op: Any, c: Dict[str, Any], amount: float) -> Callable[[], float]:
+    """`amount` per second of running an operation of the default graph, with new variables."""
+    import numpy as np
+    from compat import session_config, tf
+    config = session_config()
+    config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = c['threads']
+    session = tf.Session(config=config)
+    session.run(tf.global_variables_initializer())
+    for variable in tf.global_variables():
+        if variable.op.name.endswith('/gamma'):  # the zeros that end branches would spare some of the work
+            variable.load(np.full(variable.shape.as_list(), 0.5, np.float32), session)
+
+    def measure() -> float:
+        begin = time.perf_counter()
+        session.run(op)
+        return amount / (time.perf_counter() - begin)
+    return measure
+
+
+def without_shortcuts() -> None:
+    """Makes resnet_model a plain port: for the benchmark alone."""
+    import resnet_model
+    resnet_model.folds = lambda mode: False
+
+
+def attack_rate(c: Dict[str, Any]) -> Callable[[], float]:
+    import numpy as np
+    from adv_model import PGDAttacker, attack_settings
+    from compat import tf
+    from nets import find_network
+    if c['system'] == 'plain port':
+        without_shortcuts()
+    arch, depth = c['network'].rsplit('-', 1)
+    network = find_network(arch, int(depth))
+    settings = attack_settings(c['dtype'])
+    shape = [c['batch'], c['image_size'], c['image_size'], 3]
+    image = tf.get_variable('image', initializer=np.random.RandomState(0).uniform(-1, 1, shape).astype(np.float32))
+    # of a batch size that the graph does not know, as in training and evaluation
+    image = tf.placeholder_with_default(image, [None] + shape[1:])
+    label = tf.placeholder_with_default(tf.range(c['batch']), [None])
+    attacker = PGDAttacker(c['steps'], 16., 1., num_classes=network.num_classes, loss_scale=settings['loss_scale'])
+    adversarial, _ = attacker.attack(image, label, lambda x: network.logits(x, settings['attack_mode']))
+    return rate_of(adversarial.op, c, c['batch'] * c['steps'])
+
+
+def convolution_operations(network: str, image_size: int) -> float:
+    """Multiplications and additions of the convolutions' forward pass, for one image."""
+    from compat import tf
+    from nets import find_network
+    from resnet_model import Mode
+    arch, depth = network.rsplit('-', 1)
+    total = 0.0
+    with tf.Graph().as_default() as graph:  # of the layout in which groups are one convolution
+        find_network(arch, int(depth)).logits(tf.zeros([1, image_size, image_size, 3]), Mode(data_format='NCHW'))
+        for op in graph.get_operations():
+            if op.type == 'Conv2D':
+                kernel_height, kernel_width, channels, _ = op.inputs[1].shape.as_list()
+                total += 2.0 * op.outputs[0].shape.num_elements() * kernel_height * kernel_width * channels
+    return total
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """What pgd.py and train.py have in common."""
+    parser.add_argument('--network', default='ResNet-50', metavar='N[,N...]', help='architecture and depth (ResNet-50)')
+    parser.add_argument('--batch', type=int, default=16)
+    parser.add_argument('--image-size', type=int, default=224)
+    parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='by default one a core')
+    parser.add_argument('--repeats', type=int, default=5, help='turns (5)')
+    parser.add_argument('--dtypes', default='float32,bfloat16', help='of the attack (float32,bfloat16)')
+    parser.add_argument('--peer', choices=['torch'], help='measure PyTorch beside it')
+    parser.add_argument('--peer-dtypes', help='by default those of --dtypes')
+    parser.add_argument('--torch-python', metavar='PYTHON', default=sys.executable,
+                        help='an interpreter with requirements/bench.txt')
+    parser.add_argument('--table', metavar='FILE', help='write the table there')
+    parser.add_argument('--plot', metavar='FILE', help='draw a picture')
+
+
+def check_flags(args: argparse.Namespace) -> None:
+    from nets import find_network
+    for network in args.network.split(','):
+        arch, _, depth = network.rpartition('-')
+        if not arch or not depth.isdigit():
+            raise InputError('--network is an architecture and a depth, like ResNet-50, not %s' % network)
+        find_network(arch, int(depth))
+    if min(args.batch, args.image_size, args.threads, args.repeats, args.steps) < 1:
+        raise InputError('--batch, --image-size, --threads, --repeats and the steps must be positive')
+    for dtype in args.dtypes.split(','):
+        if dtype not in ('float32', 'bfloat16'):
+            raise InputError('--dtypes are float32 and bfloat16, not %s' % dtype)
+
+
+def start_workers(args: argparse.Namespace, job: str, script: str, ours: List[str]) -> List[Worker]:
+    """Of the peak, the systems `ours` and the peer, with each network in each dtype."""
+    workers: List[Worker] = []
+
+    def start(python: str, file: str, system: str, network: str, dtype: str) -> None:
+        workers.append(Worker(python, file, dict(
+            system=system, dtype=dtype, job=job, network=network, batch=args.batch, image_size=args.image_size,
+            threads=args.threads, steps=args.steps)))
+    networks = args.network.split(',')
+    for dtype in args.dtypes.split(','):
+        start(sys.executable, 'pgd.py', PEAK, networks[0], dtype)
+        for network in networks:
+            for system in ours:
+                start(sys.executable, script, system, network, dtype)
+            if args.peer and dtype in (args.peer_dtypes or args.dtypes).split(',') and not (
+                    network.startswith('ResNetDenoise') and dtype != 'float32'):
+                start(args.torch_python, 'torch_peer.py', 'tuned PyTorch', network, dtype)
+    if args.peer:
+        for network in networks:
+            start(args.torch_python, 'torch_peer.py', 'torchattacks', network, 'float32')
+    return workers
+
+
+def run_benchmark(args: argparse.Namespace, job: str, script: str, ours: List[str], unit: str,
+                  operations: Callable[[float], float]) -> int:
+    """`operations`: from those of a network's convolutions for one image to those of one unit."""
+    workers = start_workers(args, job, script, ours)
+    answers = take_turns(workers, args.repeats)
+    for worker in workers:
+        worker.close()
+    of_network = {n: operations(convolution_operations(n, args.image_size)) for n in args.network.split(',')}
+    records = report(workers, answers, unit, of_network, 'torchattacks' if args.peer else ours[-1])
+    if args.table:
+        with open(args.table, 'w') as f:
+            f.write(markdown_table(records, unit) + '\n')
+    if args.plot:
+        draw(records, unit, args.plot, '%s, %dx%d, batch %d, %d threads' % (
+            args.network, args.image_size, args.image_size, args.batch, args.threads))
+    return 0
+
+
+def main() -> int:
+    if '--worker' in sys.argv:
+        c = json.loads(sys.argv[sys.argv.index('--worker') + 1])
+        serve_turns(lambda: matmul_rate(c) if c['system'] == PEAK else attack_rate(c))
+        return 0
+    parser = Parser(prog='pgd.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_flags(parser)
+    parser.add_argument('--steps', type=int, default=6, help='of each turn\'s attack (6)')
+    parser.add_argument('--plain', action='store_true', help='measure the plain port too')
+    args = parser.parse_args()
+    check_flags(args)
+    ours = ['this project'] + ['plain port'] * args.plain
+    return run_benchmark(args, 'pgd', 'pgd.py', ours, UNIT, lambda forward: 2 * forward)
+
+
+if __name__ == '__main__':
+    run_command('pgd.py', main)

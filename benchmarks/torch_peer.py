@@ -1,0 +1,197 @@
+"""The same networks and jobs in PyTorch: a worker of pgd.py and train.py. Imports nothing of this project's networks.
+
+    torchattacks    torchattacks' PGD as installed, on a network as one writes it; for training with an eager update
+    tuned PyTorch   channels_last, BatchNorm folded into the convolutions, frozen weights, torch.compile
+"""
+import json
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+import torchattacks
+from torch import nn
+
+from turns import serve_turns
+
+BLOCKS = {14: [1, 1, 1, 1], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}
+CLASSES = 1000
+
+
+class ConvNorm(nn.Module):
+    def __init__(self, channels_in, channels_out, kernel, stride=1, groups=1):
+        super().__init__()
+        self.stride, self.padding, self.groups = stride, kernel // 2, groups
+        self.conv = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.norm = nn.BatchNorm2d(channels_out)
+
+    def folded(self):
+        scale = self.norm.weight * torch.rsqrt(self.norm.running_var + self.norm.eps)
+        return self.conv.weight * scale[:, None, None, None], self.norm.bias - self.norm.running_mean * scale
+
+    def forward(self, x, folded=None):
+        """`folded`: what conv and BatchNorm are replaced by, or None."""
+        if folded is None:
+            return self.norm(self.conv(x))
+        return F.conv2d(x, *folded, self.stride, self.padding, groups=self.groups)
+
+
+def softmax_denoising(x, theta, phi):
+    """The embedded Gaussian, by the attention that PyTorch brings along."""
+    q, k, v = [t.flatten(2).transpose(1, 2)[:, None] for t in (theta(x), phi(x), x)]
+    y = F.scaled_dot_product_attention(q, k, v, scale=theta.out_channels ** -0.5)
+    return y[:, 0].transpose(1, 2).reshape(x.shape)
+
+
+def dot_product_denoising(x):
+    m = x.flatten(2)  # channels, positions
+    scaled = m.transpose(1, 2) / m.shape[2]
+    y = (m @ scaled) @ m if m.shape[1] < m.shape[2] else m @ (scaled @ m)
+    return y.reshape(x.shape)
+
+
+class Denoising(nn.Module):
+    def __init__(self, channels, softmax):
+        super().__init__()
+        self.embeddings = nn.ModuleList([nn.Conv2d(channels, channels // 2, 1, bias=False) for _ in range(2 * softmax)])
+        self.conv = ConvNorm(channels, channels, 1)
+
+    def forward(self, x, weights):
+        y = softmax_denoising(x, *self.embeddings) if self.embeddings else dot_product_denoising(x)
+        return x + self.conv(y, weights(self.conv))
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, channels_in, channels, stride, width, groups):
+        super().__init__()
+        out = 4 * channels
+        self.shortcut = ConvNorm(channels_in, out, 1, stride) if channels_in != out or stride != 1 else None
+        self.convs = nn.ModuleList([ConvNorm(channels_in, width, 1), ConvNorm(width, width, 3, stride, groups),
+                                    ConvNorm(width, out, 1)])
+
+    def forward(self, x, weights):
+        y = x
+        for conv in self.convs[:2]:
+            y = F.relu(conv(y, weights(conv)))
+        y = self.convs[2](y, weights(self.convs[2]))
+        return F.relu(y + (x if self.shortcut is None else self.shortcut(x, weights(self.shortcut))))
+
+
+class ResNet(nn.Module):
+    def __init__(self, arch, depth):
+        super().__init__()
+        groups, per_group = (32, 8) if arch == 'ResNeXtDenoiseAll' else (1, 64)
+        self.stem = ConvNorm(3, 64, 7, 2)
+        layers, channels_in = [], 64
+        for g, blocks in enumerate(BLOCKS[depth]):
+            channels = 64 * 2 ** g
+            for b in range(blocks):
+                layers.append(Bottleneck(channels_in, channels, 2 if g and not b else 1, groups * per_group * 2 ** g, groups))
+                channels_in = 4 * channels
+                if arch == 'ResNeXtDenoiseAll':
+                    layers.append(Denoising(channels_in, False))
+            if arch == 'ResNetDenoise':
+                layers.append(Denoising(channels_in, True))
+        self.layers = nn.ModuleList(layers)
+        self.linear = nn.Linear(2048, CLASSES)
+        self.conv_norms = [m for m in self.modules() if isinstance(m, ConvNorm)]
+
+    def folded(self, dtype):
+        """Once per attack: weights and biases of all convolutions, constants."""
+        with torch.no_grad():
+            return [[t.to(dtype=dtype).contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t.to(dtype)
+                     for t in m.folded()] for m in self.conv_norms]
+
+    def forward(self, x, folded=None):
+        of = {id(m): f for m, f in zip(self.conv_norms, folded)} if folded else {}
+        x = self.stem(x, of.get(id(self.stem)))
+        x = F.max_pool2d(F.relu(x), 3, 2, 1)
+        for layer in self.layers:
+            x = layer(x, lambda m: of.get(id(m)))
+        x = x.mean((2, 3))
+        return F.linear(x.float(), self.linear.weight, self.linear.bias) if folded else self.linear(x)
+
+
+def torchattacks_pgd(net, steps):
+    class Scaled(nn.Module):
+        """From the [0, 1] of torchattacks to [-1, 1]."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net(x * 2 - 1)
+
+    attack = torchattacks.PGD(Scaled(), eps=16 / 255, alpha=max(1, 16 / steps) / 255, steps=steps, random_start=True)
+    attack.set_mode_targeted_by_label(quiet=True)
+    return lambda image, target: attack((image + 1) / 2, target) * 2 - 1
+
+
+def tuned_pgd(net, steps, dtype, compiled):
+    """Folds once per call. `compiled` is the network's forward pass, of which autograd makes the backward pass."""
+    radius, alpha = 32 / 255, max(1, 16 / steps) * 2 / 255
+
+    def attack(image, target):
+        folded = net.folded(dtype)
+        lower, upper = (image - radius).clamp(min=-1), (image + radius).clamp(max=1)
+        x = torch.max(torch.min(image + torch.empty_like(image).uniform_(-radius, radius), upper), lower)
+        for _ in range(steps):
+            x = x.detach().requires_grad_()
+            loss = F.cross_entropy(compiled(x.to(dtype), folded), target, reduction='sum')
+            gradient, = torch.autograd.grad(loss, x)
+            with torch.no_grad():
+                x = torch.max(torch.min(x - alpha * gradient.sign(), upper), lower)
+        return x.detach()
+    return attack
+
+
+def prepare():
+    c = json.loads(sys.argv[sys.argv.index('--worker') + 1])
+    torch.set_num_threads(c['threads'])
+    torch.manual_seed(0)
+    arch, depth = c['network'].rsplit('-', 1)
+    tuned, dtype, batch = c['system'] == 'tuned PyTorch', getattr(torch, c['dtype']), c['batch']
+    net = ResNet(arch, int(depth))
+    image = torch.rand(batch, 3, c['image_size'], c['image_size']) * 2 - 1
+    label, target = torch.arange(batch) % CLASSES, (torch.arange(batch) + 7) % CLASSES
+    if tuned:
+        net, image = net.to(memory_format=torch.channels_last), image.contiguous(memory_format=torch.channels_last)
+    compiled = torch.compile(net) if tuned else net
+
+    net.eval()
+    if not tuned:
+        attack = torchattacks_pgd(net, c['steps'])
+    elif arch == 'ResNetDenoise' and dtype != torch.float32:
+        raise SystemExit('tuned PyTorch has no denoising blocks in reduced precision here')
+    else:
+        attack = tuned_pgd(net, c['steps'], dtype, compiled)
+
+    if c['job'] == 'pgd':
+        net.requires_grad_(not tuned)
+
+        def work():
+            attack(image, target)
+        amount = batch * c['steps']
+    else:
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, 0.9, weight_decay=1e-4, nesterov=True)
+
+        def work():
+            net.eval()
+            adversarial = attack(image, target)
+            net.train()
+            loss = F.cross_entropy(compiled(adversarial), label, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        amount = batch
+
+    def measure():
+        begin = time.perf_counter()
+        work()
+        return amount / (time.perf_counter() - begin)
+    return measure
+
+
+if __name__ == '__main__':
+    serve_turns(prepare)
