@@ -198,7 +198,7 @@ def load_attacker(name: str) -> Type[Attacker]:
     try:
         attacker = getattr(importlib.import_module(module), attribute)
         inspect.signature(attacker).bind(10, 16.0, 1.0, num_classes=1000, seed=0, loss_scale=1.0, xla=False)
-    except Exception as e:  # whatever somebody else's module does
+    except (Exception, SystemExit) as e:  # whatever somebody else's module does
         raise InputError('the attacker %s can\'t be used, module:Class with the parameters of adv_model.PGDAttacker is '
                          'expected (%s: %s)' % (name, type(e).__name__, e))
     finally:

@@ -4,10 +4,12 @@ A text file. Its first line says which evaluation it is of, every other one hold
 of the validation set. Before each line stands the CRC-32 of the rest of it: a line that a crash cut off is recognised
 and overwritten.
 """
+import contextlib
 import fcntl
 import itertools
 import json
 import os
+import stat
 import zlib
 from typing import Any, Dict, Iterator, Optional, Tuple
 
@@ -52,7 +54,8 @@ class Journal:
         return InputError('cannot use the journal %s: %s' % (self._path, error.strerror))
 
     def close(self) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # of what a full disk did not take; that was reported
+            self._file.close()
 
     def __enter__(self) -> 'Journal':
         return self
@@ -61,6 +64,8 @@ class Journal:
         self.close()
 
     def _begin(self, header: Dict[str, Any], num_images: int) -> None:
+        if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
+            raise InputError('cannot use the journal %s: it is not a file' % self._path)
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

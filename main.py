@@ -50,7 +50,8 @@ def run_evaluation(options: argparse.Namespace) -> int:
         warn_of_cost(options.attack_dtype, options.xla)
         for path in filter(None, [options.results, options.per_image]):
             check_writable(path)
-        facts = provenance.evaluation_facts(options, network, dataset, attacker, strengths)
+        if options.results or options.journal:  # it reads the whole data set
+            facts = provenance.evaluation_facts(options, network, dataset, attacker, strengths)
         if options.journal:
             journal = Journal(options.journal, facts, num_images=len(dataset), num_strengths=len(strengths))
             begin = journal.num_done

@@ -108,7 +108,30 @@ def parse_options(arguments: List[str], description: str) -> argparse.Namespace:
     return options
 
 
+def check_outputs(options: argparse.Namespace) -> None:
+    """What a job writes is no file of another's output, and none that it reads."""
+    outputs = [(flag, getattr(options, flag)) for flag in ('results', 'per_image', 'journal') if getattr(options, flag)]
+    if options.save_adversarial:
+        outputs.append(('save_adversarial', os.path.join(options.save_adversarial, 'manifest.csv')))
+    if options.eval_directory:
+        outputs.append(('prediction_file', options.prediction_file))
+    taken = {os.path.realpath(path): flag for flag, path in (('load', options.load), ('classes', options.classes),
+                                                             ('labels', options.labels)) if path}
+    data = os.path.realpath(options.data) + os.sep if options.data else None
+    for flag, path in outputs:
+        path, named = os.path.realpath(path), '--' + flag.replace('_', '-')
+        if path in taken:
+            raise InputError('%s and --%s are the same file: give each another name'
+                             % (named, taken[path].replace('_', '-')))
+        if data and any(path.startswith(os.path.join(data, split) + os.sep) for split in ('train', 'val')):
+            raise InputError('%s lies among the images of --data: give another place' % named)
+        taken[path] = flag
+
+
 def check_options(options: argparse.Namespace) -> None:
+    for flag, value in vars(options).items():
+        if value == '':  # most likely a shell variable that is not set
+            raise InputError('--%s is empty' % flag.replace('_', '-'))
     if options.eval and options.eval_directory:
         raise InputError('--eval and --eval-directory are two jobs: give one of them')
     if (options.eval or options.eval_directory) and not options.load:
@@ -122,9 +145,7 @@ def check_options(options: argparse.Namespace) -> None:
     for flag in ('results', 'per_image', 'save_adversarial', 'journal', 'attacker'):
         if getattr(options, flag) and not options.eval:
             raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
-    files = [os.path.realpath(path) for path in (options.results, options.per_image, options.journal) if path]
-    if len(set(files)) < len(files):
-        raise InputError('--results, --per-image and --journal are files of their own: give each another name')
+    check_outputs(options)
     if options.labels and not options.eval_directory:
         raise InputError('--labels goes with --eval-directory')
     if options.resume is not None and options.overwrite:

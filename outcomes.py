@@ -20,6 +20,12 @@ class Strength(NamedTuple):
         """alpha, as adv_model.effective_step_size has it; 0 without an attack."""
         return max(self.step_size, self.epsilon / self.num_iter) if self.num_iter else 0.0
 
+    @property
+    def epsilon_text(self) -> str:
+        """All of its digits, and none for nothing: 16, 5.5."""
+        text = repr(float(self.epsilon))
+        return text[:-2] if text.endswith('.0') else text
+
 
 class Figures(NamedTuple):
     """Counts over images; `rate` makes fractions of them. `seconds` are those that the job took for them."""

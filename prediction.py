@@ -67,6 +67,9 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     classes = classifier.network.num_classes
     if any(row.label not in range(classes) for row in listed.values()):
         raise InputError('the manifest has labels that the network, of %d classes, does not have' % classes)
+    if listed and not any(os.path.realpath(path) in listed for path in paths):
+        raise InputError('the manifest lists %d images, and none of those in %s: its files are named relative to itself'
+                         % (len(listed), directory))
     outcomes: Dict[Tuple[float, ...], Figures] = {}
     failed = 0
     with WholeFile(prediction_file) as out, tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:

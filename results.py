@@ -69,7 +69,7 @@ class ImageTable:
             label = self._dataset.labels[position]
             for strength, outcome in zip(self._strengths, of_image):
                 prediction, target = int(outcome[prefix + 'prediction']), int(outcome['target'])
-                row = [position, self._dataset.paths[position], label, strength.num_iter, '%g' % strength.epsilon, target,
+                row = [position, self._dataset.paths[position], label, strength.num_iter, strength.epsilon_text, target,
                        prediction, int(outcome[prefix + 'top5_correct']), int(prediction == target and target >= 0)]
                 self._rows.writerow(([file_name(position, strength)] if self._manifest else []) + row)
 

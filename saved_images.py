@@ -29,7 +29,7 @@ def quantised(images: np.ndarray, clean: np.ndarray, epsilon: float) -> np.ndarr
 
 
 def file_name(position: int, strength: Strength) -> str:
-    return '%06d-iter%d-epsilon%g.png' % (position, strength.num_iter, strength.epsilon)
+    return '%06d-iter%d-epsilon%s.png' % (position, strength.num_iter, strength.epsilon_text)
 
 
 def scaled(images: np.ndarray) -> np.ndarray:
@@ -101,7 +101,7 @@ def read_manifest(path: str) -> Dict[str, Listed]:
     folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
     listed: Dict[str, Listed] = {}
     try:
-        with open(path, newline='', encoding='utf-8', errors='surrogateescape') as f:
+        with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as f:
             reader = csv.DictReader(f)
             if not {'file', 'label'} <= set(reader.fieldnames or []):
                 raise InputError('%s is no manifest: its first line must name the columns `file` and `label`' % path)
@@ -109,7 +109,10 @@ def read_manifest(path: str) -> Dict[str, Listed]:
                 image = os.path.realpath(os.path.join(folder, row['file']))
                 if image in listed:
                     raise ValueError('%s is listed twice' % row['file'])
-                listed[image] = Listed(int(row['label']), int(row.get('target') or -1), tuple(
+                label, target = int(row['label']), int(row.get('target') or -1)
+                if label == target:
+                    raise ValueError('%s has its label as its target' % row['file'])
+                listed[image] = Listed(label, target, tuple(
                     float(row[name]) for name in ('attack_iter', 'epsilon') if row.get(name)))
     except OSError as e:
         raise InputError('cannot read %s: %s' % (path, e.strerror))

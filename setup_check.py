@@ -43,12 +43,12 @@ def judge(labels: np.ndarray, predictions: np.ndarray, swapped: np.ndarray) -> L
     def error(correct: np.ndarray) -> str:
         return '%.0f%% of %d images' % (100 * (1 - correct.mean()), len(labels))
 
-    if more_often(swapped == labels, right):
+    if more_often(swapped == labels, right, labels):
         found.append('RGB and BGR are likely swapped: the clean error is %s, and %s with red and blue exchanged. Networks '
                      'of this zoo see BGR; was this checkpoint trained on RGB?' % (error(right), error(swapped == labels)))
     for shift in (1, -1):
         shifted = predictions == labels + shift
-        if more_often(shifted, right):
+        if more_often(shifted, right, labels):
             found.append('labels are likely shifted: the clean error is %s, and %s if each label were %+d. Compare the '
                          'order of the classes (--classes, synsets.txt) with the one of the training'
                          % (error(right), error(shifted), shift))
@@ -59,7 +59,11 @@ def judge(labels: np.ndarray, predictions: np.ndarray, swapped: np.ndarray) -> L
     return found
 
 
-def more_often(a: np.ndarray, b: np.ndarray) -> bool:
-    """Whether `a` is true clearly more often than `b`: McNemar's test on where they differ."""
+def more_often(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> bool:
+    """Whether `a` is true clearly more often than `b`: McNemar's test on where they differ.
+
+    In several classes, since a network that always says the same may by chance have the more frequent one.
+    """
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    return only_a > only_b and (only_a - only_b) ** 2 > SIGNIFICANT ** 2 * (only_a + only_b)
+    return (only_a > only_b and (only_a - only_b) ** 2 > SIGNIFICANT ** 2 * (only_a + only_b) and
+            len(np.unique(labels[a & ~b])) > 2)

@@ -74,7 +74,8 @@ def test_in_a_browser(report):
 
 
 @pytest.mark.parametrize('content, said', [
-    (None, 'cannot read'), ('', 'no file of main.py --eval --results'), ('[]', 'no file of'), ('{"attacks": [{}]}', 'no file of')])
+    (None, 'cannot read'), ('', 'no file of main.py --eval --results'), ('[]', 'no file of'), ('{"attacks": []}', 'no file of'),
+    ('{"attacks": [{"attack_iter": "ten"}]}', 'no file of')])
 def test_bad_input(python, tmp_path, content, said):
     if content is not None:
         (tmp_path / 'r.json').write_text(content)

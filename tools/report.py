@@ -20,14 +20,15 @@ import cv2
 import numpy as np
 
 from errors import InputError, Parser, run_command
+from outcomes import Strength
 from saved_images import MANIFEST
 from third_party.images import decode, validation_image
 
 EXAMPLES = 6
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html.j2')
 PANELS = [('top1_error', 'top-1 error, %'), ('attack_success_rate', 'attack success, %')]
-REQUIRED = ('attack_iter', 'epsilon', 'step_size', 'num_images', 'top1_error', 'top5_error', 'attack_success_rate',
-            'top1_error_interval', 'attack_success_rate_interval')
+NUMBERS = ('attack_iter', 'epsilon', 'step_size', 'num_images', 'top1_error', 'top5_error', 'attack_success_rate')
+INTERVALS = ('top1_error_interval', 'attack_success_rate_interval')
 
 
 class Curve(NamedTuple):
@@ -49,21 +50,27 @@ def read_results(path: str) -> Dict[str, Any]:
     try:
         with open(path) as f:
             results = json.load(f)
-        if not results['attacks'] or any(key not in record for record in results['attacks'] for key in REQUIRED):
-            raise KeyError('a record lacks one of %s' % ', '.join(REQUIRED))
-        results['arch'], results['depth']
+        for record in results['attacks']:
+            for key in NUMBERS:
+                float(record[key])
+            for key in INTERVALS:
+                low, high = map(float, record[key])
+        if not results['attacks']:
+            raise KeyError('attacks')
+        results['arch'], results['depth'], int(results['image_size'])
     except OSError as e:
         raise InputError('cannot read %s: %s' % (path, e.strerror))
     except (ValueError, KeyError, TypeError) as e:
-        raise InputError('%s is no file of main.py --eval --results: %s' % (path, e))
+        raise InputError('%s is no file of main.py --eval --results (%s: %s)' % (path, type(e).__name__, e))
     return results
 
 
 def titles(paths: List[str], all_results: List[Dict[str, Any]]) -> List[str]:
     """Network names; with the file's, where a name is there twice."""
     names = ['%s-%s' % (r['arch'], r['depth']) for r in all_results]
-    return [name if names.count(name) == 1 else '%s (%s)' % (name, os.path.splitext(os.path.basename(path))[0])
-            for name, path in zip(names, paths)]
+    files = [os.path.splitext(os.path.basename(path))[0] for path in paths]
+    files = files if len(set(files)) == len(files) else paths
+    return [name if names.count(name) == 1 else '%s (%s)' % (name, file) for name, file in zip(names, files)]
 
 
 def curves_of(title: str, results: Dict[str, Any]) -> List[Curve]:
@@ -88,7 +95,7 @@ def draw(curves: List[Curve]) -> bytes:
             y = np.array([r[key] for r in shown])
             low, high = np.array([r[key + '_interval'] for r in shown]).reshape(-1, 2).T
             panel.errorbar(x, 100 * y, 100 * np.clip([y - low, high - y], 0, 1), marker='o', markersize=4, capsize=3,
-                           label=curve.title)
+                           label=curve.title.replace('$', r'\$'))  # to matplotlib it means mathematics
         # a logarithmic axis that still has a place for 0, no attack
         panel.set_xscale('symlog', linthresh=1)
         panel.set_xticks(steps)
@@ -100,10 +107,12 @@ def draw(curves: List[Curve]) -> bytes:
         panel.grid(alpha=0.3)
         for side in ('top', 'right'):
             panel.spines[side].set_visible(False)
-    axes[0].legend(fontsize=8, frameon=False)
     figure.tight_layout()
+    # below the panels, where no number of curves hides them
+    figure.legend(*axes[0].get_legend_handles_labels(), loc='upper center', bbox_to_anchor=(0.5, 0), ncol=3, fontsize=8,
+                  frameon=False)
     picture = io.BytesIO()
-    figure.savefig(picture, dpi=120, format='png')
+    figure.savefig(picture, dpi=120, format='png', bbox_inches='tight')
     plt.close(figure)
     return picture.getvalue()
 
@@ -120,12 +129,13 @@ def found(path: str, results_file: str) -> Optional[str]:
 
 def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
     """Images under the strongest attack that was saved, spread over the set; none where images or photos are gone."""
-    folder = results.get('saved_adversarial') and found(results['saved_adversarial'], results_file)
+    folder = results.get('saved_adversarial') and found(str(results['saved_adversarial']), results_file)
     manifest = folder and os.path.join(folder, MANIFEST)
     if not manifest or not os.path.isfile(manifest):
         return
     strongest = max(results['attacks'], key=lambda r: (r['epsilon'], r['attack_iter']))
-    aim = {'attack_iter': '%d' % strongest['attack_iter'], 'epsilon': '%g' % strongest['epsilon']}
+    strength = Strength(strongest['attack_iter'], strongest['epsilon'])
+    aim = {'attack_iter': str(strength.num_iter), 'epsilon': strength.epsilon_text}
     with open(manifest, newline='', encoding='utf-8', errors='surrogateescape') as f:
         rows = [row for row in csv.DictReader(f) if all(row.get(name) == value for name, value in aim.items())]
     chosen = sorted({int(i) for i in np.linspace(0, len(rows) - 1, EXAMPLES)}) if rows else []
@@ -135,6 +145,8 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
             clean = validation_image(decode(photo or row['path']), results['image_size'])
             attacked = decode(os.path.join(folder, row['file']))
         except InputError:  # gone, or damaged
+            continue
+        if attacked.shape != clean.shape:
             continue
         # grey where nothing changed; the whole budget is black or white
         change = (attacked.astype(np.float32) - clean) / max(strongest['epsilon'], 1)
