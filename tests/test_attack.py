@@ -465,3 +465,14 @@ def test_success_is_the_target_label_first(session):
 def test_logits_that_are_not_numbers_are_no_success(session):
     nan = tf.constant(np.full((10, 10), np.nan, np.float32))
     assert not session.run(is_target(nan, tf.range(10))).any()
+
+
+def test_targets_and_noise_are_the_same_in_every_version():
+    """In both lanes, on every machine: what one group measured another can repeat."""
+    with tf.Graph().as_default(), tf.Session() as session:
+        attacker = PGDAttacker(10, 16.0, 1.0, num_classes=1000, seed=3)
+        targets = attacker.targets(tf.zeros([8], tf.int32), tf.range(8))
+        start = attacker.start(tf.zeros([2, 4, 4, 3]), tf.range(2))
+        targets, start = session.run([targets, start])
+    assert targets.tolist() == [832, 233, 32, 778, 686, 509, 901, 498]
+    assert start[1, 0, 0] * 255 / 2 == pytest.approx([-14.7161, 1.3551, -1.9206], abs=1e-4)
