@@ -88,3 +88,11 @@ def classifier(weights_file):
             loaded[arch] = load_classifier(weights_file(arch), arch=arch, depth=14, image_size=32, batch=8)
         return loaded[arch]
     return load
+
+
+@pytest.fixture
+def session():
+    """A session of a new graph, which is the default one."""
+    from compat import session_config, tf
+    with tf.Graph().as_default(), tf.Session(config=session_config()) as session:
+        yield session
