@@ -20,7 +20,7 @@ from tools.mpi import read_figures
 
 FLAGS = ['--attack-iter', '0,3,20', '--attack-epsilon', '16,5.5', '--batch', '7']
 NUM_IMAGES = 37
-KILLS = int(os.environ.get('KILLS', 20))
+KILLS = int(os.environ.get('KILLS', 10))
 
 
 @pytest.fixture(scope='module')
