@@ -51,7 +51,7 @@ def test_a_training_whose_time_runs_out_is_queued_again_and_ends(cluster, checko
     environment = dict(PYTHON_ENVIRONMENT=sys.prefix, GPUS_PER_NODE='1', SERVER_OPTIONS='--workers 1', OMPI_ALLOW_RUN_AS_ROOT='1',
                        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1', MPI_OPTIONS='--mca btl_tcp_if_include lo')
     small = ['--data', 'data', '--batch', '4', '--image-size', '32', '-d', '14', '--attack-iter', '0']
-    steps, epochs = 150, 2
+    steps, epochs = 90, 2
 
     def submit(script, *flags):
         return cluster.run('sbatch', '--parsable', '-N2', *flags[0], os.path.join('slurm', script), *small, *flags[1:],
