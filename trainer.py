@@ -35,9 +35,13 @@ class AccumulatingTrainer(HorovodTrainer):
         self.micro_batches = micro_batches
 
     def _setup_graph(self, input, get_cost_fn, get_opt_fn):
-        if self.micro_batches == 1:
-            return super()._setup_graph(input, get_cost_fn, get_opt_fn)
         inner_allreduce, self._add = self.allreduce, None
+
+        def after_backward(grads):
+            """Updates are in place: one that is made during the backward pass would change what the rest of it reads."""
+            reduced = inner_allreduce(grads)
+            with tf.control_dependencies([g for g, _ in grads]):
+                return [(tf.identity(g), v) for g, v in reduced]
 
         def accumulated(grads):
             """The last micro-batch's gradients and those before, as averages over ranks; then starts anew."""
@@ -52,7 +56,7 @@ class AccumulatingTrainer(HorovodTrainer):
                 means = [(tf.identity(mean), v) for mean, v in means]
             return inner_allreduce(means)
 
-        self.allreduce = accumulated
+        self.allreduce = after_backward if self.micro_batches == 1 else accumulated
         return super()._setup_graph(input, get_cost_fn, get_opt_fn)
 
     def run_step(self):

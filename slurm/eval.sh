@@ -12,13 +12,13 @@
 #SBATCH --output=slurm-%j.log
 
 # What differs between sites; set it here or in the environment.
-ENVIRONMENT=${ENVIRONMENT:-.venv-tf2}                        # of Python, as `make setup` makes it
+PYTHON_ENVIRONMENT=${PYTHON_ENVIRONMENT:-.venv-tf2}          # of Python, as `make setup` makes it
 GPUS_PER_NODE=${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}     # and ranks
 MPI_OPTIONS=${MPI_OPTIONS:-}                                 # for example: --mca btl_tcp_if_include ib0
 
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?this is a job for sbatch}"
-bin=$(cd "$ENVIRONMENT/bin" && pwd)
+bin=$(cd "$PYTHON_ENVIRONMENT/bin" && pwd)
 export PATH=$bin:$PATH
 logs=slurm-$SLURM_JOB_ID/${SLURM_RESTART_COUNT:-0}
 mkdir -p "$logs"

@@ -14,7 +14,7 @@
 #SBATCH --signal=B:USR1@180
 
 # What differs between sites; set it here or in the environment.
-ENVIRONMENT=${ENVIRONMENT:-.venv-tf2}                        # of Python, as `make setup` makes it
+PYTHON_ENVIRONMENT=${PYTHON_ENVIRONMENT:-.venv-tf2}          # of Python, as `make setup` makes it
 GPUS_PER_NODE=${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}     # and ranks
 MPI_OPTIONS=${MPI_OPTIONS:-}                                 # for example: --mca btl_tcp_if_include ib0
 SERVER_OPTIONS=${SERVER_OPTIONS:-}                           # of serve-data.py, for example: --workers 32
@@ -25,7 +25,7 @@ trap 'timed_out=yes' USR1
 trap 'stopped=yes' TERM
 set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?this is a job for sbatch}"
-bin=$(cd "$ENVIRONMENT/bin" && pwd)
+bin=$(cd "$PYTHON_ENVIRONMENT/bin" && pwd)
 export PATH=$bin:$PATH
 export OMPI_MCA_odls_base_sigkill_timeout=60  # how long mpirun waits for checkpoints after a SIGTERM
 restart=${SLURM_RESTART_COUNT:-0}

@@ -60,7 +60,7 @@ def test_micro_batches_are_one_step(root, tmp_path, weights_file):
     moved = {name: np.linalg.norm(one[name] - first[name]) for name in one}
     # BatchNorm's averages are updated by each micro-batch; and behind constant images some weights have no gradient
     compared = [name for name in one if not name.endswith('/EMA') and moved[name] > 1e-6]
-    assert len(compared) > 30 and 'linear/W' in compared and 'conv0/W' in compared
+    assert len(compared) > 15 and 'linear/W' in compared and 'conv0/W' in compared
     for name in compared:
         for other in (two, again):
             assert np.linalg.norm(other[name] - one[name]) < 0.02 * moved[name], name

@@ -48,10 +48,10 @@ def test_a_training_whose_time_runs_out_is_queued_again_and_ends(cluster, checko
     data = checkout / 'data'
     write_split(data / 'train', 40)
     write_split(data / 'val', 9, classes=9, seed=1)
-    environment = dict(ENVIRONMENT=sys.prefix, GPUS_PER_NODE='1', SERVER_OPTIONS='--workers 1', OMPI_ALLOW_RUN_AS_ROOT='1',
+    environment = dict(PYTHON_ENVIRONMENT=sys.prefix, GPUS_PER_NODE='1', SERVER_OPTIONS='--workers 1', OMPI_ALLOW_RUN_AS_ROOT='1',
                        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1', MPI_OPTIONS='--mca btl_tcp_if_include lo')
     small = ['--data', 'data', '--batch', '4', '--image-size', '32', '-d', '14', '--attack-iter', '0']
-    steps, epochs = 150, 2
+    steps, epochs = 90, 2
 
     def submit(script, *flags):
         return cluster.run('sbatch', '--parsable', '-N2', *flags[0], os.path.join('slurm', script), *small, *flags[1:],
@@ -67,7 +67,12 @@ def test_a_training_whose_time_runs_out_is_queued_again_and_ends(cluster, checko
                 text += '\n== %s\n%s' % (path, f.read()[-3000:])
         return text
 
-    wait_until(lambda: cluster.state(job)[1] == 1, 240, explain)
+    def restarted():
+        state, restarts = cluster.state(job)
+        assert state in ('PENDING', 'RUNNING', 'COMPLETING', 'REQUEUED') or restarts, explain()
+        return restarts == 1
+
+    wait_until(restarted, 240, explain)
     # slurm waits two minutes before it starts a job again
     cluster.run('scontrol', 'update', 'JobId=' + job, 'TimeLimit=20', 'StartTime=now')
     wait_until(lambda: cluster.state(job)[0] not in ('PENDING', 'RUNNING', 'COMPLETING'), 400, explain)
