@@ -171,8 +171,6 @@ def warn_of_cost(dtype: str, xla: bool) -> None:
 
 def cost_of_dtype(dtype: str, xla: bool, *, gpu: bool, cpu_flags: FrozenSet[str], kernels: bool) -> Optional[str]:
     """What it costs that hardware or TensorFlow (`kernels`) can't use a dtype well; None where there is nothing to say.
-
-    benchmarks/README.md has the measurements.
     """
     if gpu or dtype == 'float32':
         return None

@@ -7,7 +7,7 @@ import checkpoint
 import helpers
 from adv_model import PGDAttacker, attack_settings, cost_of_dtype, scale_pixels, unscale_pixels
 from attention import softmax_attention
-from compat import session_config, tf, xla_compile
+from compat import USES_BFLOAT16_UNITS, session_config, tf, xla_compile
 from errors import InputError
 from nets import Network
 from options import parse_options
@@ -132,6 +132,8 @@ def attack_in(settings, network, weights, pixels, target):
     ids=['bfloat16', 'float16', 'bfloat16-xla'])
 def test_attack_in_reduced_precision_is_about_as_strong(settings, weights_of):
     """Within the budget, and in the float32 network about as good as the float32 attack."""
+    if not USES_BFLOAT16_UNITS and len(settings) == 1:
+        pytest.skip('without XLA, TensorFlow 1 takes minutes for it')
     pixels, network, weights = helpers.images(8, 32, seed=1), Network('ResNetDenoise', 14, 10), weights_of('ResNetDenoise')
     target = (np.arange(8) + 3).astype(np.int32) % 10
     (slow_pixels, slow_logits), (fast_pixels, fast_logits) = [
