@@ -2,29 +2,21 @@
 
 Inside of a tower images are NHWC, BGR, float32 in [-1, 1]. Budgets are given in units of a pixel, of 255, as in the paper.
 """
-import importlib
-import inspect
-import os
-import sys
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Dict, FrozenSet, Optional, Tuple, Type
+from typing import Callable, Optional, Tuple
 
-from compat import USES_BFLOAT16_UNITS, has_gpu, tf, xla_compile  # before tensorpack
+from compat import tf, xla_compile  # before tensorpack
 from tensorpack import ModelDesc
 from tensorpack.models import l2_regularizer, regularize_cost
 from tensorpack.tfutils.summary import add_moving_summary
 from tensorpack.tfutils.tower import get_current_tower_context
 
-from distributed import cpu_flags
-from errors import InputError
 from nets import Network
-from resnet_model import Mode, native_mode
+from resnet_model import Mode
 
 LABEL_SMOOTHING = 0.1
 WEIGHT_DECAY = 1e-4
 CLEAN_START_PROBABILITY = 0.2  # of a training batch: from the clean image instead of from noise (Section 5.1)
-FLOAT16_LOSS_SCALE = 128.0
-BFLOAT16_FLAGS = frozenset(['avx512_bf16', 'amx_bf16'])  # as /proc/cpuinfo names them
 
 Logits = Callable[[tf.Tensor], tf.Tensor]
 
@@ -151,59 +143,6 @@ def effective_step_size(num_iter, epsilon, step_size):
     if any(tf.is_tensor(x) for x in (num_iter, epsilon, step_size)):
         return tf.maximum(step_size, epsilon / tf.cast(num_iter, tf.float32))
     return max(step_size, epsilon / num_iter)
-
-
-def attack_settings(dtype: str = 'float32', xla: bool = False) -> Dict[str, Any]:
-    """How the attacker computes, as keyword arguments: `attack_mode`, `xla`, `loss_scale`.
-
-    The image, its steps and the loss stay in float32 whatever `dtype` says; it is what features and weights are in.
-    """
-    return dict(attack_mode=native_mode()._replace(dtype=tf.as_dtype(dtype)), xla=xla,
-                loss_scale=FLOAT16_LOSS_SCALE if dtype == 'float16' else 1.0)
-
-
-def warn_of_cost(dtype: str, xla: bool) -> None:
-    """One line on stderr where an attack in reduced precision will not be the faster one."""
-    cost = cost_of_dtype(dtype, xla, gpu=has_gpu(), cpu_flags=cpu_flags(), kernels=USES_BFLOAT16_UNITS)
-    if cost:
-        print('main.py: note: ' + cost, file=sys.stderr, flush=True)
-
-
-def cost_of_dtype(dtype: str, xla: bool, *, gpu: bool, cpu_flags: FrozenSet[str], kernels: bool) -> Optional[str]:
-    """What it costs that hardware or TensorFlow (`kernels`) can't use a dtype well; None where there is nothing to say.
-    """
-    if gpu or dtype == 'float32':
-        return None
-    if dtype == 'bfloat16' and xla:
-        return 'XLA does not use a CPU\'s bfloat16 units: the attack will be slower than without --xla'
-    if dtype == 'bfloat16' and not kernels:
-        return 'TensorFlow 1 does not use a CPU\'s bfloat16 units: the attack will be many times slower than in float32'
-    if dtype == 'bfloat16' and not cpu_flags & BFLOAT16_FLAGS:
-        return 'this CPU has no bfloat16 units (avx512_bf16 or amx_bf16): the attack will be slower than in float32'
-    if dtype == 'float16':
-        return 'TensorFlow has no fast float16 kernels for CPUs: the attack will be many times slower than in float32'
-    return None
-
-
-def load_attacker(name: str) -> Type[Attacker]:
-    """The class that `module:Class` names; the module may lie in the current folder.
-
-    Raises InputError where there is none, or it isn't made like PGDAttacker.
-    """
-    module, _, attribute = name.partition(':')
-    before = list(sys.path)
-    sys.path.append(os.getcwd())
-    try:
-        attacker = getattr(importlib.import_module(module), attribute)
-        inspect.signature(attacker).bind(10, 16.0, 1.0, num_classes=1000, seed=0, loss_scale=1.0, xla=False)
-    except (Exception, SystemExit) as e:  # whatever somebody else's module does
-        raise InputError('the attacker %s can\'t be used, module:Class with the parameters of adv_model.PGDAttacker is '
-                         'expected (%s: %s)' % (name, type(e).__name__, e))
-    finally:
-        sys.path[:] = before
-    if not (inspect.isclass(attacker) and issubclass(attacker, Attacker)):
-        raise InputError('the attacker %s is no subclass of adv_model.Attacker' % name)
-    return attacker
 
 
 def pixels(value):

@@ -4,7 +4,11 @@ An image's target label and noise depend on the seed and on its position in the 
 attacked in the same batches whatever the number of ranks, and come back in the order of their positions, so what was
 finished is always the beginning of the set: an evaluation can be continued where it ended.
 """
+import importlib
+import inspect
 import itertools
+import os
+import sys
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
 
@@ -14,7 +18,7 @@ from tqdm import tqdm
 from adv_model import Attacker, PGDAttacker, is_wrong, most_likely, pixels, scale_pixels
 from compat import tf
 from distributed import World
-from errors import RunError
+from errors import InputError, RunError
 from nets import Network
 from outcomes import OUTCOME, Strength, Tally
 from resnet_model import Mode
@@ -23,6 +27,27 @@ from third_party.imagenet import Dataset
 
 
 ROUNDING = 1e-5  # of float32, in [-1, 1], where budgets are compared
+
+
+def load_attacker(name: str) -> Type[Attacker]:
+    """The class that `module:Class` names; the module may lie in the current folder.
+
+    Raises InputError where there is none, or it isn't made like PGDAttacker.
+    """
+    module, _, attribute = name.partition(':')
+    before = list(sys.path)
+    sys.path.append(os.getcwd())
+    try:
+        attacker = getattr(importlib.import_module(module), attribute)
+        inspect.signature(attacker).bind(10, 16.0, 1.0, num_classes=1000, seed=0, loss_scale=1.0, xla=False)
+    except (Exception, SystemExit) as e:  # whatever somebody else's module does
+        raise InputError('the attacker %s can\'t be used, module:Class with the parameters of adv_model.PGDAttacker is '
+                         'expected (%s: %s)' % (name, type(e).__name__, e))
+    finally:
+        sys.path[:] = before
+    if not (inspect.isclass(attacker) and issubclass(attacker, Attacker)):
+        raise InputError('the attacker %s is no subclass of adv_model.Attacker' % name)
+    return attacker
 
 
 class Attacked(NamedTuple):

@@ -22,12 +22,13 @@ def run_evaluation(options: argparse.Namespace) -> int:
     import provenance
     import results
     import saved_images
-    from adv_model import PGDAttacker, attack_settings, load_attacker, warn_of_cost
+    from adv_model import PGDAttacker
     from agreement import check_agreement
     from compat import ask_for_determinism, tf
     from journal import Journal
     from nets import find_network
     from outcomes import Strength, Tally
+    from precision import attack_settings, warn_of_cost
     from resnet_model import native_mode
     from setup_check import suspicions
     from third_party.imagenet import load_dataset
@@ -37,7 +38,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
     dataset = load_dataset(options.data, 'val', options.classes)
     network = find_network(options.arch, options.depth, len(dataset.class_names))
     weights = checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
-    attacker = load_attacker(options.attacker) if options.attacker else PGDAttacker
+    attacker = evaluation.load_attacker(options.attacker) if options.attacker else PGDAttacker
     strengths = [Strength(k, epsilon, options.attack_step_size)
                  for epsilon in options.attack_epsilons for k in options.attack_iters]
     saving = options.save_adversarial

@@ -129,8 +129,9 @@ def check_outputs(options: argparse.Namespace) -> None:
 
 
 def check_options(options: argparse.Namespace) -> None:
-    for flag, value in vars(options).items():
-        if value == '':  # most likely a shell variable that is not set
+    for flag in ('load', 'data', 'classes', 'endpoint', 'results', 'per_image', 'save_adversarial', 'journal', 'attacker',
+                 'eval_directory', 'prediction_file', 'labels'):
+        if getattr(options, flag) == '':  # most likely a shell variable that is not set
             raise InputError('--%s is empty' % flag.replace('_', '-'))
     if options.eval and options.eval_directory:
         raise InputError('--eval and --eval-directory are two jobs: give one of them')

@@ -13,8 +13,7 @@ from tensorpack.callbacks import (MergeAllSummaries, MovingAverageSummary, RunUp
 from tensorpack.tfutils import DictRestore, SaverRestore
 
 import checkpoint
-from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker, attack_settings, \
-    warn_of_cost
+from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker
 from agreement import check_agreement
 from callbacks import (Events, LossGuard, Place, Progress, Saver, ScheduledLearningRate, Statistics, StopOnSignal,
                        evaluation_table)
@@ -23,6 +22,7 @@ from errors import InputError
 from evaluation import AttackTower, evaluate, with_progress
 from nets import Network, find_network
 from outcomes import Figures, Strength, Tally
+from precision import attack_settings, warn_of_cost
 from resnet_model import native_mode
 from resume import (OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, directory_to_resume, forget_after, log_directory,
                     newest_complete, prepare_log_directory, saved_checkpoints, start_after, was_evaluated)

@@ -65,7 +65,8 @@ def without_shortcuts() -> None:
 
 def attack_rate(c: Dict[str, Any]) -> Callable[[], float]:
     import numpy as np
-    from adv_model import PGDAttacker, attack_settings
+    from adv_model import PGDAttacker
+    from precision import attack_settings
     from compat import tf
     from nets import find_network
     if c['system'] == 'plain port':

@@ -24,7 +24,8 @@ UNIT = 'images_per_second'
 
 def training_rate(c: Dict[str, Any]) -> Callable[[], float]:
     import numpy as np
-    from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, PGDAttacker, attack_settings
+    from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, PGDAttacker
+    from precision import attack_settings
     from compat import tf  # before tensorpack
     from tensorpack.tfutils.tower import TrainTowerContext
 

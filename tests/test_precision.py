@@ -2,15 +2,16 @@
 import numpy as np
 import pytest
 
-import adv_model
 import checkpoint
 import helpers
-from adv_model import PGDAttacker, attack_settings, cost_of_dtype, scale_pixels, unscale_pixels
+import precision
+from adv_model import PGDAttacker, scale_pixels, unscale_pixels
 from attention import softmax_attention
 from compat import USES_BFLOAT16_UNITS, session_config, tf, xla_compile
 from errors import InputError
 from nets import Network
 from options import parse_options
+from precision import attack_settings, cost_of_dtype
 from resnet_model import Mode, frozen_stem
 
 slow = pytest.mark.slow
@@ -173,6 +174,6 @@ def test_program_says_where_reduced_precision_costs(monkeypatch, capsys):
     assert cost('bfloat16', False, flags=['amx_bf16']) is None and cost('float16', True, gpu=True) is None
     assert 'no bfloat16 units' in cost('bfloat16', False, flags=['avx512f']) and 'slower' in cost('float16', True)
     assert 'slower' in cost('bfloat16', True) and 'TensorFlow 1' in cost('bfloat16', False, kernels=False)
-    monkeypatch.setattr(adv_model, 'cost_of_dtype', lambda *_, **__: 'slow')
-    adv_model.warn_of_cost('float16', False)
+    monkeypatch.setattr(precision, 'cost_of_dtype', lambda *_, **__: 'slow')
+    precision.warn_of_cost('float16', False)
     assert capsys.readouterr() == ('', 'main.py: note: slow\n')
