@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Evaluate on all GPUs of a slurm allocation. From the checkout:
 #
-#   sbatch -N 2 --time 2:00:00 slurm/eval.sh --load R152-Denoise.npz --arch ResNetDenoise -d 152 --data DIR --attack-iter 100
+#   sbatch -N 2 --time 2:00:00 slurm/eval.sh --load R152-Denoise.npz --arch ResNetDenoise -d 152 --data DIR \
+#       --attack-iter 100 --journal FILE --results FILE
 #
-# Arguments go to main.py --eval. The ranks' output is in slurm-JOB/RESTART/; the figures are also in slurm-JOB.log.
+# Arguments go to main.py --eval. When a node fails the job is queued again, and goes on from the journal. The ranks' output is in slurm-JOB/RESTART/; the figures are also in slurm-JOB.log.
 #SBATCH --job-name=adversarial-evaluation
 #SBATCH --ntasks-per-node=1
 #SBATCH --exclusive
