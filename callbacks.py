@@ -151,8 +151,7 @@ class Statistics(JSONWriter):
         self._trigger()
 
     def _write_stat(self):
-        with errors_of_disk(logger.get_logger_dir()):
-            write_json(self._fname, self._stats)
+        write_json(self._fname, self._stats)
 
 
 class Events(TFEventWriter):

@@ -17,6 +17,7 @@ from compat import tf  # before tensorpack
 from tensorpack import logger
 
 from errors import InputError
+from files import WholeFile
 
 # Saved in every checkpoint beside the weights: they turn its count of steps into epochs
 STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH = ['training/' + n for n in ('steps_per_epoch', 'step_offset', 'total_batch')]
@@ -147,16 +148,9 @@ def read_statistics(directory: str) -> List[Dict[str, Any]]:
 
 
 def write_json(path: str, value: Any) -> None:
-    """The file is there as a whole or not at all. Raises OSError."""
-    temporary = '%s.%d.part' % (path, os.getpid())
-    try:
-        with open(temporary, 'w') as f:
-            json.dump(value, f)
-        os.replace(temporary, path)
-    except OSError:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
+    """The file is there as a whole or not at all. Raises RunError on a full disk, else InputError."""
+    with WholeFile(path) as f:
+        json.dump(value, f)
 
 
 def forget_after(directory: str, global_step: int) -> None:

@@ -27,7 +27,7 @@ set -euo pipefail
 cd "${SLURM_SUBMIT_DIR:?this is a job for sbatch}"
 bin=$(cd "$PYTHON_ENVIRONMENT/bin" && pwd)
 export PATH=$bin:$PATH
-export OMPI_MCA_odls_base_sigkill_timeout=60  # how long mpirun waits for checkpoints after a SIGTERM
+export OMPI_MCA_odls_base_sigkill_timeout=60  # should mpirun itself get a SIGTERM: time for checkpoints
 restart=${SLURM_RESTART_COUNT:-0}
 logs=slurm-$SLURM_JOB_ID/$restart
 mkdir -p "$logs"

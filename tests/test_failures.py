@@ -2,9 +2,11 @@
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 
+import psutil
 import pytest
 
 from jobs import FAKE, Job
@@ -25,7 +27,22 @@ def test_a_rank_that_is_killed_ends_the_job(root, tmp_path):
     text = job.end(status=None, timeout=30)
     assert job.process.returncode not in (0, None) and time.time() - begin < 30
     assert 'process rank 2' in text and 'signal 9 (Killed)' in text
-    assert not any(rank.is_running() and rank.status() != 'zombie' for rank in ranks)
+    # mpirun may be gone before the kernel has taken the last of them apart
+    assert psutil.wait_procs(ranks, timeout=max(0, begin + 30 - time.time()))[1] == []
+
+
+def test_sigterm_at_mpirun(root, tmp_path):
+    """With this option it hands it on after so many seconds, and gives its ranks as many again to save a checkpoint."""
+    from resume import newest_complete, saved_checkpoints
+    log = str(tmp_path / 'train_log' / (NAME % 2))
+    job = Job(root, tmp_path, 2, *(ENDLESS[:-1] + ['1000000']), launcher=['--mca', 'odls_base_sigkill_timeout', '12'])
+    job.wait_for('Start Epoch 1')
+    time.sleep(2)
+    assert saved_checkpoints(log) == []
+    job.process.send_signal(signal.SIGTERM)
+    text = job.end(status=1, timeout=60)
+    assert 'this training will end with a checkpoint' in text
+    assert saved_checkpoints(log) == [newest_complete(log)]
 
 
 def test_ranks_that_differ_are_refused(root, tmp_path):

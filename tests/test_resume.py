@@ -96,43 +96,45 @@ def test_the_directory_that_resume_means(tmp_path, monkeypatch):
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(root, tmp_path):
     """Stopped by a signal within an epoch, its last checkpoint lost, resumed, then on one rank without mpirun."""
     from schedule import LearningRate
-    flags = FAKE + ['--steps-per-epoch', '8', '--max-epoch', '4', '--base-lr', '0.64', '--save-every-steps', '3']
+    flags = FAKE + ['--steps-per-epoch', '16', '--max-epoch', '4', '--base-lr', '0.64', '--save-every-steps', '3']
     log = tmp_path / 'train_log' / (NAME % 2)
 
-    first = Job(root, tmp_path, 2, *flags, '--resume', '--steps-per-epoch', '8')  # there is nothing yet
+    first = Job(root, tmp_path, 2, *flags, '--resume')  # there is nothing yet
     first.wait_for('model-3.')
     first.ranks()[1].send_signal(signal.SIGTERM)  # one rank alone: all end at the same step
     text = first.end()
     assert 'no checkpoint yet' in text and 'the same command with --resume goes on from' in text
     stopped = int(text.split('goes on from')[-1].split('model-')[1].split()[0])
-    assert 3 <= stopped < 32
+    assert 3 <= stopped < 64
     data = log / ('model-%d.data-00000-of-00001' % stopped)
     data.write_bytes(data.read_bytes()[:-100])  # as if it had been killed meanwhile
     newest = max(step for step in range(stopped) if (log / ('model-%d.index' % step)).exists())
 
-    second = Job(root, tmp_path, 2, *flags, '--resume', launcher=['--mca', 'odls_base_sigkill_timeout', '60'])
-    second.wait_for('%d steps were made, next is step %d of 8 in epoch %d' % (newest, newest % 8 + 1, newest // 8 + 1))
-    second.wait_for('Model saved to train_log/%s/model-16' % (NAME % 2))
-    second.process.send_signal(signal.SIGTERM)  # mpirun hands it on, and with this option waits for its ranks
-    assert 'the same command with --resume goes on from' in second.end(status=1)
-    assert 'incomplete or damaged' in second.text and 'Start Epoch %d ...' % (newest // 8 + 1) in second.text
+    second = Job(root, tmp_path, 2, *flags, '--resume')
+    second.wait_for('%d steps were made, next is step %d of 16 in epoch %d' % (newest, newest % 16 + 1, newest // 16 + 1))
+    second.wait_for('Model saved to train_log/%s/model-' % (NAME % 2))
+    second.process.send_signal(signal.SIGUSR1)  # mpirun hands this one on to its ranks
+    text = second.end()
+    assert 'incomplete or damaged' in text and 'Start Epoch %d ...' % (newest // 16 + 1) in text
+    on_two_ranks = int(text.split('goes on from')[-1].split('model-')[1].split()[0])
+    assert newest < on_two_ranks < 64
 
     third = Job(root, tmp_path, None, *flags, '--resume')
     third.end()
     assert 'the total batch was 8 and is 4 now' in third.text and 'peak learning rate 0.01' in third.text
-    assert 'Epoch 4 (global_step 32) finished' in third.text and (log / 'model-32.index').exists()
+    assert 'Epoch 4 (global_step 64) finished' in third.text and (log / 'model-64.index').exists()
 
-    rates = {ranks: LearningRate(0.64, 4 * ranks, 8, 4) for ranks in (1, 2)}
+    rates = {ranks: LearningRate(0.64, 4 * ranks, 16, 4) for ranks in (1, 2)}
     records = [r for r in statistics(log) if 'learning_rate' in r]
-    assert [r['global_step'] for r in records] == [8, 16, 24, 32] and [r['epoch_num'] for r in records] == [1, 2, 3, 4]
+    assert [r['global_step'] for r in records] == [16, 32, 48, 64] and [r['epoch_num'] for r in records] == [1, 2, 3, 4]
     for r in records:
-        of_these = rates[2 if r['global_step'] <= 16 else 1]
+        of_these = rates[2 if r['global_step'] <= on_two_ranks else 1]
         assert r['learning_rate'] == pytest.approx(of_these.at(r['global_step'] - 1), rel=1e-5)
 
     # all that a training has is in its checkpoint, momentum too
     from compat import tf
-    reader = tf.train.load_checkpoint(str(log / 'model-32'))
-    assert reader.get_tensor('global_step') == 32 and np.abs(reader.get_tensor('linear/W/Momentum')).max() > 0
+    reader = tf.train.load_checkpoint(str(log / 'model-64'))
+    assert reader.get_tensor('global_step') == 64 and np.abs(reader.get_tensor('linear/W/Momentum')).max() > 0
 
     # it is complete: there is nothing to do
     again = Job(root, tmp_path, None, *flags, '--resume')
