@@ -98,11 +98,10 @@ class AttackTower:
             logits = network.logits(self.current, mode)
             self.verdict = most_likely(logits), tf.logical_not(is_wrong(logits, self.label, 5))
 
-    def attack(self, session: tf.Session, batch: Batch,
+    def attack(self, session: tf.Session, batch: Batch, clean: np.ndarray,
                strengths: Sequence[Strength]) -> Iterator[Tuple[Strength, Attacked]]:
-        """Attack a batch with every strength, in any order."""
+        """Attack a batch with every strength, in any order. clean: its images, in [-1, 1]."""
         feed = {self.image: batch.images, self.label: batch.labels, self.index: batch.indices}
-        clean = session.run(self.clean, feed)
         for group in same_trajectory(strengths):
             if group[0].num_iter == 0:  # every budget has the same clean images
                 for strength in group:
@@ -158,7 +157,7 @@ def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strength
     """
     outcomes = np.zeros((len(batch.labels), len(strengths)), OUTCOME)
     clean = session.run(tower.clean, {tower.image: batch.images})
-    for strength, attacked in tower.attack(session, batch, strengths):
+    for strength, attacked in tower.attack(session, batch, clean, strengths):
         radius = pixels(strength.epsilon) if strength.num_iter else 0.0
         change = np.abs(attacked.images - clean).max()
         if not (change <= radius + ROUNDING and np.abs(attacked.images).max() <= 1 + ROUNDING):

@@ -6,7 +6,6 @@
     mpirun -np 16 ... python main.py --data DIR --batch 32 --arch A -d N                training, beside a data server
 """
 import argparse
-import inspect
 import sys
 from typing import Any
 
@@ -45,7 +44,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
 
     # Where it goes on: the chief has the journal, and all ranks begin at the same image
     world = distributed.connect()
-    check_agreement(world, options, dataset.class_names, dataset, provenance.sha256_of_files([inspect.getfile(attacker)]))
+    check_agreement(world, options, dataset.class_names, dataset, provenance.attacker_sha256(attacker))
     journal, begin, token, facts = None, 0, 0, {}
     if world.is_chief:
         warn_of_cost(options.attack_dtype, options.xla)

@@ -26,6 +26,11 @@ def sha256_of_files(files: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
+def attacker_sha256(attacker: type) -> str:
+    """Of the file that an attacker's class is in, which need not be this project's."""
+    return sha256_of_files([inspect.getfile(attacker)])
+
+
 def code_sha256() -> str:
     """Of this project's code that runs in a job."""
     return sha256_of_files(path for folder in (ROOT, os.path.join(ROOT, 'third_party'))
@@ -48,5 +53,5 @@ def evaluation_facts(options: argparse.Namespace, network: Network, dataset: Dat
         checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)), data_sha256=dataset.digest(options.data),
         num_images=len(dataset), seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
         attacker='%s:%s' % (attacker.__module__, attacker.__name__),
-        attacker_sha256=sha256_of_files([inspect.getfile(attacker)]), strengths=[list(s) for s in strengths],
+        attacker_sha256=attacker_sha256(attacker), strengths=[list(s) for s in strengths],
         saves_images=bool(options.save_adversarial), code_sha256=code_sha256(), versions=versions())
