@@ -19,7 +19,7 @@ import tensorflow  # noqa: E402
 tensorflow.compat.v1.disable_v2_behavior()
 tensorflow.compat.v1.logging.set_verbosity(tensorflow.compat.v1.logging.ERROR)
 
-from tensorflow.python.ops import gen_nn_ops  # noqa: E402; the two versions' public names differ
+from tensorflow.python.ops import control_flow_util, gen_nn_ops  # noqa: E402; not public, or under two names
 from tensorpack.compat import tfv1 as tf  # noqa: E402
 
 TF2 = int(tensorflow.__version__.split(".")[0]) >= 2
@@ -31,6 +31,12 @@ if TF2:
 def xla_compile(function: Callable, *inputs: Any) -> Any:
     """`function(*inputs)`, one tensor, computed by one XLA kernel."""
     return tf.xla.experimental.compile(function, inputs)[0]
+
+
+def in_xla() -> bool:
+    """Whether what is added to the graph now is for `xla_compile`."""
+    context = tf.get_default_graph()._get_control_flow_context()
+    return context is not None and control_flow_util.GetContainingXLAContext(context) is not None
 
 
 def ask_for_determinism() -> None:

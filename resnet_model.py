@@ -6,7 +6,9 @@ created or reused by name, so the same function builds the training tower and th
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from attention import softmax_attention
-from compat import has_gpu, max_pool_gradient, tf
+from compat import has_gpu, in_xla, max_pool_gradient, tf
+
+from grouped_conv import grouped_conv2d
 
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
@@ -71,28 +73,16 @@ def weight(name: str, shape: List[int], initializer: Callable, trainable: bool =
 
 # --- convolution, BatchNorm, linear ----------------------------------------------------------------------------------
 
-def grouped_convolution_by_parts(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int) -> tf.Tensor:
-    """NHWC grouped convolution from ungrouped ones: TensorFlow's CPU kernels have no gradient of a grouped one.
+def grouped_convolution(x: tf.Tensor, w: tf.Tensor, stride: int) -> tf.Tensor:
+    """NHWC grouped convolution on CPUs, where TensorFlow has no gradient of it; in float32 whatever the dtype.
 
-    Neighbouring groups are computed together by one dense convolution with block-diagonal weights. This multiplies by
-    zeros, but a convolution of 8 channels leaves most of a CPU's vector units idle, and calls cost more than zeros.
+    XLA compiles TensorFlow's own.
     """
-    per_group_in, out = int(w.shape[2]), int(w.shape[3])
-    together = max(1, min(groups, 64 // per_group_in))
-    while groups % together:
-        together -= 1
-    parts = groups // together
+    if in_xla():
+        return tf.nn.conv2d(x, w, strides=[1, stride, stride, 1], padding='SAME')
     with constant_during_attack():
-        per_group_out = out // groups
-        diagonal = tf.eye(together, dtype=w.dtype)[:, None, :, None]  # (group in, 1, group out, 1)
-        weights = []
-        for part in tf.split(w, parts, axis=3):
-            taps = tf.reshape(part, w.shape[:2].as_list() + [1, per_group_in, together, per_group_out])
-            weights.append(tf.reshape(taps * diagonal, w.shape[:2].as_list() +
-                                      [together * per_group_in, together * per_group_out]))
-    strides = [1, stride, stride, 1]
-    return tf.concat([tf.nn.conv2d(a, b, strides=strides, padding='SAME')
-                      for a, b in zip(tf.split(x, parts, axis=3), weights)], axis=3)
+        w = tf.cast(w, tf.float32)
+    return tf.cast(grouped_conv2d(tf.cast(x, tf.float32), w, stride), x.dtype)
 
 
 def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int) -> Optional[tf.Tensor]:
@@ -123,7 +113,7 @@ def apply_convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -
     groups = num_channels(x, mode) // int(w.shape[2])
     if mode.data_format == 'NHWC':
         if groups > 1:
-            return grouped_convolution_by_parts(x, w, groups, stride)
+            return grouped_convolution(x, w, stride)
         y = convolution_on_few_positions(x, w, stride)
         if y is not None:
             return y

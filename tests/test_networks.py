@@ -216,6 +216,8 @@ def test_other_images_of_the_batch_do_not_matter(weights_of):
     ((7, 6), 5, 60, 10, 3, 1, 'NHWC'),  # 12 channels in each of five
     ((7, 6), 2, 160, 4, 1, 1, 'NHWC'),  # wide groups
     ((1, 1), 4, 8, 8, 3, 1, 'NHWC'),
+    ((7, 6), 4, 8, 8, 1, 2, 'NHWC'),  # most positions have no gradient
+    ((5, 8), 2, 40, 36, 5, 3, 'NHWC'),  # 18 outputs a group: 16 and 2
 ])
 def test_convolution_and_its_gradients(size, groups, channels, out, kernel, stride, layout):
     mode = Mode(data_format=layout)

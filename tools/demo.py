@@ -5,19 +5,17 @@ handwritten digits (demo_data.py), attack both, score a folder, print the table 
 Every step is a command that is printed before it runs, and that works the same on ImageNet.
 """
 import os
-import shlex
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
-from typing import Dict, List, NamedTuple
+from typing import Dict, NamedTuple
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from errors import InputError, run_command  # noqa: E402
 from tools import demo_data  # noqa: E402
+from tools.commands import data_server, run  # noqa: E402
 from tools.mpi import mpirun, read_figures  # noqa: E402
 
 RANKS = 2
@@ -38,32 +36,6 @@ class Recipe(NamedTuple):
 
 
 RECIPES = [Recipe('standard', 0, 6, 0.1), Recipe('adversarial', 2, 14, 0.3)]
-
-
-def run(command: List[str], log: str) -> str:
-    """Run a command from the checkout's root, all its output into a log file; its standard output is returned."""
-    print('$ ' + ' '.join(shlex.quote(os.path.relpath(c, ROOT) if c.startswith(ROOT) else c) for c in command),
-          flush=True)
-    start = time.time()
-    with open(log, 'w') as f:
-        done = subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=f,
-                              universal_newlines=True)
-        f.write(done.stdout)
-    if done.returncode:
-        with open(log) as f:
-            sys.stderr.write(f.read()[-3000:])
-        raise InputError('the command above failed with status %d; its output is in %s' % (done.returncode, log))
-    print('  %.0f s' % (time.time() - start), flush=True)
-    return done.stdout
-
-
-def start_server(data: str, endpoint: str, log: str) -> subprocess.Popen:
-    """The data server of both trainings. They wait for it to be ready."""
-    command = [sys.executable, os.path.join(ROOT, 'third_party', 'serve-data.py'), '--data', data,
-               '--batch', str(BATCH), '--workers', '1', '--min-crop-area', '0.5', '--endpoint', endpoint] + SHAPE
-    print('$ %s &' % ' '.join(os.path.relpath(c, ROOT) if c.startswith(ROOT) else c for c in command), flush=True)
-    with open(log, 'w') as f:
-        return subprocess.Popen(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT)
 
 
 def train(recipe: Recipe, data: str, endpoint: str, work: str) -> str:
@@ -120,15 +92,9 @@ def main() -> int:
     counts = demo_data.write_digits(data)
     print('%d training and %d validation images in %s' % (counts + (os.path.relpath(data, ROOT),)), flush=True)
 
-    # a socket of its own: batches of this shape may be served to somebody else on this machine
-    with tempfile.TemporaryDirectory() as sockets:
-        endpoint = 'ipc://' + os.path.join(sockets, 'digits')
-        server = start_server(data, endpoint, os.path.join(work, 'server.log'))
-        try:
-            checkpoints = {recipe.title: train(recipe, data, endpoint, work) for recipe in RECIPES}
-        finally:
-            server.terminate()
-            server.wait()
+    with data_server(data, ['--batch', str(BATCH), '--workers', '1', '--min-crop-area', '0.5'] + SHAPE,
+                     os.path.join(work, 'server.log')) as endpoint:
+        checkpoints = {recipe.title: train(recipe, data, endpoint, work) for recipe in RECIPES}
     results = {title: evaluate(path, data, os.path.join(work, 'evaluation-%s' % title))
                for title, path in checkpoints.items()}
     scored = score(checkpoints['adversarial'], data, work)

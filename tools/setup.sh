@@ -179,8 +179,8 @@ install_packages() {
         "$env/bin/python" requirements/check.py
 }
 
-# Python packages with compiled code; zmq_ops is built against this lane's TensorFlow.
-native=(third_party/zmq_ops third_party/jpeg_region)
+# Python packages with compiled code; those of ops are built against this lane's TensorFlow.
+native=(third_party/zmq_ops third_party/jpeg_region third_party/grouped_conv)
 native_sources() {
     find "${native[@]}" -type f ! -path '*/build/*' ! -path '*.egg-info/*' ! -name '*.pyc' 2>/dev/null | sort
 }

@@ -3,8 +3,7 @@
 OpenCV decodes whole images only, and no package on PyPI gives access to libjpeg-turbo's partial decoding.
 """
 import ctypes
-import importlib.machinery
-import os
+import importlib.util
 from typing import Optional, Tuple
 
 import numpy as np
@@ -17,13 +16,12 @@ _FRAMES = frozenset(range(0xc0, 0xd0)) - {0xc4, 0xc8, 0xcc}
 
 
 def _load() -> ctypes.CDLL:
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), '_decode' + suffix)
-        if os.path.isfile(path):
-            library = ctypes.CDLL(path)
-            library.decode_region.argtypes = [ctypes.c_char_p, ctypes.c_ulong] + 4 * [ctypes.c_int] + [ctypes.c_void_p]
-            return library
-    raise ImportError('the compiled part of jpeg_region is missing: install the package with pip, or run the set-up again')
+    spec = importlib.util.find_spec('jpeg_region._decode')
+    if spec is None:
+        raise ImportError('the compiled part of jpeg_region is missing: install the package with pip, or run the set-up again')
+    library = ctypes.CDLL(spec.origin)
+    library.decode_region.argtypes = [ctypes.c_char_p, ctypes.c_ulong] + 4 * [ctypes.c_int] + [ctypes.c_void_p]
+    return library
 
 
 _library = _load()

@@ -1,8 +1,7 @@
 """The receiving end, as an op of the graph."""
 import functools
-import importlib.machinery
+import importlib.util
 import itertools
-import os
 from typing import Any, List, Optional, Sequence
 
 _names = itertools.count()
@@ -11,11 +10,10 @@ _names = itertools.count()
 @functools.lru_cache()
 def _library() -> Any:
     import tensorflow as tf  # only here: a process that sends needs none of it
-    for suffix in importlib.machinery.EXTENSION_SUFFIXES:
-        path = os.path.join(os.path.dirname(os.path.abspath(__file__)), '_ops' + suffix)
-        if os.path.isfile(path):
-            return tf.load_op_library(path)
-    raise ImportError('the compiled op of zmq_ops is missing: install the package with pip, or run the set-up again')
+    spec = importlib.util.find_spec('zmq_ops._ops')
+    if spec is None:
+        raise ImportError('the compiled op of zmq_ops is missing: install the package with pip, or run the set-up again')
+    return tf.load_op_library(spec.origin)
 
 
 class ZMQPullSocket:

@@ -1,0 +1,288 @@
+// The ops GroupedConv2D, GroupedConv2DInputGradient and GroupedConv2DFilterGradient: float32, NHWC, padding SAME.
+#include "tensorflow/core/framework/common_shape_fns.h"
+#include "tensorflow/core/framework/op.h"
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/tensor_shape.h"
+#include "tensorflow/core/lib/core/threadpool.h"
+
+#include "loops.h"
+
+#define ISA
+#define NAME any_cpu
+#define BLOCK_16 2
+#define BLOCK_8 4
+#include "kernels.inc"
+#undef ISA
+#undef NAME
+#undef BLOCK_16
+#undef BLOCK_8
+
+#if defined(__x86_64__)
+#define ISA __attribute__((target("avx2,fma")))
+#define NAME avx2
+#define BLOCK_16 6
+#define BLOCK_8 12
+#include "kernels.inc"
+#undef ISA
+#undef NAME
+#undef BLOCK_16
+#define ISA __attribute__((target("avx512f,avx512vl,avx2,fma")))
+#define NAME avx512
+#define BLOCK_16 12
+#include "kernels.inc"
+#endif
+
+namespace tensorflow {
+namespace {
+
+REGISTER_OP("GroupedConv2D")
+    .Input("x: float")
+    .Input("w: float")
+    .Output("y: float")
+    .Attr("stride: int >= 1")
+    .SetShapeFn([](shape_inference::InferenceContext* c) {
+      shape_inference::ShapeHandle x, w;
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &x));
+      TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 4, &w));
+      int stride;
+      TF_RETURN_IF_ERROR(c->GetAttr("stride", &stride));
+      shape_inference::DimensionHandle size[2];
+      for (int i = 0; i < 2; ++i) {
+        size[i] = c->UnknownDim();
+        if (c->ValueKnown(c->Dim(x, 1 + i))) size[i] = c->MakeDim((c->Value(c->Dim(x, 1 + i)) + stride - 1) / stride);
+      }
+      c->set_output(0, c->MakeShape({c->Dim(x, 0), size[0], size[1], c->Dim(w, 3)}));
+      return Status();
+    });
+
+Status ShapeFromInput(shape_inference::InferenceContext* c, int input) {
+  shape_inference::ShapeHandle shape;
+  TF_RETURN_IF_ERROR(c->MakeShapeFromShapeTensor(input, &shape));
+  c->set_output(0, shape);
+  return Status();
+}
+
+REGISTER_OP("GroupedConv2DInputGradient")
+    .Input("x_shape: int32")
+    .Input("w: float")
+    .Input("upstream: float")
+    .Output("gradient: float")
+    .Attr("stride: int >= 1")
+    .SetShapeFn([](shape_inference::InferenceContext* c) { return ShapeFromInput(c, 0); });
+
+REGISTER_OP("GroupedConv2DFilterGradient")
+    .Input("x: float")
+    .Input("w_shape: int32")
+    .Input("upstream: float")
+    .Output("gradient: float")
+    .Attr("stride: int >= 1")
+    .SetShapeFn([](shape_inference::InferenceContext* c) { return ShapeFromInput(c, 1); });
+
+const grouped::Kernels& BestKernels() {
+#if defined(__x86_64__)
+  static const grouped::Kernels& best =
+      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") ? grouped::avx512::kKernels
+      : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")       ? grouped::avx2::kKernels
+                                                                              : grouped::any_cpu::kKernels;
+  return best;
+#else
+  return grouped::any_cpu::kKernels;
+#endif
+}
+
+// The sizes of a convolution.
+struct Convolution {
+  grouped::Map x, y;
+  int kernel_rows, kernel_columns, stride, groups, top, left;  // of the padding
+
+  int channels_in() const { return x.channels / groups; }
+  int channels_out() const { return y.channels / groups; }
+
+  Status Init(const TensorShape& x_shape, const TensorShape& w_shape, int stride_) {
+    if (x_shape.dims() != 4 || w_shape.dims() != 4) {
+      return errors::InvalidArgument("x and w must have four dimensions: ", x_shape.DebugString(), ", ",
+                                     w_shape.DebugString());
+    }
+    const int64_t per_group = w_shape.dim_size(2), out = w_shape.dim_size(3);
+    if (per_group < 1 || x_shape.dim_size(3) < 1 || x_shape.dim_size(3) % per_group ||
+        out % (x_shape.dim_size(3) / per_group)) {
+      return errors::InvalidArgument("channels don't divide into groups: x ", x_shape.DebugString(), ", w ",
+                                     w_shape.DebugString());
+    }
+    if (w_shape.num_elements() == 0) return errors::InvalidArgument("an empty w: ", w_shape.DebugString());
+    stride = stride_;
+    groups = x_shape.dim_size(3) / per_group;
+    kernel_rows = w_shape.dim_size(0);
+    kernel_columns = w_shape.dim_size(1);
+    x = {x_shape.dim_size(0), x_shape.dim_size(1), x_shape.dim_size(2), x_shape.dim_size(3)};
+    y = {x.batch, (x.height + stride - 1) / stride, (x.width + stride - 1) / stride, out};
+    top = std::max<int64_t>(0, (y.height - 1) * stride + kernel_rows - x.height) / 2;
+    left = std::max<int64_t>(0, (y.width - 1) * stride + kernel_columns - x.width) / 2;
+    return Status();
+  }
+
+  TensorShape y_shape() const { return TensorShape({y.batch, y.height, y.width, y.channels}); }
+  bool empty() const { return x.batch == 0 || x.height == 0 || x.width == 0; }
+
+  grouped::Pass Forward() const {
+    return {x, y, groups, kernel_rows, kernel_columns, stride, -top, -left, 1, 0, 0, y.height, y.width};
+  }
+};
+
+// One dimension of the gradient to the inputs of one residue modulo the stride. Input i * stride + residue meets the
+// output o by the tap stride * (i - o) + residue + padding: every stride-th tap, from the last one back for ascending o.
+struct Taps {
+  int count, first_tap, start;  // taps are stride * (count - 1 - u) + first_tap for u = 0, 1, ...; outputs i + start + u
+
+  Taps(int kernel, int stride, int padding, int residue) {
+    first_tap = (residue + padding) % stride;
+    count = first_tap < kernel ? (kernel - 1 - first_tap) / stride + 1 : 0;
+    start = (residue + padding) / stride - (count - 1);
+  }
+};
+
+template <typename Function>
+void ForEachWeight(const Convolution& c, Function function) {
+  int64_t index = 0;  // in w: (rows, columns, channels in, groups, channels out)
+  for (int row = 0; row < c.kernel_rows; ++row) {
+    for (int column = 0; column < c.kernel_columns; ++column) {
+      for (int in = 0; in < c.channels_in(); ++in) {
+        for (int group = 0; group < c.groups; ++group) {
+          for (int out = 0; out < c.channels_out(); ++out) function(row, column, in, group, out, index++);
+        }
+      }
+    }
+  }
+}
+
+class GroupedOp : public OpKernel {
+ public:
+  explicit GroupedOp(OpKernelConstruction* context) : OpKernel(context) {
+    OP_REQUIRES_OK(context, context->GetAttr("stride", &stride_));
+  }
+
+ protected:
+  static grouped::Parallel Threads(OpKernelContext* context) {
+    thread::ThreadPool* pool = context->device()->tensorflow_cpu_worker_threads()->workers;
+    return [pool](int64_t total, int64_t cost, const std::function<void(int64_t, int64_t)>& work) {
+      pool->ParallelFor(total, cost, work);
+    };
+  }
+
+  static Status ShapeOf(const Tensor& sizes, TensorShape* shape) {
+    if (sizes.dims() != 1) return errors::InvalidArgument("a shape must be a vector");
+    return TensorShapeUtils::MakeShape(sizes.flat<int32>().data(), sizes.NumElements(), shape);
+  }
+
+  static Status CheckUpstream(const Convolution& c, const Tensor& upstream) {
+    if (upstream.shape() == c.y_shape()) return Status();
+    return errors::InvalidArgument("the gradient has the shape ", upstream.shape().DebugString(), ", not ",
+                                   c.y_shape().DebugString());
+  }
+
+  int stride_;
+};
+
+class ForwardOp : public GroupedOp {
+ public:
+  using GroupedOp::GroupedOp;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor &x = context->input(0), &w = context->input(1);
+    Convolution c;
+    OP_REQUIRES_OK(context, c.Init(x.shape(), w.shape(), stride_));
+    Tensor* y;
+    OP_REQUIRES_OK(context, context->allocate_output(0, c.y_shape(), &y));
+    if (c.empty()) return;
+    grouped::Packed weights(c.groups, c.kernel_rows, c.kernel_columns * c.channels_in(), c.channels_out());
+    const float* values = w.flat<float>().data();
+    ForEachWeight(c, [&](int row, int column, int in, int group, int out, int64_t index) {
+      *weights.at(group, row, column * c.channels_in() + in, out) = values[index];
+    });
+    grouped::Correlate(BestKernels(), c.Forward(), weights, x.flat<float>().data(), y->flat<float>().data(),
+                       Threads(context));
+  }
+};
+
+class InputGradientOp : public GroupedOp {
+ public:
+  using GroupedOp::GroupedOp;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor &w = context->input(1), &upstream = context->input(2);
+    TensorShape x_shape;
+    OP_REQUIRES_OK(context, ShapeOf(context->input(0), &x_shape));
+    Convolution c;
+    OP_REQUIRES_OK(context, c.Init(x_shape, w.shape(), stride_));
+    OP_REQUIRES_OK(context, CheckUpstream(c, upstream));
+    Tensor* gradient;
+    OP_REQUIRES_OK(context, context->allocate_output(0, x_shape, &gradient));
+    if (c.empty()) return;
+    for (int row = 0; row < std::min<int64_t>(stride_, c.x.height); ++row) {
+      for (int column = 0; column < std::min<int64_t>(stride_, c.x.width); ++column) {
+        Residue(c, row, column, w.flat<float>().data(), upstream.flat<float>().data(), gradient->flat<float>().data(),
+                Threads(context));
+      }
+    }
+  }
+
+ private:
+  // The inputs of rows and columns that leave these residues.
+  void Residue(const Convolution& c, int row, int column, const float* w, const float* upstream, float* gradient,
+               const grouped::Parallel& threads) {
+    const Taps rows(c.kernel_rows, stride_, c.top, row), columns(c.kernel_columns, stride_, c.left, column);
+    const grouped::Pass pass = {c.y, c.x, c.groups, rows.count, columns.count, 1, rows.start, columns.start, stride_, row,
+                                column, (c.x.height - row + stride_ - 1) / stride_,
+                                (c.x.width - column + stride_ - 1) / stride_};
+    if (rows.count == 0 || columns.count == 0) {  // a kernel that is smaller than the stride leaves some inputs out
+      for (int64_t n = 0; n < c.x.batch; ++n) {
+        for (int64_t i = row; i < c.x.height; i += stride_) {
+          for (int64_t j = column; j < c.x.width; j += stride_) {
+            std::fill_n(gradient + ((n * c.x.height + i) * c.x.width + j) * c.x.channels, c.x.channels, 0.f);
+          }
+        }
+      }
+      return;
+    }
+    grouped::Packed weights(c.groups, rows.count, columns.count * c.channels_out(), c.channels_in());
+    ForEachWeight(c, [&](int tap_row, int tap_column, int in, int group, int out, int64_t index) {
+      const int i = tap_row - rows.first_tap, j = tap_column - columns.first_tap;
+      if (i < 0 || i % stride_ || j < 0 || j % stride_) return;
+      *weights.at(group, rows.count - 1 - i / stride_, (columns.count - 1 - j / stride_) * c.channels_out() + out, in) =
+          w[index];
+    });
+    grouped::Correlate(BestKernels(), pass, weights, upstream, gradient, threads);
+  }
+};
+
+class FilterGradientOp : public GroupedOp {
+ public:
+  using GroupedOp::GroupedOp;
+
+  void Compute(OpKernelContext* context) override {
+    const Tensor &x = context->input(0), &upstream = context->input(2);
+    TensorShape w_shape;
+    OP_REQUIRES_OK(context, ShapeOf(context->input(1), &w_shape));
+    Convolution c;
+    OP_REQUIRES_OK(context, c.Init(x.shape(), w_shape, stride_));
+    OP_REQUIRES_OK(context, CheckUpstream(c, upstream));
+    Tensor* gradient;
+    OP_REQUIRES_OK(context, context->allocate_output(0, w_shape, &gradient));
+    grouped::Packed sums(c.groups, c.kernel_rows, c.kernel_columns * c.channels_in(), c.channels_out());
+    if (!c.empty()) {
+      grouped::WeightGradient(BestKernels(), c.Forward(), x.flat<float>().data(), upstream.flat<float>().data(), sums,
+                              Threads(context));
+    }
+    float* values = gradient->flat<float>().data();
+    ForEachWeight(c, [&](int row, int column, int in, int group, int out, int64_t index) {
+      values[index] = *sums.at(group, row, column * c.channels_in() + in, out);
+    });
+  }
+};
+
+REGISTER_KERNEL_BUILDER(Name("GroupedConv2D").Device(DEVICE_CPU), ForwardOp);
+REGISTER_KERNEL_BUILDER(Name("GroupedConv2DInputGradient").Device(DEVICE_CPU), InputGradientOp);
+REGISTER_KERNEL_BUILDER(Name("GroupedConv2DFilterGradient").Device(DEVICE_CPU), FilterGradientOp);
+
+}  // namespace
+}  // namespace tensorflow
