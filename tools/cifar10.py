@@ -71,9 +71,11 @@ def evaluate(recipe: Recipe, checkpoint: str, data: str, out: str) -> None:
 
 def link_photos(data: str, folder: str, val_images: int) -> None:
     """A data set of all training photos and of as many validation photos, the same number of each class."""
-    classes = sorted(entry.name for entry in os.scandir(os.path.join(data, 'val')) if entry.is_dir())
-    if not classes or not os.path.isdir(os.path.join(data, 'train')):
+    if not all(os.path.isdir(os.path.join(data, split)) for split in ('train', 'val')):
         raise InputError('%s has no train/<class>/ and val/<class>/' % data)
+    classes = sorted(entry.name for entry in os.scandir(os.path.join(data, 'val')) if entry.is_dir())
+    if not classes:
+        raise InputError('there are no classes in %s' % os.path.join(data, 'val'))
     os.makedirs(os.path.join(folder, 'val'), exist_ok=True)
     if not os.path.exists(os.path.join(folder, 'train')):
         os.symlink(os.path.join(data, 'train'), os.path.join(folder, 'train'))
