@@ -7,7 +7,6 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from attention import softmax_attention
 from compat import has_gpu, in_xla, max_pool_gradient, tf
-
 from grouped_conv import grouped_conv2d
 
 BATCH_NORM_MOMENTUM = 0.9
@@ -73,16 +72,20 @@ def weight(name: str, shape: List[int], initializer: Callable, trainable: bool =
 
 # --- convolution, BatchNorm, linear ----------------------------------------------------------------------------------
 
-def grouped_convolution(x: tf.Tensor, w: tf.Tensor, stride: int) -> tf.Tensor:
-    """NHWC grouped convolution on CPUs, where TensorFlow has no gradient of it; in float32 whatever the dtype.
+def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int) -> tf.Tensor:
+    """NHWC grouped convolution. TensorFlow's kernels for CPUs have no gradient of it; XLA's have.
 
-    XLA compiles TensorFlow's own.
+    In float32 an op of this project's computes it; in other dtypes TensorFlow does, group by group.
     """
+    if w.dtype == tf.float32 and not in_xla():
+        return grouped_conv2d(x, w, stride)
+    strides = [1, stride, stride, 1]
     if in_xla():
-        return tf.nn.conv2d(x, w, strides=[1, stride, stride, 1], padding='SAME')
+        return tf.nn.conv2d(x, w, strides=strides, padding='SAME')
     with constant_during_attack():
-        w = tf.cast(w, tf.float32)
-    return tf.cast(grouped_conv2d(tf.cast(x, tf.float32), w, stride), x.dtype)
+        weights = tf.split(w, groups, axis=3)
+    return tf.concat([tf.nn.conv2d(a, b, strides=strides, padding='SAME')
+                      for a, b in zip(tf.split(x, groups, axis=3), weights)], axis=3)
 
 
 def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int) -> Optional[tf.Tensor]:
@@ -113,7 +116,7 @@ def apply_convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -
     groups = num_channels(x, mode) // int(w.shape[2])
     if mode.data_format == 'NHWC':
         if groups > 1:
-            return grouped_convolution(x, w, stride)
+            return grouped_convolution(x, w, groups, stride)
         y = convolution_on_few_positions(x, w, stride)
         if y is not None:
             return y

@@ -10,6 +10,8 @@ import psutil
 import pytest
 
 from jobs import FAKE, Job
+from photos import write_split
+from tools.mpi import mpirun
 
 pytestmark = pytest.mark.slow
 
@@ -45,8 +47,17 @@ def test_sigterm_at_mpirun(root, tmp_path):
     assert saved_checkpoints(log) == [newest_complete(log)]
 
 
-def test_ranks_that_differ_are_refused(root, tmp_path):
-    """Through a file that mpirun starts as rank 1: other flags, then other code."""
+def refused(folder, first, second):
+    """The output of two ranks, each a list [main.py, flags ...], which must not start."""
+    command = mpirun(1, first) + [':'] + mpirun(1, second)[-3 - len(second):]
+    done = subprocess.run(command, cwd=str(folder), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.STDOUT, universal_newlines=True, timeout=120)
+    assert done.returncode == 2 and 'Traceback' not in done.stdout, done.stdout[-3000:]
+    assert not os.path.exists(str(folder / 'train_log'))
+    return done.stdout
+
+
+def test_ranks_with_other_flags_or_code_are_refused(root, tmp_path):
     other = tmp_path / 'other'
     other.mkdir()
     for name in os.listdir(root):
@@ -55,17 +66,25 @@ def test_ranks_that_differ_are_refused(root, tmp_path):
     shutil.copytree(os.path.join(root, 'third_party'), str(other / 'third_party'))
     with open(str(other / 'nets.py'), 'a') as f:
         f.write('# changed\n')
-    from tools.mpi import mpirun
-    flags = ENDLESS + ['--base-lr', '0.1']
-    for ours, theirs, said in [
-            (root, flags[:-1] + ['0.2'], '--base-lr of rank 1 is not that of rank 0'),
-            (str(other), flags, 'code of rank 1 is not that of rank 0')]:
-        command = mpirun(1, [os.path.join(root, 'main.py')] + flags)
-        command += [':'] + mpirun(1, [os.path.join(ours, 'main.py')] + theirs)[-2 - len(theirs) - 2:]
-        done = subprocess.run(command, cwd=str(tmp_path), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, universal_newlines=True, timeout=120)
-        assert done.returncode == 2 and said in done.stdout and 'Traceback' not in done.stdout, done.stdout[-3000:]
-    assert not os.path.exists(str(tmp_path / 'train_log'))
+    main, flags = os.path.join(root, 'main.py'), ENDLESS + ['--base-lr', '0.1']
+    assert '--base-lr of rank 1 is not that of rank 0' in refused(tmp_path, [main] + flags, [main] + flags[:-1] + ['0.2'])
+    assert 'code of rank 1 is not that of rank 0' in refused(tmp_path, [main] + flags, [str(other / 'main.py')] + flags)
+
+
+def test_ranks_with_another_checkpoint_or_other_data_are_refused(root, tmp_path, weights_file):
+    """Under other names they may be, as on another machine's disk."""
+    main = os.path.join(root, 'main.py')
+    for name, photos in ('one', 12), ('two', 13):
+        write_split(tmp_path / name / 'train', 10)
+        write_split(tmp_path / name / 'val', photos)
+
+    def flags(data, seed):
+        return [main, '--data', str(tmp_path / data), '--load', weights_file(seed=seed), '--image-size', '32', '-d', '14',
+                '--batch', '4', '--attack-iter', '0', '--data-timeout', '1']
+    said = refused(tmp_path, flags('one', 0), flags('one', 1))
+    assert 'checkpoint of rank 1 is not that of rank 0' in said and 'data of rank' not in said
+    said = refused(tmp_path, flags('one', 0), flags('two', 0))
+    assert 'data of rank 1 is not that of rank 0' in said and 'checkpoint of rank' not in said
 
 
 def test_a_loss_that_is_not_a_number(root, tmp_path):

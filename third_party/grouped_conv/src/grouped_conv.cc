@@ -1,4 +1,6 @@
 // The ops GroupedConv2D, GroupedConv2DInputGradient and GroupedConv2DFilterGradient: float32, NHWC, padding SAME.
+#include <cstdlib>
+
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
 #include "tensorflow/core/framework/op_kernel.h"
@@ -78,16 +80,22 @@ REGISTER_OP("GroupedConv2DFilterGradient")
     .Attr("stride: int >= 1")
     .SetShapeFn([](shape_inference::InferenceContext* c) { return ShapeFromInput(c, 1); });
 
-const grouped::Kernels& BestKernels() {
+// The fastest ones of this CPU, or those that the environment variable GROUPED_CONV_ISA names: any or avx2, for tests.
+const grouped::Kernels& ChooseKernels() {
 #if defined(__x86_64__)
-  static const grouped::Kernels& best =
-      __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") ? grouped::avx512::kKernels
-      : __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")       ? grouped::avx2::kKernels
-                                                                              : grouped::any_cpu::kKernels;
-  return best;
-#else
-  return grouped::any_cpu::kKernels;
+  const char* wanted = std::getenv("GROUPED_CONV_ISA");
+  const string isa = wanted ? wanted : "";
+  if (isa != "any" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
+    return isa != "avx2" && avx512 ? grouped::avx512::kKernels : grouped::avx2::kKernels;
+  }
 #endif
+  return grouped::any_cpu::kKernels;
+}
+
+const grouped::Kernels& BestKernels() {
+  static const grouped::Kernels& best = ChooseKernels();
+  return best;
 }
 
 // The sizes of a convolution.
@@ -132,27 +140,75 @@ struct Convolution {
 // One dimension of the gradient to the inputs of one residue modulo the stride. Input i * stride + residue meets the
 // output o by the tap stride * (i - o) + residue + padding: every stride-th tap, from the last one back for ascending o.
 struct Taps {
-  int count, first_tap, start;  // taps are stride * (count - 1 - u) + first_tap for u = 0, 1, ...; outputs i + start + u
+  int count, first_tap, start;  // the u-th tap, from 0 to count - 1, is tap(u), and its output i + start + u
 
   Taps(int kernel, int stride, int padding, int residue) {
     first_tap = (residue + padding) % stride;
     count = first_tap < kernel ? (kernel - 1 - first_tap) / stride + 1 : 0;
     start = (residue + padding) / stride - (count - 1);
   }
+  int tap(int u, int stride) const { return stride * (count - 1 - u) + first_tap; }
 };
 
-template <typename Function>
-void ForEachWeight(const Convolution& c, Function function) {
-  int64_t index = 0;  // in w: (rows, columns, channels in, groups, channels out)
-  for (int row = 0; row < c.kernel_rows; ++row) {
-    for (int column = 0; column < c.kernel_columns; ++column) {
-      for (int in = 0; in < c.channels_in(); ++in) {
-        for (int group = 0; group < c.groups; ++group) {
-          for (int out = 0; out < c.channels_out(); ++out) function(row, column, in, group, out, index++);
+// Weights of one group and tap: (channels in, all channels out) floats from `tap` on.
+const float* Tap(const Convolution& c, const float* w, int group, int row, int column) {
+  return w + (row * c.kernel_columns + column) * c.channels_in() * c.y.channels + group * c.channels_out();
+}
+
+void Pack(const Convolution& c, const float* w, const grouped::Packed& packed, const grouped::Parallel& threads) {
+  const int64_t in = c.channels_in(), out = c.channels_out();
+  threads(c.groups, packed.group_floats(), [&](int64_t begin, int64_t end) {
+    for (int group = begin; group < end; ++group) {
+      for (int tap = 0; tap < c.kernel_rows * c.kernel_columns; ++tap) {
+        const int row = tap / c.kernel_columns, column = tap % c.kernel_columns;
+        const float* from = Tap(c, w, group, row, column);
+        for (int k = 0; k < out; k += 16) {
+          const int lanes = packed.lanes(k), outputs = std::min<int>(lanes, out - k);
+          float* to = packed.block(group, row, column * in, k);
+          for (int i = 0; i < in; ++i) std::copy_n(from + i * c.y.channels + k, outputs, to + i * lanes);
         }
       }
     }
-  }
+  });
+}
+
+void Unpack(const Convolution& c, const grouped::Packed& packed, float* w, const grouped::Parallel& threads) {
+  const int64_t in = c.channels_in(), out = c.channels_out();
+  threads(c.groups, packed.group_floats(), [&](int64_t begin, int64_t end) {
+    for (int group = begin; group < end; ++group) {
+      for (int tap = 0; tap < c.kernel_rows * c.kernel_columns; ++tap) {
+        const int row = tap / c.kernel_columns, column = tap % c.kernel_columns;
+        float* to = const_cast<float*>(Tap(c, w, group, row, column));
+        for (int k = 0; k < out; k += 16) {
+          const int lanes = packed.lanes(k), outputs = std::min<int>(lanes, out - k);
+          const float* from = packed.block(group, row, column * in, k);
+          for (int i = 0; i < in; ++i) std::copy_n(from + i * lanes, outputs, to + i * c.y.channels + k);
+        }
+      }
+    }
+  });
+}
+
+// For the gradient to the inputs: outputs and inputs change places, and taps their order.
+void PackTurned(const Convolution& c, const Taps& rows, const Taps& columns, const float* w, const grouped::Packed& packed,
+                const grouped::Parallel& threads) {
+  const int64_t in = c.channels_in(), out = c.channels_out();
+  threads(c.groups, packed.group_floats(), [&](int64_t begin, int64_t end) {
+    for (int group = begin; group < end; ++group) {
+      for (int u = 0; u < rows.count; ++u) {
+        for (int v = 0; v < columns.count; ++v) {
+          const float* from = Tap(c, w, group, rows.tap(u, c.stride), columns.tap(v, c.stride));
+          for (int k = 0; k < in; k += 16) {
+            const int lanes = packed.lanes(k), outputs = std::min<int>(lanes, in - k);
+            float* to = packed.block(group, u, v * out, k);
+            for (int j = 0; j < out; ++j, to += lanes) {
+              for (int i = 0; i < outputs; ++i) to[i] = from[(k + i) * c.y.channels + j];
+            }
+          }
+        }
+      }
+    }
+  });
 }
 
 class GroupedOp : public OpKernel {
@@ -195,10 +251,7 @@ class ForwardOp : public GroupedOp {
     OP_REQUIRES_OK(context, context->allocate_output(0, c.y_shape(), &y));
     if (c.empty()) return;
     grouped::Packed weights(c.groups, c.kernel_rows, c.kernel_columns * c.channels_in(), c.channels_out());
-    const float* values = w.flat<float>().data();
-    ForEachWeight(c, [&](int row, int column, int in, int group, int out, int64_t index) {
-      *weights.at(group, row, column * c.channels_in() + in, out) = values[index];
-    });
+    Pack(c, w.flat<float>().data(), weights, Threads(context));
     grouped::Correlate(BestKernels(), c.Forward(), weights, x.flat<float>().data(), y->flat<float>().data(),
                        Threads(context));
   }
@@ -245,12 +298,7 @@ class InputGradientOp : public GroupedOp {
       return;
     }
     grouped::Packed weights(c.groups, rows.count, columns.count * c.channels_out(), c.channels_in());
-    ForEachWeight(c, [&](int tap_row, int tap_column, int in, int group, int out, int64_t index) {
-      const int i = tap_row - rows.first_tap, j = tap_column - columns.first_tap;
-      if (i < 0 || i % stride_ || j < 0 || j % stride_) return;
-      *weights.at(group, rows.count - 1 - i / stride_, (columns.count - 1 - j / stride_) * c.channels_out() + out, in) =
-          w[index];
-    });
+    PackTurned(c, rows, columns, w, weights, threads);
     grouped::Correlate(BestKernels(), pass, weights, upstream, gradient, threads);
   }
 };
@@ -268,15 +316,14 @@ class FilterGradientOp : public GroupedOp {
     OP_REQUIRES_OK(context, CheckUpstream(c, upstream));
     Tensor* gradient;
     OP_REQUIRES_OK(context, context->allocate_output(0, w_shape, &gradient));
-    grouped::Packed sums(c.groups, c.kernel_rows, c.kernel_columns * c.channels_in(), c.channels_out());
-    if (!c.empty()) {
-      grouped::WeightGradient(BestKernels(), c.Forward(), x.flat<float>().data(), upstream.flat<float>().data(), sums,
-                              Threads(context));
+    if (c.empty()) {
+      std::fill_n(gradient->flat<float>().data(), w_shape.num_elements(), 0.f);
+      return;
     }
-    float* values = gradient->flat<float>().data();
-    ForEachWeight(c, [&](int row, int column, int in, int group, int out, int64_t index) {
-      values[index] = *sums.at(group, row, column * c.channels_in() + in, out);
-    });
+    grouped::Packed sums(c.groups, c.kernel_rows, c.kernel_columns * c.channels_in(), c.channels_out());
+    grouped::WeightGradient(BestKernels(), c.Forward(), x.flat<float>().data(), upstream.flat<float>().data(), sums,
+                            Threads(context));
+    Unpack(c, sums, gradient->flat<float>().data(), Threads(context));
   }
 };
 

@@ -1,20 +1,25 @@
 // Grouped convolutions as loops over groups of channels, without TensorFlow. kernels.inc has the innermost ones.
 //
-// A unit of work is some rows of outputs of one image. For each group its inputs are copied together, with a border of
-// zeros, so that what a row of the kernel meets is contiguous: (kernel columns x channels) floats. An output is then the
-// sum, over the kernel's rows, of products of such runs with the weights; several outputs are computed at a time, in
-// registers, for 8 or 16 output channels.
+// A unit of work is some rows of outputs of one image. Its inputs are copied group by group, with a border of zeros, so
+// that what a row of the kernel meets is contiguous: (kernel columns x channels) floats. An output is then the sum, over
+// the kernel's rows, of products of such runs with the weights; several outputs are computed at a time, in registers,
+// for 8 or 16 output channels.
 #pragma once
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <memory>
 #include <vector>
 
 namespace grouped {
 
-constexpr int kMaxPixels = 12;      // that are computed at a time
-constexpr int kUnitFloats = 6144;  // of a group's inputs, which should stay in the first-level cache
+constexpr int kMaxPixels = 12;        // that are computed at a time
+constexpr int kUnitFloats = 168 << 10;  // of a unit's inputs, which should stay in the second-level cache
+
+// Calls its argument with ranges that make up [0, total), from several threads.
+using Parallel = std::function<void(int64_t total, int64_t cost, const std::function<void(int64_t, int64_t)>&)>;
+using Buffer = std::unique_ptr<float[]>;  // not initialised
 
 struct Map {  // NHWC
   int64_t batch, height, width, channels;
@@ -36,13 +41,15 @@ struct Pass {
   int run() const { return kernel_columns * channels_in(); }  // contiguous floats that a row of the kernel meets
   int64_t padded_columns() const { return (columns - 1) * stride + kernel_columns; }
   int64_t padded_rows(int64_t unit_rows) const { return (unit_rows - 1) * stride + kernel_rows; }
+  int64_t copy_row() const { return padded_columns() * channels_in(); }
 
   // Rows of outputs in a unit.
   int64_t unit_rows() const {
-    const int64_t row = padded_columns() * channels_in();
-    return std::max<int64_t>(1, std::min(rows, (kUnitFloats / row - kernel_rows) / stride + 1));
+    return std::max<int64_t>(1, std::min(rows, (kUnitFloats / (copy_row() * groups) - kernel_rows) / stride + 1));
   }
   int64_t units() const { return (rows + unit_rows() - 1) / unit_rows(); }  // of an image
+  // Floats from the copy of one group to that of the next: an odd number of cache lines, which spreads them in a cache.
+  int64_t copy_floats() const { return (copy_row() * padded_rows(unit_rows()) + 15) / 32 * 32 + 16; }
   // Multiplications of a unit.
   int64_t cost() const { return unit_rows() * columns * kernel_rows * run() * target.channels; }
 };
@@ -50,18 +57,20 @@ struct Pass {
 // Weights, or their gradient, as the kernels read them: (groups, blocks of 8 or 16 outputs, kernel rows, run, outputs of
 // the block); outputs that fill up a block are zeros.
 struct Packed {
-  int rows, run, outputs;  // of a group
-  std::vector<float> values;
+  const int groups, rows, run, outputs;  // but for the first: of a group
+  Buffer values;
 
   Packed(int groups, int rows, int run, int outputs)
-      : rows(rows), run(run), outputs(outputs), values(static_cast<size_t>(groups) * group_floats(), 0.f) {}
+      : groups(groups), rows(rows), run(run), outputs(outputs), values(new float[groups * group_floats()]) {
+    if (outputs != padded()) clear();
+  }
+  void clear() { std::fill_n(values.get(), groups * group_floats(), 0.f); }
   int padded() const { return (outputs + 7) / 8 * 8; }
   size_t group_floats() const { return static_cast<size_t>(rows) * run * padded(); }
-  static int lanes(int left) { return left > 8 ? 16 : 8; }  // of the next block
-  float* at(int group, int row, int j, int k) {
-    const int block = k / 16 * 16, width = lanes(padded() - block);
-    return &values[group * group_floats() + static_cast<size_t>(block) * rows * run +
-                   (static_cast<size_t>(row) * run + j) * width + (k - block)];
+  int lanes(int k) const { return padded() - k > 8 ? 16 : 8; }  // of the block that begins with output k
+  float* block(int group, int row, int j, int k) const {
+    return &values[group * group_floats() + static_cast<size_t>(k) * rows * run +
+                   (static_cast<size_t>(row) * run + j) * lanes(k)];
   }
 };
 
@@ -73,6 +82,8 @@ struct Pixels {
   int count;
 
   Pixels(const Pass& pass, int64_t first, int64_t rows) : count(rows * pass.columns) {
+    from.reserve(count + kMaxPixels);
+    to.reserve(count + kMaxPixels);
     for (int64_t i = 0; i < rows; ++i) {
       for (int64_t j = 0; j < pass.columns; ++j) {
         from.push_back((i * pass.padded_columns() + j) * pass.stride * pass.channels_in());
@@ -80,35 +91,44 @@ struct Pixels {
                      pass.target.channels);
       }
     }
-    from.resize(count + kMaxPixels, from.back());
-    to.resize(count + kMaxPixels, to.back());
+    from.insert(from.end(), kMaxPixels, int32_t(from.back()));
+    to.insert(to.end(), kMaxPixels, int64_t(to.back()));
   }
 };
 
-// Copies a group's inputs of a unit to `copy`, (padded rows, padded columns, channels of the group).
-inline void CopyGroup(const Pass& pass, const float* image, int group, int64_t first, int64_t rows, float* copy) {
-  const int channels = pass.channels_in();
-  const int64_t top = pass.top + first * pass.stride, columns = pass.padded_columns();
-  for (int64_t r = 0; r < pass.padded_rows(rows); ++r, copy += columns * channels) {
-    const int64_t row = top + r;
-    if (row < 0 || row >= pass.source.height) {
-      std::fill_n(copy, columns * channels, 0.f);
-      continue;
+// Of several groups: `from` is contiguous; group g's part goes to `to` + g * step.
+inline void Scatter(const float* from, int groups, int channels, float* to, int64_t step) {
+  if (channels % 8 == 0) {
+    for (int group = 0; group < groups; ++group, from += channels, to += step) {
+      for (int c = 0; c < channels; c += 8) std::memcpy(to + c, from + c, 8 * sizeof(float));
     }
-    const int64_t begin = std::min<int64_t>(columns, std::max<int64_t>(0, -pass.left));
-    const int64_t end = std::max(begin, std::min(columns, pass.source.width - pass.left));
-    std::fill_n(copy, begin * channels, 0.f);
-    std::fill_n(copy + end * channels, (columns - end) * channels, 0.f);
-    const float* from = image + (row * pass.source.width + pass.left + begin) * pass.source.channels + group * channels;
-    float* to = copy + begin * channels;
-    if (channels % 8 == 0) {
-      for (int64_t column = begin; column < end; ++column, from += pass.source.channels, to += channels) {
-        for (int c = 0; c < channels; c += 8) std::memcpy(to + c, from + c, 8 * sizeof(float));
-      }
-    } else {
-      for (int64_t column = begin; column < end; ++column, from += pass.source.channels, to += channels) {
-        for (int c = 0; c < channels; ++c) to[c] = from[c];
-      }
+  } else {
+    for (int group = 0; group < groups; ++group, from += channels, to += step) {
+      for (int c = 0; c < channels; ++c) to[c] = from[c];
+    }
+  }
+}
+
+// Copies a unit's inputs of some groups, each to its (padded rows, padded columns, channels of the group).
+inline void CopyUnit(const Pass& pass, const float* image, int first_group, int groups, int64_t first, int64_t rows,
+                     float* copy) {
+  const int channels = pass.channels_in();
+  const int64_t columns = pass.padded_columns(), floats = pass.copy_floats();
+  const int64_t begin = std::min<int64_t>(columns, std::max<int64_t>(0, -pass.left));
+  const int64_t end = std::max(begin, std::min(columns, pass.source.width - pass.left));
+  for (int64_t r = 0; r < pass.padded_rows(rows); ++r, copy += columns * channels) {
+    const int64_t row = pass.top + first * pass.stride + r;
+    const bool inside = row >= 0 && row < pass.source.height;
+    for (int group = 0; group < groups; ++group) {
+      float* to = copy + group * floats;
+      std::fill_n(to, (inside ? begin : columns) * channels, 0.f);
+      if (inside) std::fill_n(to + end * channels, (columns - end) * channels, 0.f);
+    }
+    if (!inside) continue;
+    const float* from = image + (row * pass.source.width + pass.left + begin) * pass.source.channels +
+                        first_group * channels;
+    for (int64_t column = begin; column < end; ++column, from += pass.source.channels) {
+      Scatter(from, groups, channels, copy + column * channels, floats);
     }
   }
 }
@@ -123,24 +143,20 @@ struct Kernels {
                   int lanes, float* gradient);
 };
 
-// Calls its argument with ranges that make up [0, total), from several threads.
-using Parallel = std::function<void(int64_t total, int64_t cost, const std::function<void(int64_t, int64_t)>&)>;
-
-inline void Correlate(const Kernels& kernels, const Pass& pass, Packed& weights, const float* source, float* target,
+inline void Correlate(const Kernels& kernels, const Pass& pass, const Packed& weights, const float* source, float* target,
                       const Parallel& parallel) {
-  const int64_t units = pass.units(), unit_rows = pass.unit_rows();
+  const int64_t units = pass.units(), unit_rows = pass.unit_rows(), floats = pass.copy_floats();
   parallel(pass.source.batch * units, pass.cost(), [&](int64_t begin, int64_t end) {
-    const int64_t row = pass.padded_columns() * pass.channels_in();
-    std::vector<float> copy(row * pass.padded_rows(unit_rows));
+    const Buffer copy(new float[floats * pass.groups]);
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t image = unit / units, first = unit % units * unit_rows, rows = std::min(unit_rows, pass.rows - first);
       const Pixels pixels(pass, first, rows);
+      CopyUnit(pass, source + image * pass.source.image(), 0, pass.groups, first, rows, copy.get());
       for (int group = 0; group < pass.groups; ++group) {
-        CopyGroup(pass, source + image * pass.source.image(), group, first, rows, copy.data());
         for (int k = 0; k < weights.outputs; k += 16) {
-          const int lanes = Packed::lanes(weights.padded() - k);
-          kernels.correlate(copy.data(), pixels, row, weights.rows, weights.run, weights.at(group, 0, 0, k), lanes,
-                            std::min(lanes, weights.outputs - k),
+          kernels.correlate(&copy[group * floats], pixels, pass.copy_row(), weights.rows, weights.run,
+                            weights.block(group, 0, 0, k), weights.lanes(k),
+                            std::min(weights.lanes(k), weights.outputs - k),
                             target + image * pass.target.image() + group * pass.channels_out() + k);
         }
       }
@@ -151,28 +167,32 @@ inline void Correlate(const Kernels& kernels, const Pass& pass, Packed& weights,
 // Each group is summed up by one thread, always in the same order.
 inline void WeightGradient(const Kernels& kernels, const Pass& pass, const float* source, const float* upstream,
                            Packed& gradient, const Parallel& parallel) {
-  const int64_t units = pass.units(), unit_rows = pass.unit_rows();
+  gradient.clear();
+  const int64_t units = pass.units(), unit_rows = pass.unit_rows(), floats = pass.copy_floats();
+  const int64_t pixel_floats = unit_rows * pass.columns;  // of a lane
   parallel(pass.groups, pass.cost() * units * pass.source.batch / pass.groups, [&](int64_t begin, int64_t end) {
-    const int64_t row = pass.padded_columns() * pass.channels_in();
-    std::vector<float> copy(row * pass.padded_rows(unit_rows)), block(unit_rows * pass.columns * 16);
+    const int groups = end - begin, outputs = gradient.outputs;
+    const Buffer copy(new float[floats * groups]), blocks(new float[pixel_floats * gradient.padded() * groups]);
+    std::fill_n(blocks.get(), pixel_floats * gradient.padded() * groups, 0.f);
     for (int64_t unit = 0; unit < pass.source.batch * units; ++unit) {
       const int64_t image = unit / units, first = unit % units * unit_rows, rows = std::min(unit_rows, pass.rows - first);
       const Pixels pixels(pass, first, rows);
-      for (int group = begin; group < end; ++group) {
-        CopyGroup(pass, source + image * pass.source.image(), group, first, rows, copy.data());
-        for (int k = 0; k < gradient.outputs; k += 16) {
-          const int lanes = Packed::lanes(gradient.padded() - k), outputs = std::min(lanes, gradient.outputs - k);
-          const float* from = upstream + image * pass.target.image() + group * pass.channels_out() + k;
-          for (int i = 0; i < pixels.count; ++i) {
-            float* to = &block[i * lanes];
-            if (outputs == lanes) {
-              for (int l = 0; l < lanes; l += 8) std::memcpy(to + l, from + pixels.to[i] + l, 8 * sizeof(float));
-            } else {
-              std::fill_n(std::copy_n(from + pixels.to[i], outputs, to), lanes - outputs, 0.f);
-            }
+      CopyUnit(pass, source + image * pass.source.image(), begin, groups, first, rows, copy.get());
+      for (int i = 0; i < pixels.count; ++i) {
+        const float* from = upstream + image * pass.target.image() + pixels.to[i] + begin * outputs;
+        for (int group = 0; group < groups; ++group, from += outputs) {
+          for (int k = 0; k < outputs; k += 16) {
+            const int lanes = gradient.lanes(k);
+            Scatter(from + k, 1, std::min(lanes, outputs - k),
+                    &blocks[(group * gradient.padded() + k) * pixel_floats + i * lanes], 0);
           }
-          kernels.weights(copy.data(), pixels, row, gradient.rows, gradient.run, block.data(), lanes,
-                          gradient.at(group, 0, 0, k));
+        }
+      }
+      for (int group = 0; group < groups; ++group) {
+        for (int k = 0; k < outputs; k += 16) {
+          kernels.weights(&copy[group * floats], pixels, pass.copy_row(), gradient.rows, gradient.run,
+                          &blocks[(group * gradient.padded() + k) * pixel_floats], gradient.lanes(k),
+                          gradient.block(begin + group, 0, 0, k));
         }
       }
     }

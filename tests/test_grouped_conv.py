@@ -1,0 +1,127 @@
+"""Grouped convolutions on CPUs: the op beside NumPy, on every instruction set, and what ResNeXt's layers make of it."""
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import helpers
+from compat import session_config, tf, xla_compile
+from grouped_conv import grouped_conv2d
+from resnet_model import Mode, apply_convolution
+
+
+def compute(x, w, upstream, stride, threads=2):
+    """The convolution and its gradients to x and w, by the op."""
+    with tf.Graph().as_default():
+        inputs = [tf.placeholder(tf.float32) for _ in range(3)]
+        y = grouped_conv2d(*inputs[:2], stride=stride)
+        config = session_config()
+        config.intra_op_parallelism_threads = threads
+        with tf.Session(config=config) as session:
+            return session.run([y] + tf.gradients(y, inputs[:2], inputs[2]), dict(zip(inputs, [x, w, upstream])))
+
+
+def arrays(rng, batch, size, groups, channels, out, kernel, stride):
+    x = rng.standard_normal((batch,) + size + (groups * channels,)).astype(np.float32)
+    w = rng.standard_normal((kernel, kernel, channels, groups * out)).astype(np.float32)
+    upstream = rng.standard_normal((batch,) + tuple(-(-n // stride) for n in size) + (groups * out,)).astype(np.float32)
+    return x, w, upstream
+
+
+def check(x, w, upstream, stride):
+    expected = [helpers.convolution(x, w, stride)] + list(helpers.convolution_gradients(x, w, upstream, stride))
+    for computed, value in zip(compute(x, w, upstream, stride), expected):
+        assert computed.shape == value.shape
+        np.testing.assert_allclose(computed, value, atol=1e-5 * np.abs(value).max())
+
+
+@pytest.mark.parametrize('batch, size, groups, channels, out, kernel, stride', [
+    (2, (56, 56), 32, 8, 8, 3, 1), (1, (57, 55), 32, 16, 16, 3, 2), (3, (14, 14), 32, 32, 32, 3, 1),
+    (2, (7, 7), 32, 64, 64, 3, 1), (1, (14, 14), 4, 64, 64, 3, 2)])
+def test_layers_of_a_network(batch, size, groups, channels, out, kernel, stride):
+    check(*arrays(np.random.RandomState(1), batch, size, groups, channels, out, kernel, stride), stride=stride)
+
+
+def check_random_sizes(count):
+    rng = np.random.RandomState(0)
+    for _ in range(count):
+        size = tuple(rng.randint(1, 20, 2))
+        batch, groups, channels, out, kernel, stride = [rng.randint(1, most + 1) for most in (3, 5, 40, 40, 5, 3)]
+        check(*arrays(rng, batch, size, groups, channels, out, kernel, stride), stride=stride)
+
+
+def test_random_sizes():
+    check_random_sizes(60)
+
+
+@pytest.mark.parametrize('isa', ['any', 'avx2'])
+def test_the_kernels_of_other_cpus(isa):
+    """With GROUPED_CONV_ISA, which only holds for a new process."""
+    command = 'import sys; sys.path.insert(0, %r); import test_grouped_conv as t; t.check_random_sizes(30)'
+    here = os.path.dirname(os.path.abspath(__file__))
+    environment = dict(os.environ, GROUPED_CONV_ISA=isa, PYTHONPATH=os.path.dirname(here))
+    done = subprocess.run([sys.executable, '-c', command % here], env=environment, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+def test_threads_change_nothing():
+    inputs = arrays(np.random.RandomState(2), 5, (15, 13), 6, 12, 20, 3, 2)
+    one = compute(*inputs, stride=2, threads=1)
+    for threads in (2, 5):
+        for a, b in zip(one, compute(*inputs, stride=2, threads=threads)):
+            assert np.array_equal(a, b)
+
+
+def test_no_images():
+    x, w, upstream = arrays(np.random.RandomState(3), 0, (6, 6), 2, 4, 4, 3, 1)
+    y, of_x, of_w = compute(x, w, upstream, 1)
+    assert y.shape == of_x.shape == (0, 6, 6, 8) and of_w.shape == w.shape and not of_w.any()
+
+
+@pytest.mark.parametrize('x_shape, w_shape', [
+    ((1, 5, 5, 8), (3, 3, 3, 8)), ((1, 5, 5, 8), (3, 3, 4, 7)), ((5, 5, 8), (3, 3, 4, 8)), ((1, 5, 5, 8), (3, 3, 0, 8)),
+    ((1, 5, 5, 8), (0, 3, 4, 8)), ((1, 5, 5, 0), (3, 3, 4, 8))])
+def test_shapes_that_do_not_fit_are_an_error(x_shape, w_shape):
+    with pytest.raises(tf.errors.InvalidArgumentError, match='groups|dimensions|empty'):
+        compute(np.zeros(x_shape, np.float32), np.zeros(w_shape, np.float32), np.zeros((1, 5, 5, 8), np.float32), 1)
+
+
+def test_a_gradient_of_another_shape_is_an_error():
+    with pytest.raises(tf.errors.InvalidArgumentError, match='gradient has the shape'):
+        compute(np.zeros((1, 5, 5, 8), np.float32), np.zeros((3, 3, 4, 8), np.float32), np.zeros((1, 4, 5, 8), np.float32), 1)
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16'])
+def test_other_dtypes(dtype):
+    x, w, upstream = arrays(np.random.RandomState(4), 2, (9, 8), 4, 8, 8, 3, 2)
+    with tf.Graph().as_default():
+        inputs = [tf.constant(a) for a in (x, w, upstream)]
+        low = [tf.cast(a, dtype) for a in inputs]
+        y = apply_convolution(low[0], low[1], Mode(dtype=tf.as_dtype(dtype)), 2)
+        results = [tf.cast(t, tf.float32) for t in [y] + tf.gradients(y, low[:2], low[2])]
+        with tf.Session(config=session_config()) as session:
+            results = session.run(results)
+    expected = [helpers.convolution(x, w, 2)] + list(helpers.convolution_gradients(x, w, upstream, 2))
+    for computed, value in zip(results, expected):
+        np.testing.assert_allclose(computed, value, atol=0.03 * np.abs(value).max())
+
+
+def test_in_xla():
+    """Where no op of ours can go."""
+    x, w, upstream = arrays(np.random.RandomState(5), 2, (9, 8), 4, 8, 8, 3, 2)
+
+    def build(features, weights, factors):
+        y = apply_convolution(features, weights, Mode(), 2)
+        parts = [y] + tf.gradients(y, [features, weights], factors)
+        return tf.concat([tf.reshape(t, [-1]) for t in parts], axis=0)
+
+    with tf.Graph().as_default():
+        compiled = xla_compile(build, *[tf.constant(a) for a in (x, w, upstream)])
+        with tf.Session(config=session_config()) as session:
+            flat = session.run(compiled)
+    expected = [helpers.convolution(x, w, 2)] + list(helpers.convolution_gradients(x, w, upstream, 2))
+    for computed, value in zip(np.split(flat, np.cumsum([upstream.size, x.size])), expected):
+        np.testing.assert_allclose(computed.reshape(value.shape), value, atol=1e-5 * np.abs(value).max())
