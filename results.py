@@ -24,7 +24,8 @@ def wilson_interval(count: int, total: int) -> Tuple[float, float]:
     rate, z2 = count / total, Z_95 ** 2
     centre = (rate + z2 / (2 * total)) / (1 + z2 / total)
     half = Z_95 * ((rate * (1 - rate) + z2 / (4 * total)) / total) ** 0.5 / (1 + z2 / total)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    # at the ends exactly, without the last bits' rounding
+    return centre - half if count else 0.0, centre + half if count < total else 1.0
 
 
 def attack_record(strength: Strength, figures: Figures, *, saved: bool = False) -> Dict[str, Any]:

@@ -151,3 +151,4 @@ def test_many_strengths_for_one_run_and_their_records(root, data, weights_file, 
 def test_wilson_intervals(count, total, low, high):
     """81 of 263: the example of Newcombe (1998)."""
     assert wilson_interval(count, total) == pytest.approx((low, high), abs=5e-5)
+    assert wilson_interval(0, 1000)[0] == 0.0 and wilson_interval(1000, 1000)[1] == 1.0
