@@ -73,15 +73,15 @@ def weight(name: str, shape: List[int], initializer: Callable, trainable: bool =
 # --- convolution, BatchNorm, linear ----------------------------------------------------------------------------------
 
 def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int) -> tf.Tensor:
-    """NHWC grouped convolution. TensorFlow's kernels for CPUs have no gradient of it; XLA's have.
+    """NHWC grouped convolution. TensorFlow's kernels for CPUs have no gradient of it; XLA's and those of GPUs have.
 
-    In float32 an op of this project's computes it; in other dtypes TensorFlow does, group by group.
+    On CPUs an op of this project's computes it in float32; in other dtypes TensorFlow does, group by group.
     """
-    if w.dtype == tf.float32 and not in_xla():
-        return grouped_conv2d(x, w, stride)
     strides = [1, stride, stride, 1]
-    if in_xla():
+    if in_xla() or has_gpu():
         return tf.nn.conv2d(x, w, strides=strides, padding='SAME')
+    if w.dtype == tf.float32:
+        return grouped_conv2d(x, w, stride)
     with constant_during_attack():
         weights = tf.split(w, groups, axis=3)
     return tf.concat([tf.nn.conv2d(a, b, strides=strides, padding='SAME')

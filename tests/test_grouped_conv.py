@@ -39,13 +39,15 @@ def check(x, w, upstream, stride):
 
 @pytest.mark.parametrize('batch, size, groups, channels, out, kernel, stride', [
     (2, (56, 56), 32, 8, 8, 3, 1), (1, (57, 55), 32, 16, 16, 3, 2), (3, (14, 14), 32, 32, 32, 3, 1),
-    (2, (7, 7), 32, 64, 64, 3, 1), (1, (14, 14), 4, 64, 64, 3, 2)])
+    (2, (7, 7), 32, 64, 64, 3, 1), (1, (14, 14), 4, 64, 64, 3, 2),
+    (1, (4, 500), 16, 32, 8, 3, 2)])  # too wide for more than a row at a time
 def test_layers_of_a_network(batch, size, groups, channels, out, kernel, stride):
     check(*arrays(np.random.RandomState(1), batch, size, groups, channels, out, kernel, stride), stride=stride)
 
 
 def check_random_sizes(count):
     rng = np.random.RandomState(0)
+    check(*arrays(rng, 2, (40, 45), 32, 16, 16, 3, 1), stride=1)  # of several units an image
     for _ in range(count):
         size = tuple(rng.randint(1, 20, 2))
         batch, groups, channels, out, kernel, stride = [rng.randint(1, most + 1) for most in (3, 5, 40, 40, 5, 3)]
@@ -56,15 +58,69 @@ def test_random_sizes():
     check_random_sizes(60)
 
 
-@pytest.mark.parametrize('isa', ['any', 'avx2'])
+@pytest.mark.parametrize('isa', ['any_cpu', 'avx2'])
 def test_the_kernels_of_other_cpus(isa):
     """With GROUPED_CONV_ISA, which only holds for a new process."""
-    command = 'import sys; sys.path.insert(0, %r); import test_grouped_conv as t; t.check_random_sizes(30)'
+    command = """
+import ctypes, importlib.util, sys
+sys.path.insert(0, %r)
+import test_grouped_conv
+test_grouped_conv.check_random_sizes(30)
+isa = ctypes.CDLL(importlib.util.find_spec('grouped_conv._ops').origin).grouped_conv_isa
+isa.restype = ctypes.c_char_p
+print('computed by', isa().decode())
+"""
     here = os.path.dirname(os.path.abspath(__file__))
     environment = dict(os.environ, GROUPED_CONV_ISA=isa, PYTHONPATH=os.path.dirname(here))
     done = subprocess.run([sys.executable, '-c', command % here], env=environment, stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=300)
     assert done.returncode == 0, done.stdout[-2000:]
+    assert 'computed by ' + isa in done.stdout or isa == 'avx2' and 'avx2' not in open('/proc/cpuinfo').read()
+
+
+@pytest.mark.parametrize('kernel', [(1, 4), (3, 1), (2, 5)])
+def test_kernels_that_are_not_square(kernel):
+    """Equal to a square kernel that is filled up with zeros, for odd sizes on the same side."""
+    rng = np.random.RandomState(6)
+    x, w, upstream = arrays(rng, 2, (9, 11), 3, 8, 4, 5, 1)
+    rows, columns = kernel
+    top, left = (5 - rows) // 2 + (5 - rows) % 2, (5 - columns) // 2 + (5 - columns) % 2
+    inside = (slice(top, top + rows), slice(left, left + columns))
+    filled = np.zeros_like(w)
+    filled[inside] = w[inside]
+    expected = [helpers.convolution(x, filled, 1)] + list(helpers.convolution_gradients(x, filled, upstream, 1))
+    expected[2] = expected[2][inside]
+    for computed, value in zip(compute(x, np.ascontiguousarray(w[inside]), upstream, 1), expected):
+        np.testing.assert_allclose(computed, value, atol=1e-5 * np.abs(value).max())
+
+
+def test_second_derivatives():
+    """Of products of gradients, beside finite differences along a direction."""
+    rng = np.random.RandomState(7)
+    x, w, _ = arrays(rng, 1, (5, 6), 2, 3, 4, 3, 2)
+    directions = [rng.standard_normal(a.shape).astype(np.float32) for a in (x, w)]
+
+    def slope_and_gradients(inputs):
+        loss = tf.reduce_sum(grouped_conv2d(inputs[0], inputs[1], 2) ** 3)
+        gradients = tf.gradients(loss, inputs)
+        slope = tf.add_n([tf.reduce_sum(g * d) for g, d in zip(gradients, directions)])
+        return slope, tf.gradients(slope, inputs)
+    with tf.Graph().as_default():
+        inputs = [tf.placeholder(tf.float32, a.shape) for a in (x, w)]
+        slope, second = slope_and_gradients(inputs)
+        along = tf.add_n([tf.reduce_sum(g * d) for g, d in zip(second, directions)])
+        with tf.Session(config=session_config()) as session:
+            moved = [session.run(slope, {i: a + step * d for i, a, d in zip(inputs, (x, w), directions)})
+                     for step in (-0.01, 0.01)]
+            computed = session.run(along, dict(zip(inputs, (x, w))))
+    assert computed == pytest.approx((moved[1] - moved[0]) / 0.02, rel=5e-3)
+
+
+@pytest.mark.parametrize('dtype, used', [('float32', True), ('bfloat16', False)])
+def test_where_the_op_is_used(dtype, used):
+    with tf.Graph().as_default() as graph:
+        apply_convolution(tf.zeros([1, 4, 4, 8], dtype), tf.zeros([3, 3, 2, 8], dtype), Mode(), 1)
+        assert ('GroupedConv2D' in {op.type for op in graph.get_operations()}) == used
 
 
 def test_threads_change_nothing():

@@ -11,6 +11,6 @@ setup(
     # last win.
     ext_modules=[Extension(
         'grouped_conv._ops', ['src/grouped_conv.cc'], depends=['src/loops.h', 'src/kernels.inc'], language='c++',
-        extra_compile_args=['-O3', '-std=c++11', '-w'] + tensorflow.sysconfig.get_compile_flags(),
+        extra_compile_args=['-O3', '-ffp-contract=fast', '-std=c++11', '-w'] + tensorflow.sysconfig.get_compile_flags(),
         extra_link_args=tensorflow.sysconfig.get_link_flags())],
 )

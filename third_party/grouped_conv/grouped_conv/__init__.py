@@ -31,10 +31,28 @@ def grouped_conv2d(x: Any, w: Any, stride: int) -> Any:
     return _library().grouped_conv2d(x, w, stride=stride)
 
 
+def _input_gradient(x_shape: Any, w: Any, upstream: Any, stride: int) -> Any:
+    return _library().grouped_conv2d_input_gradient(x_shape, w, upstream, stride=stride)
+
+
+def _filter_gradient(x: Any, w_shape: Any, upstream: Any, stride: int) -> Any:
+    return _library().grouped_conv2d_filter_gradient(x, w_shape, upstream, stride=stride)
+
+
 @tf.RegisterGradient('GroupedConv2D')
-def _gradient(op: Any, upstream: Any) -> Any:
-    x, w = op.inputs
-    stride, library = op.get_attr('stride'), _library()
-    shapes = [tf.shape(input=tensor) for tensor in (x, w)]
-    return (library.grouped_conv2d_input_gradient(shapes[0], w, upstream, stride=stride),
-            library.grouped_conv2d_filter_gradient(x, shapes[1], upstream, stride=stride))
+def _of_forward(op: Any, upstream: Any) -> Any:
+    (x, w), stride = op.inputs, op.get_attr('stride')
+    return (_input_gradient(tf.shape(input=x), w, upstream, stride), _filter_gradient(x, tf.shape(input=w), upstream, stride))
+
+
+# The convolution is linear in x and in w: the gradients of its gradients are the same three operations.
+@tf.RegisterGradient('GroupedConv2DInputGradient')
+def _of_input_gradient(op: Any, upstream: Any) -> Any:
+    (_, w, former), stride = op.inputs, op.get_attr('stride')
+    return None, _filter_gradient(upstream, tf.shape(input=w), former, stride), grouped_conv2d(upstream, w, stride)
+
+
+@tf.RegisterGradient('GroupedConv2DFilterGradient')
+def _of_filter_gradient(op: Any, upstream: Any) -> Any:
+    (x, _, former), stride = op.inputs, op.get_attr('stride')
+    return _input_gradient(tf.shape(input=x), upstream, former, stride), None, grouped_conv2d(x, upstream, stride)

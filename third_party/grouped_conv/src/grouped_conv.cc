@@ -9,6 +9,8 @@
 
 #include "loops.h"
 
+#define QUOTED_AS_IS(name) #name
+#define QUOTED(name) QUOTED_AS_IS(name)
 #define ISA
 #define NAME any_cpu
 #define BLOCK_16 2
@@ -80,12 +82,12 @@ REGISTER_OP("GroupedConv2DFilterGradient")
     .Attr("stride: int >= 1")
     .SetShapeFn([](shape_inference::InferenceContext* c) { return ShapeFromInput(c, 1); });
 
-// The fastest ones of this CPU, or those that the environment variable GROUPED_CONV_ISA names: any or avx2, for tests.
+// The fastest ones of this CPU, or those that the environment variable GROUPED_CONV_ISA names, any_cpu or avx2, for tests.
 const grouped::Kernels& ChooseKernels() {
 #if defined(__x86_64__)
   const char* wanted = std::getenv("GROUPED_CONV_ISA");
   const string isa = wanted ? wanted : "";
-  if (isa != "any" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  if (isa != "any_cpu" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
     const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
     return isa != "avx2" && avx512 ? grouped::avx512::kKernels : grouped::avx2::kKernels;
   }
@@ -116,6 +118,9 @@ struct Convolution {
         out % (x_shape.dim_size(3) / per_group)) {
       return errors::InvalidArgument("channels don't divide into groups: x ", x_shape.DebugString(), ", w ",
                                      w_shape.DebugString());
+    }
+    if (x_shape.dim_size(2) > (1 << 30) / x_shape.dim_size(3)) {
+      return errors::InvalidArgument("a row of x is too large: ", x_shape.DebugString());
     }
     if (w_shape.num_elements() == 0) return errors::InvalidArgument("an empty w: ", w_shape.DebugString());
     stride = stride_;
@@ -201,8 +206,8 @@ void PackTurned(const Convolution& c, const Taps& rows, const Taps& columns, con
           for (int k = 0; k < in; k += 16) {
             const int lanes = packed.lanes(k), outputs = std::min<int>(lanes, in - k);
             float* to = packed.block(group, u, v * out, k);
-            for (int j = 0; j < out; ++j, to += lanes) {
-              for (int i = 0; i < outputs; ++i) to[i] = from[(k + i) * c.y.channels + j];
+            for (int i = 0; i < outputs; ++i) {
+              for (int j = 0; j < out; ++j) to[j * lanes + i] = from[(k + i) * c.y.channels + j];
             }
           }
         }
@@ -333,3 +338,6 @@ REGISTER_KERNEL_BUILDER(Name("GroupedConv2DFilterGradient").Device(DEVICE_CPU), 
 
 }  // namespace
 }  // namespace tensorflow
+
+// Which of them run here, for tests.
+extern "C" const char* grouped_conv_isa() { return tensorflow::BestKernels().name; }

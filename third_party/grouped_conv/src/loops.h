@@ -43,14 +43,16 @@ struct Pass {
   int64_t padded_rows(int64_t unit_rows) const { return (unit_rows - 1) * stride + kernel_rows; }
   int64_t copy_row() const { return padded_columns() * channels_in(); }
 
-  // Rows of outputs in a unit.
+  // Rows of outputs in a unit. Its outputs may take as much space as its inputs.
   int64_t unit_rows() const {
-    return std::max<int64_t>(1, std::min(rows, (kUnitFloats / (copy_row() * groups) - kernel_rows) / stride + 1));
+    const int64_t by_inputs = (kUnitFloats / (copy_row() * groups) - kernel_rows) / stride + 1;
+    const int64_t by_outputs = kUnitFloats / (columns * ((channels_out() + 7) / 8 * 8) * groups);
+    return std::max<int64_t>(1, std::min(rows, std::min(by_inputs, by_outputs)));
   }
   int64_t units() const { return (rows + unit_rows() - 1) / unit_rows(); }  // of an image
   // Floats from the copy of one group to that of the next: an odd number of cache lines, which spreads them in a cache.
   int64_t copy_floats() const { return (copy_row() * padded_rows(unit_rows()) + 15) / 32 * 32 + 16; }
-  // Multiplications of a unit.
+  // Multiplications of a unit, as an estimate of its cycles: to share units out it is good enough.
   int64_t cost() const { return unit_rows() * columns * kernel_rows * run() * target.channels; }
 };
 
@@ -135,6 +137,7 @@ inline void CopyUnit(const Pass& pass, const float* image, int first_group, int 
 
 // What kernels.inc defines for each instruction set. `outputs`: how many of the lanes exist.
 struct Kernels {
+  const char* name;
   // Outputs of a unit for one block: lanes (8 or 16) channels of them, to target + to[i].
   void (*correlate)(const float* copy, const Pixels& pixels, int64_t row, int rows, int run, const float* weights,
                     int lanes, int outputs, float* target);

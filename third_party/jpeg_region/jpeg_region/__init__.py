@@ -18,7 +18,8 @@ _FRAMES = frozenset(range(0xc0, 0xd0)) - {0xc4, 0xc8, 0xcc}
 def _load() -> ctypes.CDLL:
     spec = importlib.util.find_spec('jpeg_region._decode')
     if spec is None:
-        raise ImportError('the compiled part of jpeg_region is missing: install the package with pip, or run the set-up again')
+        raise ImportError('the compiled part of jpeg_region is missing: install the package with pip, or run the set-up '
+                          'again')
     library = ctypes.CDLL(spec.origin)
     library.decode_region.argtypes = [ctypes.c_char_p, ctypes.c_ulong] + 4 * [ctypes.c_int] + [ctypes.c_void_p]
     return library
