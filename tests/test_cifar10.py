@@ -1,7 +1,11 @@
 """The recipe for small photos, on a few of them."""
 import json
 import os
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
 from photos import write_split
@@ -26,8 +30,46 @@ def test_a_network_is_trained_attacked_and_drawn_once(root, tmp_path, python):
     assert again.stdout.strip() == done.stdout[done.stdout.index('Top-1 error'):].strip()
 
 
+def test_a_training_that_is_stopped_goes_on(root, tmp_path, python):
+    """And isn't taken for finished. All of it in one folder, with the attack that the recipe has."""
+    data, out = tmp_path / 'data', tmp_path / 'out'
+    write_split(data / 'train', 700)
+    write_split(data / 'val', 20, seed=1)
+    command = [sys.executable, os.path.join(root, 'tools', 'cifar10.py'), str(data), '--out', str(out), '--val-images', '10',
+               '--only', 'ResNet-adversarial']
+    first = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                             universal_newlines=True)
+    end = time.time() + 200
+    while not list(out.glob('train_log/*/model-*.index')):
+        assert time.time() < end and first.poll() is None
+        time.sleep(0.1)
+    training = [p for p in psutil.Process(first.pid).children() if any('main.py' in word for word in p.cmdline())]
+    training[0].terminate()
+    _, errors = first.communicate(timeout=100)
+    assert first.returncode == 2 and 'goes on' in errors and 'Traceback' not in errors, errors
+    assert not (out / 'ResNet-adversarial.json').exists()
+    done = python(*command[1:])
+    assert done.returncode == 0, done.stderr
+    assert 'resuming from' in (out / 'ResNet-adversarial-training.log').read_text()
+    assert '| ResNet-14 | adversarial |' in done.stdout
+    other = python(*(command[1:] + ['--val-images', '20']))
+    assert other.returncode == 2 and 'another --out' in other.stderr and len(other.stderr.splitlines()) == 1
+
+
+def test_a_bad_folder(root, tmp_path, python):
+    script = os.path.join(root, 'tools', 'cifar10.py')
+    write_split(tmp_path / 'train', 10)
+    write_split(tmp_path / 'val', 10)
+    for out, said in (script, 'cannot write to'), (tmp_path, '--out'):
+        done = python(script, tmp_path, '--out', out)
+        assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+
+
 @pytest.mark.parametrize('flags, named', [
-    (['nowhere'], 'nowhere'), (['nowhere', '--only', 'VGG'], 'VGG'), (['nowhere', '--val-images', '3'], '--val-images')])
+    (['nowhere'], 'nowhere'), (['nowhere', '--only', 'VGG'], 'VGG'), (['{data}', '--val-images', '3'], '--val-images')])
 def test_bad_input(root, tmp_path, python, flags, named):
-    done = python(os.path.join(root, 'tools', 'cifar10.py'), *flags, '--out', tmp_path)
+    write_split(tmp_path / 'train', 10)
+    write_split(tmp_path / 'val', 10)
+    flags = [flag.format(data=tmp_path) for flag in flags]
+    done = python(os.path.join(root, 'tools', 'cifar10.py'), *flags, '--out', tmp_path / 'out')
     assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1

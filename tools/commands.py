@@ -2,6 +2,7 @@
 import contextlib
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -14,19 +15,21 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def show(command: Sequence[str], ending: str = '', folder: str = ROOT) -> None:
-    """Prints a command, with paths of the checkout relative to the folder in which it runs."""
-    print('$ ' + ' '.join(shlex.quote(os.path.relpath(c, folder) if c.startswith(ROOT) else c) for c in command) + ending,
-          flush=True)
+    """Prints a command as it is given in the checkout's root, or after a change to another folder."""
+    if folder != ROOT:
+        print('$ cd ' + shlex.quote(folder))
+    words = [os.path.relpath(word, ROOT) if word.startswith(ROOT) and folder == ROOT else word for word in command]
+    print('$ ' + ' '.join(map(shlex.quote, words)) + ending, flush=True)
 
 
 def run(command: Sequence[str], log: str, folder: str = ROOT) -> str:
-    """Run a command in a folder, all its output into a log file; its standard output is returned.
+    """Run a command in a folder, all its output to the end of a log file; its standard output is returned.
 
     Raises InputError where it fails, after the log's end was shown.
     """
     show(command, folder=folder)
     start = time.time()
-    with open(log, 'w') as f:
+    with open(log, 'a') as f:
         done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=f,
                               universal_newlines=True)
         f.write(done.stdout)
@@ -42,17 +45,22 @@ def run(command: Sequence[str], log: str, folder: str = ROOT) -> str:
 def data_server(data: str, flags: Sequence[str], log: str, folder: str = ROOT) -> Iterator[str]:
     """A data server while the context lasts; trainings wait for it to be ready. Gives its end point.
 
-    The socket is its own: batches of the same shape may be served to somebody else on this machine.
+    Raises InputError where the server ended before. The socket is its own: batches of the same shape may be served to
+    somebody else on this machine. A SIGTERM ends the context, and with it the server.
     """
     with tempfile.TemporaryDirectory() as sockets:
         endpoint = 'ipc://' + os.path.join(sockets, 'batches')
         command = [sys.executable, os.path.join(ROOT, 'third_party', 'serve-data.py'), '--data', data,
                    '--endpoint', endpoint] + list(flags)
         show(command, ' &', folder)
-        with open(log, 'w') as f:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        with open(log, 'a') as f:
             server = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT)
         try:
             yield endpoint
         finally:
+            ended = server.poll()
             server.terminate()
             server.wait()
+            if ended is not None:
+                raise InputError('the data server ended with status %d; its output is in %s' % (ended, log))
