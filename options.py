@@ -7,6 +7,7 @@ from typing import Any, Callable, List
 from errors import InputError, Parser
 
 LARGEST = 2 ** 31 - 1
+MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before its end
 ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
 
 
@@ -133,6 +134,10 @@ def check_options(options: argparse.Namespace) -> None:
                  'eval_directory', 'prediction_file', 'labels'):
         if getattr(options, flag) == '':  # most likely a shell variable that is not set
             raise InputError('--%s is empty' % flag.replace('_', '-'))
+    if options.logdir and ('/' in options.logdir or options.logdir in ('.', '..')):
+        raise InputError('--logdir is a suffix for a name below train_log/, without a slash: %s' % options.logdir)
+    if options.accumulate > MOST_ACCUMULATED:
+        raise InputError('--accumulate is at most %d' % MOST_ACCUMULATED)
     if options.eval and options.eval_directory:
         raise InputError('--eval and --eval-directory are two jobs: give one of them')
     if (options.eval or options.eval_directory) and not options.load:

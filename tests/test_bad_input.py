@@ -80,6 +80,8 @@ CASES = [
     ('--data {data} --attack-iter 10,20', 'several values.*--eval'),
     ('--data {data} --results x.json', '--results goes with --eval'),
     ('--data {data} --max-epoch 3 --starting-epoch 4', '--starting-epoch'),
+    ('--data {data} --logdir a/b', '--logdir.*a/b'),
+    ('--data {data} --accumulate 2147483647', '--accumulate is at most'),
 ]
 
 

@@ -1,4 +1,5 @@
 """The recipe for small photos, on a few of them."""
+import fcntl
 import json
 import os
 import subprocess
@@ -17,7 +18,8 @@ def test_a_network_is_trained_attacked_and_drawn_once(root, tmp_path, python):
     data, out = tmp_path / 'data', tmp_path / 'out'
     write_split(data / 'train', 130)
     write_split(data / 'val', 30, seed=1)
-    command = [os.path.join(root, 'tools', 'cifar10.py'), data, '--out', out, '--val-images', '20', '--only', 'ResNet-standard']
+    command = [os.path.join(root, 'tools', 'cifar10.py'), data, '--out', out, '--val-images', '20',
+               '--only', 'ResNet-standard']
     done = python(*command)
     assert done.returncode == 0, done.stderr
     results = json.loads((out / 'ResNet-standard.json').read_text())
@@ -28,6 +30,7 @@ def test_a_network_is_trained_attacked_and_drawn_once(root, tmp_path, python):
     again = python(*command)
     assert again.returncode == 0 and '$' not in again.stdout, 'what is done is not done again'
     assert again.stdout.strip() == done.stdout[done.stdout.index('Top-1 error'):].strip()
+    assert 'of 20 validation photos' in again.stdout
 
 
 def test_a_training_that_is_stopped_goes_on(root, tmp_path, python):
@@ -35,8 +38,8 @@ def test_a_training_that_is_stopped_goes_on(root, tmp_path, python):
     data, out = tmp_path / 'data', tmp_path / 'out'
     write_split(data / 'train', 700)
     write_split(data / 'val', 20, seed=1)
-    command = [sys.executable, os.path.join(root, 'tools', 'cifar10.py'), str(data), '--out', str(out), '--val-images', '10',
-               '--only', 'ResNet-adversarial']
+    command = [sys.executable, os.path.join(root, 'tools', 'cifar10.py'), str(data), '--out', str(out),
+               '--val-images', '10', '--only', 'ResNet-adversarial']
     first = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                              universal_newlines=True)
     end = time.time() + 200
@@ -65,8 +68,25 @@ def test_a_bad_folder(root, tmp_path, python):
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
 
 
+def test_what_is_not_its_own_is_left_alone(root, tmp_path, python):
+    script, data, out = os.path.join(root, 'tools', 'cifar10.py'), tmp_path / 'data', tmp_path / 'out'
+    for folder in (data, out / 'photos'):
+        write_split(folder / 'train', 10)
+        write_split(folder / 'val', 10)
+    before = sorted(tmp_path.rglob('*.jpg'))
+    for place, said in (data, 'another --out'), (out / 'photos', 'DATA must not lie in'):
+        done = python(script, place, '--out', out, '--val-images', '10')
+        assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
+        assert sorted(tmp_path.rglob('*.jpg')) == before
+    with open(str(out / '.lock'), 'w') as locked:
+        fcntl.flock(locked, fcntl.LOCK_EX)
+        done = python(script, data, '--out', out, '--val-images', '10')
+        assert done.returncode == 2 and 'another cifar10.py is at work' in done.stderr
+
+
 @pytest.mark.parametrize('flags, named', [
-    (['nowhere'], 'nowhere'), (['nowhere', '--only', 'VGG'], 'VGG'), (['{data}', '--val-images', '3'], '--val-images')])
+    (['nowhere'], 'nowhere'), (['nowhere', '--only', 'VGG'], 'VGG'), (['{data}', '--val-images', '3'], '--val-images'),
+    (['{data}', '--val-images', '20'], 'has 1 photos'), ([''], 'DATA is empty')])
 def test_bad_input(root, tmp_path, python, flags, named):
     write_split(tmp_path / 'train', 10)
     write_split(tmp_path / 'val', 10)

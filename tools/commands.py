@@ -9,7 +9,7 @@ import tempfile
 import time
 from typing import Iterator, Sequence
 
-from errors import InputError
+from errors import InputError, RunError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -29,16 +29,25 @@ def run(command: Sequence[str], log: str, folder: str = ROOT) -> str:
     """
     show(command, folder=folder)
     start = time.time()
-    with open(log, 'a') as f:
-        done = subprocess.run(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=f,
-                              universal_newlines=True)
-        f.write(done.stdout)
-    if done.returncode:
+    with open(log, 'a') as f, subprocess.Popen(
+            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=f,
+            universal_newlines=True) as process:
+        try:
+            stdout = process.communicate()[0]
+        except BaseException:  # this program is to end, and the command with it: a training saves what it has
+            process.terminate()
+            try:
+                process.wait(60)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+        f.write(stdout)
+    if process.returncode:
         with open(log) as f:
             sys.stderr.write(f.read()[-3000:])
-        raise InputError('the command above failed with status %d; its output is in %s' % (done.returncode, log))
+        raise InputError('the command above failed with status %d; its output is in %s' % (process.returncode, log))
     print('  %.0f s' % (time.time() - start), flush=True)
-    return done.stdout
+    return stdout
 
 
 @contextlib.contextmanager
@@ -53,14 +62,19 @@ def data_server(data: str, flags: Sequence[str], log: str, folder: str = ROOT) -
         command = [sys.executable, os.path.join(ROOT, 'third_party', 'serve-data.py'), '--data', data,
                    '--endpoint', endpoint] + list(flags)
         show(command, ' &', folder)
-        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        signal.signal(signal.SIGTERM, stop)
         with open(log, 'a') as f:
             server = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT)
         try:
             yield endpoint
+        except InputError:
+            if server.poll() is not None:
+                raise InputError('the data server ended with status %d; its output is in %s' % (server.poll(), log))
+            raise
         finally:
-            ended = server.poll()
             server.terminate()
             server.wait()
-            if ended is not None:
-                raise InputError('the data server ended with status %d; its output is in %s' % (ended, log))
+
+
+def stop(*_) -> None:
+    raise RunError('stopped by SIGTERM')
