@@ -5,7 +5,7 @@ from typing import Any, FrozenSet, Optional
 
 import numpy as np
 
-from compat import num_gpus, session_config, tf
+from compat import has_gpu, num_gpus, session_config, tf
 from errors import InputError
 
 
@@ -58,6 +58,10 @@ class HorovodWorld(World):
         except (ImportError, OSError, tf.errors.OpError) as e:  # not installed, no MPI, built for another TensorFlow
             raise InputError('several processes, and training, need Horovod, which can\'t be loaded (%s): '
                              'run "make setup"' % e)
+        if not has_gpu():
+            # Horovod's ranks ask each other once in a cycle, of 1 ms by itself, what is ready, and wait for it in a loop:
+            # on a CPU that takes the time that their networks need (benchmarks/README.md).
+            os.environ.setdefault('HOROVOD_CYCLE_TIME', '10')
         hvd.init()
         self.hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
