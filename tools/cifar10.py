@@ -10,7 +10,6 @@ again, goes on where it was interrupted. It takes an hour and a half on 2 cores,
 """
 import argparse
 import fcntl
-import json
 import os
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from compat import USES_BFLOAT16_UNITS, has_gpu  # noqa: E402
 from distributed import cpu_flags  # noqa: E402
 from errors import InputError, Parser, run_command  # noqa: E402
 from precision import cost_of_dtype  # noqa: E402
+from resume import newest_complete, read_statistics  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
 
@@ -66,17 +66,12 @@ def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
         os.path.join(out, recipe.name + '-training.log'), out)
     log = os.path.join(out, 'train_log', 'PGD-%s%d-Batch%d-1GPUs-iter%d-epsilon%.1f-step1.0-%s' % (
         recipe.arch, DEPTH, BATCH, recipe.attack_iter, EPSILON, recipe.training))
-    try:
-        with open(os.path.join(log, 'stats.json')) as f:
-            epochs = json.load(f)[-1]['epoch_num']
-    except FileNotFoundError:
-        epochs = 0
+    statistics = read_statistics(log)
+    epochs = statistics[-1]['epoch_num'] if statistics else 0
     if epochs < recipe.max_epoch:
         raise InputError('the training was stopped after %d of %d epochs: give the same command again, and it goes on'
                          % (epochs, recipe.max_epoch))
-    with open(os.path.join(log, 'checkpoint')) as f:
-        newest = f.readline().split('"')[1]
-    return os.path.join(log, os.path.basename(newest))
+    return newest_complete(log)
 
 
 def evaluate(recipe: Recipe, checkpoint: str, data: str, out: str) -> None:

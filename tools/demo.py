@@ -14,6 +14,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from errors import InputError, run_command  # noqa: E402
+from resume import newest_complete  # noqa: E402
 from tools import demo_data  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.mpi import mpirun, read_figures  # noqa: E402
@@ -47,9 +48,7 @@ def train(recipe: Recipe, data: str, endpoint: str, work: str) -> str:
         '--training-eval', 'clean', '--logdir', name, '--overwrite']), os.path.join(work, name + '.log'))
     log = os.path.join(ROOT, 'train_log', 'PGD-ResNet%d-Batch%d-%dGPUs-iter%d-epsilon%s-step1.0-%s' % (
         DEPTH, BATCH, RANKS, recipe.attack_iter, EPSILON, name))
-    with open(os.path.join(log, 'checkpoint')) as f:
-        newest = f.readline().split('"')[1]
-    return os.path.join(log, os.path.basename(newest))
+    return newest_complete(log)
 
 
 def evaluate(checkpoint: str, data: str, log: str) -> Dict[int, Dict[str, float]]:
