@@ -33,7 +33,7 @@ def attacker_sha256(attacker: type) -> str:
 
 def code_sha256() -> str:
     """Of this project's code that runs in a job, and of the ops that compute figures."""
-    patterns = ['*.py', 'third_party/*.py', 'third_party/grouped_conv/*/*']
+    patterns = ['*.py', 'third_party/*.py', 'third_party/cpu_conv/*/*']
     paths = [path for pattern in patterns for path in sorted(glob.glob(os.path.join(ROOT, pattern)))]
     return sha256_of_files(path for path in paths if path.endswith(('.py', '.cc', '.h', '.inc')))
 

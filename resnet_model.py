@@ -6,8 +6,9 @@ created or reused by name, so the same function builds the training tower and th
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from attention import softmax_attention
-from compat import has_gpu, in_xla, max_pool_gradient, tf
-from grouped_conv import grouped_conv2d
+from compat import has_gpu, in_xla, tf
+from cpu_conv import grouped_conv2d
+from frozen import (FrozenConvolution, constant_during_attack, frozen_bottleneck, frozen_stem, is_faster_frozen)
 
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
@@ -54,15 +55,6 @@ def conv_initializer() -> Callable:
 
 def embedding_initializer() -> Callable:
     return tf.random_normal_initializer(stddev=0.01)
-
-
-def constant_during_attack():
-    """A scope for what depends on weights alone, which are constant while a batch is attacked.
-
-    It puts the operations outside of the attack's `while_loop` (and of an XLA cluster), where they run once per attack
-    instead of once per step. Variables are created here too: inside of a loop they could not be initialised.
-    """
-    return tf.control_dependencies(None)
 
 
 def weight(name: str, shape: List[int], initializer: Callable, trainable: bool = True) -> tf.Tensor:
@@ -199,41 +191,6 @@ def linear(x: tf.Tensor, name: str, outputs: int, mode: Mode) -> tf.Tensor:
         return tf.matmul(x, w) + b
 
 
-def space_to_channels(w: tf.Tensor) -> tf.Tensor:
-    """Of a stride-2 7x7 convolution's weights: those of the stride-1 4x4 one that makes the gradient of its input.
-
-    (7, 7, c, out) -> (4, 4, out, 4 c), whose output holds the 2x2 input pixels of a position in its channels. An input
-    pixel 2p + a meets the output i by the tap k = 2 (p - i) + a + 2: four of them for a = 0, three and a zero for a = 1.
-    """
-    channels, out = int(w.shape[2]), int(w.shape[3])
-    taps = tf.reshape(tf.pad(w, [[0, 1], [0, 1], [0, 0], [0, 0]]), [4, 2, 4, 2, channels, out])
-    taps = tf.transpose(tf.reverse(taps, [0, 2]), [0, 2, 5, 1, 3, 4])
-    return tf.reshape(taps, [4, 4, out, 4 * channels])
-
-
-def frozen_stem(x: tf.Tensor, w: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """NHWC 7x7/2 convolution with a bias, and max-pooling, with a gradient of the image alone that is fast on CPUs.
-
-    Height and width must be even. The convolutions of CPUs are three times slower than need be where few channels come
-    out, as with the three of an image's gradient; here all four pixels under a stride are channels of one position.
-    """
-    with constant_during_attack():
-        backwards = space_to_channels(w)
-
-    @tf.custom_gradient
-    def stem(image: tf.Tensor, forwards: tf.Tensor, bias: tf.Tensor, backwards: tf.Tensor):
-        features = tf.nn.bias_add(tf.nn.conv2d(image, forwards, strides=[1, 2, 2, 1], padding='SAME'), bias)
-        pooled = tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
-
-        def gradient(upstream: tf.Tensor):
-            of_features = max_pool_gradient(features, pooled, upstream)
-            of_features = tf.pad(of_features, [[0, 0], [2, 1], [2, 1], [0, 0]])
-            of_image = tf.nn.conv2d(of_features, backwards, strides=[1] * 4, padding='VALID')
-            return tf.depth_to_space(of_image, 2), None, None, None
-        return pooled, gradient
-    return stem(x, w, bias, backwards)
-
-
 # --- denoising blocks (Section 4) ------------------------------------------------------------------------------------
 
 def as_matrix(x: tf.Tensor, mode: Mode) -> tf.Tensor:
@@ -278,17 +235,33 @@ def denoising(x: tf.Tensor, name: str, operation: Callable, mode: Mode) -> tf.Te
 
 # --- the network -----------------------------------------------------------------------------------------------------
 
-def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: int, groups: int) -> tf.Tensor:
-    """1x1, 3x3 (with the stride, in groups), 1x1 convolutions of `width`, `width` and 4 * `channels` channels."""
-    out = 4 * channels
-    if num_channels(x, mode) != out or stride != 1:
-        shortcut = conv_norm(x, 'convshortcut', out, 1, mode, stride=stride)
-    else:
-        shortcut = x
+def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: int, groups: int, relu: bool) -> tf.Tensor:
+    """1x1, 3x3 (with the stride, in groups), 1x1 convolutions of `width`, `width` and 4 * `channels` channels.
+
+    The block's last ReLU is left to what comes next: with `relu` that of x is computed here.
+    """
+    channels_in, out = num_channels(x, mode), 4 * channels
+    shortcut = channels_in != out or stride != 1
+    if folds(mode) and mode.data_format == 'NHWC' and is_faster_frozen(mode.dtype, [channels_in, width, out]):
+        # on one position the middle one is a matrix product
+        in_tiles = stride == groups == 1 and num_positions(x, mode) > 1
+        return frozen_bottleneck(
+            x, frozen_convolution('conv1', [1, 1, channels_in, width], mode),
+            frozen_convolution('conv2', [3, 3, width // groups, width], mode, stride=stride, frozen=in_tiles),
+            frozen_convolution('conv3', [1, 1, width, out], mode, initial_gamma=0.0),
+            frozen_convolution('convshortcut', [1, 1, channels_in, out], mode, stride=stride, frozen=stride == 1)
+            if shortcut else None, relu=relu)
+    x = tf.nn.relu(x) if relu else x
     y = tf.nn.relu(conv_norm(x, 'conv1', width, 1, mode))
     y = tf.nn.relu(conv_norm(y, 'conv2', width, 3, mode, stride=stride, groups=groups))
     y = conv_norm(y, 'conv3', out, 1, mode, initial_gamma=0.0)
-    return tf.nn.relu(y + shortcut)
+    return y + (conv_norm(x, 'convshortcut', out, 1, mode, stride=stride) if shortcut else x)
+
+
+def frozen_convolution(name: str, shape: List[int], mode: Mode, *, stride: int = 1, frozen: bool = True,
+                       initial_gamma: float = 1.0) -> FrozenConvolution:
+    w, bias = conv_norm_weights(name, shape, initial_gamma).folded(tf.float32)
+    return FrozenConvolution(w, bias, None if frozen else lambda x, w: apply_convolution(x, w, mode, stride))
 
 
 def stem(x: tf.Tensor, mode: Mode) -> tf.Tensor:
@@ -311,17 +284,19 @@ def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mo
     x = tf.cast(image, mode.dtype)
     if mode.data_format == 'NCHW':
         x = tf.transpose(x, [0, 3, 1, 2])
-    x = tf.nn.relu(stem(x, mode))
+    x, relu = stem(x, mode), True  # whether x is before a ReLU
     for g, blocks in enumerate(num_blocks):
         channels = 64 * 2 ** g
         for b in range(blocks):
             with tf.variable_scope('group%d/block%d' % (g, b)):
                 x = bottleneck(x, channels, 2 if g > 0 and b == 0 else 1, mode,
-                               width=groups * width_per_group * 2 ** g, groups=groups)
+                               width=groups * width_per_group * 2 ** g, groups=groups, relu=relu)
+                relu = after_block is None
                 if after_block is not None:
-                    x = denoising(x, 'non_local', after_block, mode)
+                    x = denoising(tf.nn.relu(x), 'non_local', after_block, mode)
         if after_group is not None:
-            x = denoising(x, 'group%d_denoise' % g, after_group, mode)
+            x, relu = denoising(tf.nn.relu(x), 'group%d_denoise' % g, after_group, mode), False
+    x = tf.nn.relu(x) if relu else x
     if mode.dtype == tf.bfloat16:  # has no digits to spare, and the last layer costs nothing
         x, mode = tf.cast(x, tf.float32), mode._replace(dtype=tf.float32)
     x = tf.reduce_mean(x, [1, 2] if mode.data_format == 'NHWC' else [2, 3])

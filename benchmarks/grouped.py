@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""Grouped 3x3 convolutions of ResNeXt (32 groups) on a CPU: the op of third_party/grouped_conv beside a loop over groups.
+"""Grouped 3x3 convolutions of ResNeXt (32 groups) on a CPU: the op of third_party/cpu_conv beside a loop over groups.
 
     python benchmarks/grouped.py [--threads 1]
 
@@ -30,7 +30,7 @@ DIRECTIONS = ['forward', 'input', 'weights']
 def build(size: int, channels: int, stride: int, batch: int) -> Dict[str, List[Any]]:
     """{system: the operations of DIRECTIONS}, on variables."""
     from compat import tf
-    from grouped_conv import grouped_conv2d
+    from cpu_conv import grouped_conv2d
 
     def variable(*shape: int) -> tf.Variable:
         return tf.Variable(tf.random_normal(shape))

@@ -1,14 +1,11 @@
 """Grouped convolutions on CPUs: the op beside NumPy, on every instruction set, and what ResNeXt's layers make of it."""
-import os
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
 import helpers
 from compat import session_config, tf, xla_compile
-from grouped_conv import grouped_conv2d
+from cpu_conv import grouped_conv2d
+from other_cpus import call_as
 from resnet_model import Mode, apply_convolution
 
 
@@ -60,22 +57,7 @@ def test_random_sizes():
 
 @pytest.mark.parametrize('isa', ['any_cpu', 'avx2'])
 def test_the_kernels_of_other_cpus(isa):
-    """With GROUPED_CONV_ISA, which only holds for a new process."""
-    command = """
-import ctypes, importlib.util, sys
-sys.path.insert(0, %r)
-import test_grouped_conv
-test_grouped_conv.check_random_sizes(30)
-isa = ctypes.CDLL(importlib.util.find_spec('grouped_conv._ops').origin).grouped_conv_isa
-isa.restype = ctypes.c_char_p
-print('computed by', isa().decode())
-"""
-    here = os.path.dirname(os.path.abspath(__file__))
-    environment = dict(os.environ, GROUPED_CONV_ISA=isa, PYTHONPATH=os.path.dirname(here))
-    done = subprocess.run([sys.executable, '-c', command % here], env=environment, stdin=subprocess.DEVNULL,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, universal_newlines=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert 'computed by ' + isa in done.stdout or isa == 'avx2' and 'avx2' not in open('/proc/cpuinfo').read()
+    call_as(isa, 'test_grouped_conv', 'check_random_sizes(30)')
 
 
 @pytest.mark.parametrize('kernel', [(1, 4), (3, 1), (2, 5)])

@@ -12,7 +12,7 @@ from errors import InputError
 from nets import Network
 from options import parse_options
 from precision import attack_settings, cost_of_dtype
-from resnet_model import Mode, frozen_stem
+from resnet_model import Mode
 
 slow = pytest.mark.slow
 
@@ -89,24 +89,6 @@ def test_attention_of_large_maps_holds_no_matrix_of_all_pairs():
         tf.gradients(softmax_attention(x, x, x), x)
         shapes = [t.shape.as_list() for op in graph.get_operations() for t in op.outputs if t.shape.ndims]
     assert max(shape[-2] for shape in shapes if shape[-1] == 56 * 56 and len(shape) > 1) < 500
-
-
-# --- the stem --------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('height, width', [(32, 32), (14, 22)])
-def test_stem_and_its_gradient(height, width):
-    """The one with a gradient written by hand, and TensorFlow's own operations."""
-    rng = np.random.RandomState(0)
-    x, w, bias = [rng.standard_normal(shape).astype(np.float32) for shape in ((2, height, width, 3), (7, 7, 3, 64), (64,))]
-    with tf.Graph().as_default():
-        image = tf.placeholder(tf.float32, [None, height, width, 3])
-        ours = tf.nn.relu(frozen_stem(image, tf.constant(w), tf.constant(bias)))
-        plain = tf.nn.relu(tf.nn.conv2d(image, w, strides=[1, 2, 2, 1], padding='SAME') + bias)
-        plain = tf.nn.max_pool(plain, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
-        upstream = rng.standard_normal((2,) + tuple(plain.shape.as_list()[1:])).astype(np.float32)
-        ours, plain = run([(y, tf.gradients(y, image, upstream)[0]) for y in (ours, plain)], {image: x})
-    for a, b in zip(ours, plain):
-        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
 
 
 # --- whole attacks ---------------------------------------------------------------------------------------------------

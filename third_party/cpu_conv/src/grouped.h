@@ -1,4 +1,4 @@
-// Grouped convolutions as loops over groups of channels, without TensorFlow. kernels.inc has the innermost ones.
+// Grouped convolutions as loops over groups of channels, without TensorFlow. grouped_kernels.inc has the innermost ones.
 //
 // A unit of work is some rows of outputs of one image. Its inputs are copied group by group, with a border of zeros, so
 // that what a row of the kernel meets is contiguous: (kernel columns x channels) floats. An output is then the sum, over
@@ -8,17 +8,17 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <vector>
+
+#include "parallel.h"
 
 namespace grouped {
 
 constexpr int kMaxPixels = 12;        // that are computed at a time
 constexpr int kUnitFloats = 168 << 10;  // of a unit's inputs, which should stay in the second-level cache
 
-// Calls its argument with ranges that make up [0, total), from several threads.
-using Parallel = std::function<void(int64_t total, int64_t cost, const std::function<void(int64_t, int64_t)>&)>;
+using cpu_conv::Parallel;
 using Buffer = std::unique_ptr<float[]>;  // not initialised
 
 struct Map {  // NHWC
@@ -135,9 +135,8 @@ inline void CopyUnit(const Pass& pass, const float* image, int first_group, int 
   }
 }
 
-// What kernels.inc defines for each instruction set. `outputs`: how many of the lanes exist.
+// What grouped_kernels.inc defines for each instruction set. `outputs`: how many of the lanes exist.
 struct Kernels {
-  const char* name;
   // Outputs of a unit for one block: lanes (8 or 16) channels of them, to target + to[i].
   void (*correlate)(const float* copy, const Pixels& pixels, int64_t row, int rows, int run, const float* weights,
                     int lanes, int outputs, float* target);

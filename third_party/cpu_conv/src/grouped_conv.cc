@@ -1,21 +1,16 @@
 // The ops GroupedConv2D, GroupedConv2DInputGradient and GroupedConv2DFilterGradient: float32, NHWC, padding SAME.
-#include <cstdlib>
-
 #include "tensorflow/core/framework/common_shape_fns.h"
 #include "tensorflow/core/framework/op.h"
-#include "tensorflow/core/framework/op_kernel.h"
 #include "tensorflow/core/framework/tensor_shape.h"
-#include "tensorflow/core/lib/core/threadpool.h"
 
-#include "loops.h"
+#include "common.h"
+#include "grouped.h"
 
-#define QUOTED_AS_IS(name) #name
-#define QUOTED(name) QUOTED_AS_IS(name)
 #define ISA
 #define NAME any_cpu
 #define BLOCK_16 2
 #define BLOCK_8 4
-#include "kernels.inc"
+#include "grouped_kernels.inc"
 #undef ISA
 #undef NAME
 #undef BLOCK_16
@@ -26,14 +21,14 @@
 #define NAME avx2
 #define BLOCK_16 6
 #define BLOCK_8 12
-#include "kernels.inc"
+#include "grouped_kernels.inc"
 #undef ISA
 #undef NAME
 #undef BLOCK_16
 #define ISA __attribute__((target("avx512f,avx512vl,avx2,fma")))
 #define NAME avx512
 #define BLOCK_16 12
-#include "kernels.inc"
+#include "grouped_kernels.inc"
 #endif
 
 namespace tensorflow {
@@ -82,22 +77,12 @@ REGISTER_OP("GroupedConv2DFilterGradient")
     .Attr("stride: int >= 1")
     .SetShapeFn([](shape_inference::InferenceContext* c) { return ShapeFromInput(c, 1); });
 
-// The fastest ones of this CPU, or those that the environment variable GROUPED_CONV_ISA names, any_cpu or avx2, for tests.
-const grouped::Kernels& ChooseKernels() {
+const grouped::Kernels& BestKernels() {
 #if defined(__x86_64__)
-  const char* wanted = std::getenv("GROUPED_CONV_ISA");
-  const string isa = wanted ? wanted : "";
-  if (isa != "any_cpu" && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl");
-    return isa != "avx2" && avx512 ? grouped::avx512::kKernels : grouped::avx2::kKernels;
-  }
+  if (cpu_conv::BestIsa() >= cpu_conv::Isa::kAvx512) return grouped::avx512::kKernels;
+  if (cpu_conv::BestIsa() == cpu_conv::Isa::kAvx2) return grouped::avx2::kKernels;
 #endif
   return grouped::any_cpu::kKernels;
-}
-
-const grouped::Kernels& BestKernels() {
-  static const grouped::Kernels& best = ChooseKernels();
-  return best;
 }
 
 // The sizes of a convolution.
@@ -160,7 +145,7 @@ const float* Tap(const Convolution& c, const float* w, int group, int row, int c
   return w + (row * c.kernel_columns + column) * c.channels_in() * c.y.channels + group * c.channels_out();
 }
 
-void Pack(const Convolution& c, const float* w, const grouped::Packed& packed, const grouped::Parallel& threads) {
+void Pack(const Convolution& c, const float* w, const grouped::Packed& packed, const cpu_conv::Parallel& threads) {
   const int64_t in = c.channels_in(), out = c.channels_out();
   threads(c.groups, packed.group_floats(), [&](int64_t begin, int64_t end) {
     for (int group = begin; group < end; ++group) {
@@ -177,7 +162,7 @@ void Pack(const Convolution& c, const float* w, const grouped::Packed& packed, c
   });
 }
 
-void Unpack(const Convolution& c, const grouped::Packed& packed, float* w, const grouped::Parallel& threads) {
+void Unpack(const Convolution& c, const grouped::Packed& packed, float* w, const cpu_conv::Parallel& threads) {
   const int64_t in = c.channels_in(), out = c.channels_out();
   threads(c.groups, packed.group_floats(), [&](int64_t begin, int64_t end) {
     for (int group = begin; group < end; ++group) {
@@ -196,7 +181,7 @@ void Unpack(const Convolution& c, const grouped::Packed& packed, float* w, const
 
 // For the gradient to the inputs: outputs and inputs change places, and taps their order.
 void PackTurned(const Convolution& c, const Taps& rows, const Taps& columns, const float* w, const grouped::Packed& packed,
-                const grouped::Parallel& threads) {
+                const cpu_conv::Parallel& threads) {
   const int64_t in = c.channels_in(), out = c.channels_out();
   threads(c.groups, packed.group_floats(), [&](int64_t begin, int64_t end) {
     for (int group = begin; group < end; ++group) {
@@ -223,13 +208,6 @@ class GroupedOp : public OpKernel {
   }
 
  protected:
-  static grouped::Parallel Threads(OpKernelContext* context) {
-    thread::ThreadPool* pool = context->device()->tensorflow_cpu_worker_threads()->workers;
-    return [pool](int64_t total, int64_t cost, const std::function<void(int64_t, int64_t)>& work) {
-      pool->ParallelFor(total, cost, work);
-    };
-  }
-
   static Status ShapeOf(const Tensor& sizes, TensorShape* shape) {
     if (sizes.dims() != 1) return errors::InvalidArgument("a shape must be a vector");
     return TensorShapeUtils::MakeShape(sizes.flat<int32>().data(), sizes.NumElements(), shape);
@@ -256,9 +234,9 @@ class ForwardOp : public GroupedOp {
     OP_REQUIRES_OK(context, context->allocate_output(0, c.y_shape(), &y));
     if (c.empty()) return;
     grouped::Packed weights(c.groups, c.kernel_rows, c.kernel_columns * c.channels_in(), c.channels_out());
-    Pack(c, w.flat<float>().data(), weights, Threads(context));
+    Pack(c, w.flat<float>().data(), weights, cpu_conv::Threads(context));
     grouped::Correlate(BestKernels(), c.Forward(), weights, x.flat<float>().data(), y->flat<float>().data(),
-                       Threads(context));
+                       cpu_conv::Threads(context));
   }
 };
 
@@ -279,7 +257,7 @@ class InputGradientOp : public GroupedOp {
     for (int row = 0; row < std::min<int64_t>(stride_, c.x.height); ++row) {
       for (int column = 0; column < std::min<int64_t>(stride_, c.x.width); ++column) {
         Residue(c, row, column, w.flat<float>().data(), upstream.flat<float>().data(), gradient->flat<float>().data(),
-                Threads(context));
+                cpu_conv::Threads(context));
       }
     }
   }
@@ -287,7 +265,7 @@ class InputGradientOp : public GroupedOp {
  private:
   // The inputs of rows and columns that leave these residues.
   void Residue(const Convolution& c, int row, int column, const float* w, const float* upstream, float* gradient,
-               const grouped::Parallel& threads) {
+               const cpu_conv::Parallel& threads) {
     const Taps rows(c.kernel_rows, stride_, c.top, row), columns(c.kernel_columns, stride_, c.left, column);
     const grouped::Pass pass = {c.y, c.x, c.groups, rows.count, columns.count, 1, rows.start, columns.start, stride_, row,
                                 column, (c.x.height - row + stride_ - 1) / stride_,
@@ -327,8 +305,8 @@ class FilterGradientOp : public GroupedOp {
     }
     grouped::Packed sums(c.groups, c.kernel_rows, c.kernel_columns * c.channels_in(), c.channels_out());
     grouped::WeightGradient(BestKernels(), c.Forward(), x.flat<float>().data(), upstream.flat<float>().data(), sums,
-                            Threads(context));
-    Unpack(c, sums, gradient->flat<float>().data(), Threads(context));
+                            cpu_conv::Threads(context));
+    Unpack(c, sums, gradient->flat<float>().data(), cpu_conv::Threads(context));
   }
 };
 
@@ -339,5 +317,5 @@ REGISTER_KERNEL_BUILDER(Name("GroupedConv2DFilterGradient").Device(DEVICE_CPU), 
 }  // namespace
 }  // namespace tensorflow
 
-// Which of them run here, for tests.
-extern "C" const char* grouped_conv_isa() { return tensorflow::BestKernels().name; }
+// The instruction set that the ops use here.
+extern "C" const char* cpu_conv_isa() { return cpu_conv::Name(cpu_conv::BestIsa()); }

@@ -1,0 +1,202 @@
+"""What CPUs compute while weights are constant: the op beside NumPy, on every instruction set, and blocks made of it."""
+import numpy as np
+import pytest
+
+import helpers
+from compat import session_config, tf
+from cpu_conv import frozen_conv, frozen_weights, has_bfloat16
+from frozen import FrozenConvolution, frozen_bottleneck, frozen_stem
+from nets import Network
+from other_cpus import call_as
+from resnet_model import Mode
+
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason='this CPU has no instructions for products of bfloat16')
+DTYPES = ['float32', pytest.param('bfloat16', marks=needs_bfloat16)]
+TOLERANCE = {'float32': 1e-5, 'bfloat16': 0.03}  # of the largest number
+
+
+def run(fetches, feed=None, threads=2):
+    config = session_config()
+    config.intra_op_parallelism_threads = threads
+    with tf.Session(config=config) as session:
+        session.run(tf.global_variables_initializer())
+        return session.run(fetches, feed)
+
+
+def compute(x, w, dtype='float32', threads=2, turned=False, **around):
+    """frozen_conv of float32 arrays, by way of `dtype`."""
+    with tf.Graph().as_default():
+        low = {name: tf.cast(tf.constant(value), dtype) if isinstance(value, np.ndarray) else value
+               for name, value in dict(around, x=x).items()}
+        y = frozen_conv(weights=frozen_weights(tf.constant(w), dtype, turned=turned), **low)
+        return run(tf.cast(y, tf.float32), threads=threads)
+
+
+def check(computed, expected, dtype='float32'):
+    assert computed.shape == expected.shape
+    np.testing.assert_allclose(computed, expected, atol=TOLERANCE[dtype] * np.abs(expected).max(), rtol=0)
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+# --- the op ----------------------------------------------------------------------------------------------------------
+
+def check_op(dtype, batch, height, width, channels_in, channels_out, kernel, seed=0):
+    """Forward as in a block, and its gradient."""
+    rng = np.random.RandomState(seed)
+    x, w = normal(rng, batch, height, width, channels_in), normal(rng, kernel, kernel, channels_in, channels_out)
+    bias, upstream = normal(rng, channels_out), normal(rng, batch, height, width, channels_out)
+    more = {'addend': normal(rng, *upstream.shape), 'relu_addend': True} if kernel == 1 else {}
+    expected = helpers.convolution(helpers.relu(x), w) + bias + helpers.relu(more.get('addend', np.zeros(1)))
+    check(compute(x, w, dtype, relu=True, bias=bias, **more), expected, dtype)
+    of_x = helpers.convolution_gradients(x, w, upstream)[0]
+    more = {'addend': normal(rng, *x.shape)} if kernel == 1 else {}
+    check(compute(upstream, w, dtype, turned=True, mask=x, **more), (of_x + more.get('addend', 0)) * (x > 0), dtype)
+    check(compute(x, w, dtype), helpers.convolution(x, w), dtype)
+
+
+def check_sizes(dtype):
+    for kernel in (1, 3):
+        # of several units; fewer tiles than a unit; tiles over the edge, one pixel
+        for i, sizes in enumerate([(9, 28, 28, 32, 64), (1, 9, 5, 64, 32), (3, 14, 14, 96, 32), (40, 4, 4, 32, 32),
+                                   (1, 1, 1, 32, 64), (2, 1, 7, 64, 96), (5, 2, 2, 32, 32)]):
+            check_op(dtype, *sizes, kernel=kernel, seed=i)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_op(dtype):
+    check_sizes(dtype)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+def test_op_with_weights_that_all_threads_share(dtype):
+    check_op(dtype, 3, 7, 7, 512, 512, kernel=3)
+
+
+@pytest.mark.parametrize('isa', ['any_cpu', 'avx2', 'avx512'])
+def test_op_on_other_cpus(isa):
+    call_as(isa, 'test_frozen', 'check_sizes("float32")')
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('kernel, channels', [(1, 64), (3, 64), (3, 512)])
+def test_neither_threads_nor_the_rest_of_the_batch_change_an_image(dtype, kernel, channels):
+    rng = np.random.RandomState(1)
+    x, w = normal(rng, 9, 7, 7, channels), normal(rng, kernel, kernel, channels, channels)
+    together = compute(x, w, dtype)
+    for threads in (1, 5):
+        assert np.array_equal(compute(x, w, dtype, threads=threads), together)
+    for part in (slice(0, 1), slice(4, 9)):
+        assert np.array_equal(compute(x[part], w, dtype), together[part])
+
+
+def test_an_addend_that_is_needed_again_is_left_alone():
+    rng = np.random.RandomState(2)
+    with tf.Graph().as_default():
+        x = tf.constant(normal(rng, 2, 5, 5, 32)) * 2
+        y = frozen_conv(x, frozen_weights(tf.constant(normal(rng, 1, 1, 32, 32)), tf.float32), addend=x)
+        before, _, after = run([x, y, tf.identity(x) + 0 * tf.reduce_sum(y)])
+    assert np.array_equal(before, after)
+
+
+def test_not_numbers_stay_so():
+    """Nothing is hidden from those who look for them."""
+    for kernel in (1, 3):
+        x = np.ones([1, 8, 8, 32], np.float32)
+        x[0, 3, 3, 5] = np.nan
+        assert np.isnan(compute(x, np.ones([kernel, kernel, 32, 32], np.float32))[0, 3, 3]).all()
+
+
+@pytest.mark.parametrize('kernel', [1, 3])
+def test_no_images(kernel):
+    assert compute(np.zeros([0, 4, 4, 32], np.float32), np.ones([kernel, kernel, 32, 64], np.float32)).shape == (0, 4, 4, 64)
+
+
+@pytest.mark.parametrize('x_shape, w_shape, around, message', [
+    ((1, 4, 4, 32), (5, 5, 32, 32), {}, 'w must be'),
+    ((1, 4, 4, 32), (3, 1, 32, 32), {}, 'w must be'),
+    ((1, 4, 4, 48), (1, 1, 48, 32), {}, 'w must be|evenly divisible'),
+    ((1, 4, 4, 32), (1, 1, 32, 40), {}, 'w must be|evenly divisible'),
+    ((1, 4, 4, 64), (3, 3, 32, 32), {}, 'not of a convolution of x'),
+    ((1, 4, 4, 32), (1, 1, 32, 64), {'bias': (32,)}, r'has the shape \[32\], not \[64\]'),
+    ((1, 4, 4, 32), (1, 1, 32, 64), {'addend': (1, 4, 4, 32)}, 'has the shape'),
+    ((1, 4, 4, 32), (1, 1, 32, 64), {'mask': (1, 4, 64)}, 'has the shape'),
+    ((1, 4, 4, 32), (3, 3, 32, 32), {'addend': (1, 4, 4, 32)}, '3x3 with an addend')])
+def test_what_does_not_fit_is_an_error(x_shape, w_shape, around, message):
+    around = {name: np.zeros(shape, np.float32) for name, shape in around.items()}
+    with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError), match=message):
+        compute(np.zeros(x_shape, np.float32), np.zeros(w_shape, np.float32), **around)
+
+
+# --- blocks ----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('relu', [True, False])
+@pytest.mark.parametrize('stride, with_shortcut', [(1, False), (1, True), (2, True)])
+def test_bottleneck_and_its_gradient(dtype, relu, stride, with_shortcut):
+    """Beside TensorFlow's own operations."""
+    rng = np.random.RandomState(3)
+    channels, width, out = 64, 32, 128 if with_shortcut else 64
+    x, factor = normal(rng, 3, 8, 8, channels), normal(rng, 3, 8 // stride, 8 // stride, out)
+    shapes = [(1, 1, channels, width), (3, 3, width, width), (1, 1, width, out), (1, 1, channels, out)]
+    folded = [(normal(rng, *shape) * (shape[0] ** 2 * shape[2]) ** -0.5, normal(rng, shape[3])) for shape in shapes]
+
+    def strided(x, w):
+        return tf.nn.conv2d(x, w, strides=[1, stride, stride, 1], padding='SAME')
+
+    def plain(x):
+        def conv(x, k, step=1):
+            return tf.nn.conv2d(x, folded[k][0], strides=[1, step, step, 1], padding='SAME') + folded[k][1]
+        x = tf.nn.relu(x) if relu else x
+        y = conv(tf.nn.relu(conv(tf.nn.relu(conv(x, 0)), 1, stride)), 2)
+        return y + (conv(x, 3, stride) if with_shortcut else x)
+
+    with tf.Graph().as_default():
+        parts = [FrozenConvolution(tf.constant(w), tf.constant(b), strided if stride > 1 and k in (1, 3) else None)
+                 for k, (w, b) in enumerate(folded)]
+        image = tf.constant(x)
+        ours = tf.cast(frozen_bottleneck(tf.cast(image, dtype), *parts[:3], parts[3] if with_shortcut else None, relu=relu),
+                       tf.float32)
+        computed, expected = run([(y, tf.gradients(y, image, factor)[0]) for y in (ours, plain(image))])
+    for a, b in zip(computed, expected):
+        # in bfloat16 a gradient may pass a ReLU whose input is close to 0, or not
+        assert np.linalg.norm(a - b) < (1e-5 if dtype == 'float32' else 0.05) * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize('arch, used', [('ResNet', 10), ('ResNetDenoise', 10), ('ResNeXtDenoiseAll', 9)])
+def test_where_the_op_is_used(arch, used):
+    def count(mode):
+        with tf.Graph().as_default() as graph:
+            Network(arch, 14, 10).logits(tf.zeros([1, 64, 64, 3]), mode)
+            return sum(op.type == 'FrozenConv' for op in graph.get_operations())
+    assert count(Mode()) == used
+    assert count(Mode(dtype=tf.bfloat16)) == (used if has_bfloat16() else 0)
+    assert count(Mode(dtype=tf.float16)) == count(Mode(data_format='NCHW')) == count(Mode(training=True)) == 0
+
+
+def test_weights_are_prepared_outside_of_the_loop():
+    with tf.Graph().as_default() as graph:
+        def step(i, x):
+            logits = Network('ResNet', 14, 10).logits(x, Mode())
+            return i + 1, x - tf.gradients(tf.reduce_sum(logits ** 2), x)[0]
+        tf.while_loop(lambda i, x: i < 3, step, [0, tf.zeros([1, 32, 32, 3])], back_prop=False)
+        prepared = [op for op in graph.get_operations() if op.type == 'FrozenWeights']
+        assert len(prepared) > 10 and all(op._get_control_flow_context() is None for op in prepared)
+
+
+@pytest.mark.parametrize('height, width', [(32, 32), (14, 22)])
+def test_stem_and_its_gradient(height, width):
+    """The one with a gradient written by hand, and TensorFlow's own operations."""
+    rng = np.random.RandomState(0)
+    x, w, bias = normal(rng, 2, height, width, 3), normal(rng, 7, 7, 3, 64), normal(rng, 64)
+    with tf.Graph().as_default():
+        image = tf.placeholder(tf.float32, [None, height, width, 3])
+        ours = tf.nn.relu(frozen_stem(image, tf.constant(w), tf.constant(bias)))
+        plain = tf.nn.relu(tf.nn.conv2d(image, w, strides=[1, 2, 2, 1], padding='SAME') + bias)
+        plain = tf.nn.max_pool(plain, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
+        upstream = normal(rng, 2, *plain.shape.as_list()[1:])
+        ours, plain = run([(y, tf.gradients(y, image, upstream)[0]) for y in (ours, plain)], {image: x})
+    for a, b in zip(ours, plain):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())

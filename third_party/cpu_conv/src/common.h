@@ -1,0 +1,51 @@
+// What the ops share: the choice of kernels for the CPU that this runs on, and TensorFlow's threads.
+#pragma once
+#include <cstdint>
+#include <cstdlib>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/lib/core/threadpool.h"
+
+#include "parallel.h"
+
+namespace cpu_conv {
+
+enum class Isa { kAnyCpu, kAvx2, kAvx512, kAvx512Bf16 };
+
+// The most that this CPU has, or less if the environment variable CPU_CONV_ISA names it (any_cpu, avx2, avx512): for tests.
+inline Isa ChooseIsa() {
+#if defined(__x86_64__)
+  const char* wanted = std::getenv("CPU_CONV_ISA");
+  const std::string most = wanted ? wanted : "";
+  if (most == "any_cpu" || !__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) return Isa::kAnyCpu;
+  if (most == "avx2" || !__builtin_cpu_supports("avx512f") || !__builtin_cpu_supports("avx512vl") ||
+      !__builtin_cpu_supports("avx512bw")) {
+    return Isa::kAvx2;
+  }
+  return most == "avx512" || !__builtin_cpu_supports("avx512bf16") ? Isa::kAvx512 : Isa::kAvx512Bf16;
+#else
+  return Isa::kAnyCpu;
+#endif
+}
+
+inline Isa BestIsa() {
+  static const Isa best = ChooseIsa();
+  return best;
+}
+
+inline const char* Name(Isa isa) {
+  static const char* const names[] = {"any_cpu", "avx2", "avx512", "avx512_bf16"};
+  return names[static_cast<int>(isa)];
+}
+
+inline Parallel Threads(tensorflow::OpKernelContext* context) {
+  tensorflow::thread::ThreadPool* pool = context->device()->tensorflow_cpu_worker_threads()->workers;
+  return [pool](int64_t total, int64_t cost, const std::function<void(int64_t, int64_t)>& work) {
+    pool->ParallelFor(total, cost, work);
+  };
+}
+
+}  // namespace cpu_conv
