@@ -26,7 +26,7 @@ using cpu_conv::Parallel;
 
 constexpr int kPanel = 32;    // channels out whose weights lie together
 constexpr int kPadding = 16;  // elements between rows of matrices: rows of 2^k bytes would compete for places in a cache
-constexpr int kPixels = 48;   // that are multiplied together by a thread, 1x1
+constexpr int kPixels = 24;   // that are multiplied together by a thread, 1x1
 constexpr int kTile = 4;      // outputs of a tile, in each direction
 constexpr int kPatch = 6;     // inputs that they meet
 constexpr int kPoints = 36;
