@@ -1,11 +1,12 @@
-"""A network's parts for CPUs while its weights are constant, as during an attack: the same results, faster.
+"""A network's parts for CPUs while its weights are constant, as during an attack: the same up to rounding, but faster.
 
 NHWC features; BatchNorm is folded into the weights. Gradients reach the features alone.
 """
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from compat import has_gpu, in_xla, max_pool_gradient, tf
-from cpu_conv import FROZEN_CHANNELS, frozen_conv, frozen_weights, has_bfloat16
+from cpu_conv import FROZEN_CHANNELS, frozen_conv, frozen_weights, has_bfloat16, isa
+from distributed import cpu_flags
 
 
 def constant_during_attack():
@@ -58,23 +59,26 @@ class FrozenConvolution(NamedTuple):
     """A convolution with BatchNorm folded into it: weights (height, width, channels in, channels out) and bias, float32."""
     w: tf.Tensor
     bias: tf.Tensor
+    stride: int = 1
     otherwise: Optional[Callable] = None  # features, weights -> features: how TensorFlow does it where frozen_conv can't
 
     def apply(self, x: tf.Tensor, *, relu: bool, **sum_with) -> Tuple[tf.Tensor, Callable]:
         """Of x, or of its ReLU, plus frozen_conv's `addend`; and the function that makes the gradient to x of the result's.
 
         That function can add something to the gradient to the ReLU (`addend`) or leave its own gradient out (`to_relu`).
+        With a stride it makes the rows and columns that are met alone.
         """
         if self.otherwise is not None:
+            assert not sum_with, 'only frozen_conv adds something'
             return self.apply_otherwise(x, relu)
         with constant_during_attack():
             weights, bias = frozen_weights(self.w, x.dtype), tf.cast(self.bias, x.dtype)
 
-        def gradient(upstream: tf.Tensor, to_relu: bool = False, addend: Optional[tf.Tensor] = None) -> tf.Tensor:
+        def gradient(upstream: tf.Tensor, to_relu: bool = False, **sum_with) -> tf.Tensor:
             with constant_during_attack():
                 turned = frozen_weights(self.w, upstream.dtype, turned=True)
-            return frozen_conv(upstream, turned, addend=addend, mask=x if relu and not to_relu else None)
-        return frozen_conv(x, weights, relu=relu, bias=bias, **sum_with), gradient
+            return frozen_conv(upstream, turned, mask=x if relu and not to_relu else None, **sum_with)
+        return frozen_conv(x, weights, relu=relu, bias=bias, stride=self.stride, **sum_with), gradient
 
     def apply_otherwise(self, x: tf.Tensor, relu: bool) -> Tuple[tf.Tensor, Callable]:
         with constant_during_attack():
@@ -82,15 +86,16 @@ class FrozenConvolution(NamedTuple):
         rectified = tf.nn.relu(x) if relu else x
         y = tf.nn.bias_add(self.otherwise(rectified, w), bias)
 
-        def gradient(upstream: tf.Tensor, to_relu: bool = False) -> tf.Tensor:
-            return tf.gradients(y, rectified if to_relu else x, upstream)[0]
-        return y, gradient
+        return y, lambda upstream: tf.gradients(y, x, upstream)[0]
 
 
 def is_faster_frozen(dtype: tf.DType, channels: List[int]) -> bool:
     """Whether frozen_bottleneck computes a block with these numbers of channels, and is the faster way."""
-    return (not in_xla() and not has_gpu() and all(c % FROZEN_CHANNELS == 0 for c in channels)
-            and (dtype == tf.float32 or dtype == tf.bfloat16 and has_bfloat16()))
+    if in_xla() or has_gpu() or any(c % FROZEN_CHANNELS for c in channels):
+        return False
+    if dtype == tf.bfloat16:  # of matrix units TensorFlow's own convolutions make use
+        return has_bfloat16() and 'amx_bf16' not in cpu_flags()
+    return dtype == tf.float32 and isa() != 'any_cpu'
 
 
 def frozen_bottleneck(x: tf.Tensor, conv1: FrozenConvolution, conv2: FrozenConvolution, conv3: FrozenConvolution,
@@ -109,6 +114,6 @@ def frozen_bottleneck(x: tf.Tensor, conv1: FrozenConvolution, conv2: FrozenConvo
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
             other_way = upstream if shortcut is None else of_other(upstream, to_relu=True)
-            return of_x(of_a(of_b(upstream)), addend=other_way)
+            return of_x(of_a(of_b(upstream)), addend=other_way, addend_stride=1 if shortcut is None else shortcut.stride)
         return y, gradient
     return block(x)

@@ -16,7 +16,10 @@ FEW_POSITIONS = 16  # up to which a CPU is faster with a matrix product than wit
 
 
 class Mode(NamedTuple):
-    """How a network is computed. Which network it is stands in nets.py."""
+    """How a network is computed. Which network it is stands in nets.py.
+
+    Outside of training weights are constants: gradients reach the image, and on CPUs (frozen.py) nothing else.
+    """
     training: bool = False  # BatchNorm uses (and tracks) the statistics of the batch; otherwise the tracked ones
     data_format: str = 'NHWC'  # or 'NCHW', the GPU's layout
     dtype: tf.DType = tf.float32  # of activations and of conv and linear weights; variables are float32
@@ -249,8 +252,7 @@ def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: i
             x, frozen_convolution('conv1', [1, 1, channels_in, width], mode),
             frozen_convolution('conv2', [3, 3, width // groups, width], mode, stride=stride, frozen=in_tiles),
             frozen_convolution('conv3', [1, 1, width, out], mode, initial_gamma=0.0),
-            frozen_convolution('convshortcut', [1, 1, channels_in, out], mode, stride=stride, frozen=stride == 1)
-            if shortcut else None, relu=relu)
+            frozen_convolution('convshortcut', [1, 1, channels_in, out], mode, stride=stride) if shortcut else None, relu=relu)
     x = tf.nn.relu(x) if relu else x
     y = tf.nn.relu(conv_norm(x, 'conv1', width, 1, mode))
     y = tf.nn.relu(conv_norm(y, 'conv2', width, 3, mode, stride=stride, groups=groups))
@@ -261,7 +263,7 @@ def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: i
 def frozen_convolution(name: str, shape: List[int], mode: Mode, *, stride: int = 1, frozen: bool = True,
                        initial_gamma: float = 1.0) -> FrozenConvolution:
     w, bias = conv_norm_weights(name, shape, initial_gamma).folded(tf.float32)
-    return FrozenConvolution(w, bias, None if frozen else lambda x, w: apply_convolution(x, w, mode, stride))
+    return FrozenConvolution(w, bias, stride, None if frozen else lambda x, w: apply_convolution(x, w, mode, stride))
 
 
 def stem(x: tf.Tensor, mode: Mode) -> tf.Tensor:
@@ -295,7 +297,7 @@ def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mo
                 if after_block is not None:
                     x = denoising(tf.nn.relu(x), 'non_local', after_block, mode)
         if after_group is not None:
-            x, relu = denoising(tf.nn.relu(x), 'group%d_denoise' % g, after_group, mode), False
+            x, relu = denoising(tf.nn.relu(x) if relu else x, 'group%d_denoise' % g, after_group, mode), False
     x = tf.nn.relu(x) if relu else x
     if mode.dtype == tf.bfloat16:  # has no digits to spare, and the last layer costs nothing
         x, mode = tf.cast(x, tf.float32), mode._replace(dtype=tf.float32)

@@ -24,12 +24,14 @@ def run(fetches, feed=None, threads=2):
 
 
 def compute(x, w, dtype='float32', threads=2, turned=False, **around):
-    """frozen_conv of float32 arrays, by way of `dtype`."""
+    """frozen_conv of float32 arrays, by way of `dtype`. They are fed: with constants TensorFlow computes ahead of the session.
+    """
     with tf.Graph().as_default():
-        low = {name: tf.cast(tf.constant(value), dtype) if isinstance(value, np.ndarray) else value
-               for name, value in dict(around, x=x).items()}
-        y = frozen_conv(weights=frozen_weights(tf.constant(w), dtype, turned=turned), **low)
-        return run(tf.cast(y, tf.float32), threads=threads)
+        arrays = {name: value for name, value in dict(around, x=x, w=w).items() if isinstance(value, np.ndarray)}
+        fed = {name: tf.placeholder(tf.float32, value.shape) for name, value in arrays.items()}
+        low = dict(around, **{name: tf.cast(tensor, dtype) for name, tensor in fed.items() if name != 'w'})
+        y = frozen_conv(weights=frozen_weights(fed['w'], dtype, turned=turned), **low)
+        return run(tf.cast(y, tf.float32), {fed[name]: value for name, value in arrays.items()}, threads)
 
 
 def check(computed, expected, dtype='float32'):
@@ -55,6 +57,12 @@ def check_op(dtype, batch, height, width, channels_in, channels_out, kernel, see
     more = {'addend': normal(rng, *x.shape)} if kernel == 1 else {}
     check(compute(upstream, w, dtype, turned=True, mask=x, **more), (of_x + more.get('addend', 0)) * (x > 0), dtype)
     check(compute(x, w, dtype), helpers.convolution(x, w), dtype)
+    if kernel == 1:
+        check(compute(x, w, dtype, stride=2), helpers.convolution(x, w, 2), dtype)
+        addend = normal(rng, *upstream[:, ::2, ::2].shape)
+        spread = np.zeros_like(upstream)
+        spread[:, ::2, ::2] = helpers.relu(addend)
+        check(compute(x, w, dtype, addend=addend, addend_stride=2, relu_addend=True), helpers.convolution(x, w) + spread, dtype)
 
 
 def check_sizes(dtype):
@@ -73,6 +81,7 @@ def test_op(dtype):
 @pytest.mark.parametrize('dtype', DTYPES)
 def test_op_with_weights_that_all_threads_share(dtype):
     check_op(dtype, 3, 7, 7, 512, 512, kernel=3)
+    check_op(dtype, 6, 28, 28, 352, 352, kernel=3)  # tiles of two units
 
 
 @pytest.mark.parametrize('isa', ['any_cpu', 'avx2', 'avx512'])
@@ -94,19 +103,29 @@ def test_neither_threads_nor_the_rest_of_the_batch_change_an_image(dtype, kernel
 
 def test_an_addend_that_is_needed_again_is_left_alone():
     rng = np.random.RandomState(2)
+    value, w = normal(rng, 2, 5, 5, 32), normal(rng, 1, 1, 32, 32)
     with tf.Graph().as_default():
-        x = tf.constant(normal(rng, 2, 5, 5, 32)) * 2
-        y = frozen_conv(x, frozen_weights(tf.constant(normal(rng, 1, 1, 32, 32)), tf.float32), addend=x)
-        before, _, after = run([x, y, tf.identity(x) + 0 * tf.reduce_sum(y)])
-    assert np.array_equal(before, after)
+        given = tf.placeholder(tf.float32, value.shape)
+        addend = given * 2  # in memory of its own
+        y = frozen_conv(given, frozen_weights(tf.constant(w), tf.float32), addend=addend)
+        with tf.control_dependencies([y]):
+            later = addend + 1
+        sums, later = run([y, later], {given: value})
+    check(sums, helpers.convolution(value, w) + 2 * value)
+    np.testing.assert_array_equal(later, 2 * value + 1)
 
 
-def test_not_numbers_stay_so():
-    """Nothing is hidden from those who look for them."""
-    for kernel in (1, 3):
-        x = np.ones([1, 8, 8, 32], np.float32)
-        x[0, 3, 3, 5] = np.nan
-        assert np.isnan(compute(x, np.ones([kernel, kernel, 32, 32], np.float32))[0, 3, 3]).all()
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('kernel', [1, 3])
+def test_what_is_not_a_number_stays_so(kernel, dtype):
+    """As with TensorFlow's ReLU: nothing is hidden from those who look for it."""
+    x, w = np.ones([1, 8, 8, 32], np.float32), np.ones([kernel, kernel, 32, 32], np.float32)
+    broken = x.copy()
+    broken[0, 3, 3, 5] = np.nan
+    for relu in (True, False):
+        assert np.isnan(compute(broken, w, dtype, relu=relu)[0, 3, 3]).all()
+        if kernel == 1:
+            assert np.isnan(compute(x, w, dtype, addend=broken, relu_addend=relu)[0, 3, 3, 5])
 
 
 @pytest.mark.parametrize('kernel', [1, 3])
@@ -123,9 +142,11 @@ def test_no_images(kernel):
     ((1, 4, 4, 32), (1, 1, 32, 64), {'bias': (32,)}, r'has the shape \[32\], not \[64\]'),
     ((1, 4, 4, 32), (1, 1, 32, 64), {'addend': (1, 4, 4, 32)}, 'has the shape'),
     ((1, 4, 4, 32), (1, 1, 32, 64), {'mask': (1, 4, 64)}, 'has the shape'),
-    ((1, 4, 4, 32), (3, 3, 32, 32), {'addend': (1, 4, 4, 32)}, '3x3 with an addend')])
+    ((1, 4, 4, 32), (3, 3, 32, 32), {'addend': (1, 4, 4, 32)}, '3x3 with an addend'),
+    ((1, 4, 4, 32), (3, 3, 32, 32), {'stride': 2}, '3x3 with an addend or a stride'),
+    ((1, 4, 5, 32), (1, 1, 32, 32), {'addend': (1, 2, 2, 32), 'addend_stride': 2}, r'not \[1,2,3,32\]')])
 def test_what_does_not_fit_is_an_error(x_shape, w_shape, around, message):
-    around = {name: np.zeros(shape, np.float32) for name, shape in around.items()}
+    around = {name: np.zeros(shape, np.float32) if isinstance(shape, tuple) else shape for name, shape in around.items()}
     with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError), match=message):
         compute(np.zeros(x_shape, np.float32), np.zeros(w_shape, np.float32), **around)
 
@@ -134,12 +155,13 @@ def test_what_does_not_fit_is_an_error(x_shape, w_shape, around, message):
 
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('relu', [True, False])
-@pytest.mark.parametrize('stride, with_shortcut', [(1, False), (1, True), (2, True)])
-def test_bottleneck_and_its_gradient(dtype, relu, stride, with_shortcut):
+@pytest.mark.parametrize('stride, with_shortcut, size', [
+    (1, False, (8, 8)), (1, True, (8, 8)), (2, True, (8, 8)), (2, True, (7, 10)), (2, True, (1, 3))])
+def test_bottleneck_and_its_gradient(dtype, relu, stride, with_shortcut, size):
     """Beside TensorFlow's own operations."""
     rng = np.random.RandomState(3)
     channels, width, out = 64, 32, 128 if with_shortcut else 64
-    x, factor = normal(rng, 3, 8, 8, channels), normal(rng, 3, 8 // stride, 8 // stride, out)
+    x, factor = normal(rng, 3, *size, channels), normal(rng, 3, *[-(-n // stride) for n in size], out)
     shapes = [(1, 1, channels, width), (3, 3, width, width), (1, 1, width, out), (1, 1, channels, out)]
     folded = [(normal(rng, *shape) * (shape[0] ** 2 * shape[2]) ** -0.5, normal(rng, shape[3])) for shape in shapes]
 
@@ -154,8 +176,8 @@ def test_bottleneck_and_its_gradient(dtype, relu, stride, with_shortcut):
         return y + (conv(x, 3, stride) if with_shortcut else x)
 
     with tf.Graph().as_default():
-        parts = [FrozenConvolution(tf.constant(w), tf.constant(b), strided if stride > 1 and k in (1, 3) else None)
-                 for k, (w, b) in enumerate(folded)]
+        parts = [FrozenConvolution(tf.constant(w), tf.constant(b), stride if k == 3 else 1,
+                                   strided if stride > 1 and k == 1 else None) for k, (w, b) in enumerate(folded)]
         image = tf.constant(x)
         ours = tf.cast(frozen_bottleneck(tf.cast(image, dtype), *parts[:3], parts[3] if with_shortcut else None, relu=relu),
                        tf.float32)
@@ -165,7 +187,7 @@ def test_bottleneck_and_its_gradient(dtype, relu, stride, with_shortcut):
         assert np.linalg.norm(a - b) < (1e-5 if dtype == 'float32' else 0.05) * np.linalg.norm(b)
 
 
-@pytest.mark.parametrize('arch, used', [('ResNet', 10), ('ResNetDenoise', 10), ('ResNeXtDenoiseAll', 9)])
+@pytest.mark.parametrize('arch, used', [('ResNet', 13), ('ResNetDenoise', 13), ('ResNeXtDenoiseAll', 12)])
 def test_where_the_op_is_used(arch, used):
     def count(mode):
         with tf.Graph().as_default() as graph:

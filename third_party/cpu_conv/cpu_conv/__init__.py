@@ -92,18 +92,22 @@ def frozen_weights(w: Any, dtype: Any, *, turned: bool = False) -> Any:
 
 
 def frozen_conv(x: Any, weights: Any, *, relu: bool = False, bias: Optional[Any] = None, addend: Optional[Any] = None,
-                relu_addend: bool = False, mask: Optional[Any] = None) -> Any:
-    """Convolution of stride 1, padding SAME, with constant weights, and what stands around it in a residual block.
+                relu_addend: bool = False, mask: Optional[Any] = None, stride: int = 1, addend_stride: int = 1) -> Any:
+    """Convolution, padding SAME, with constant weights, and what stands around it in a residual block.
 
     y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; of relu(x) and with relu(addend) if so said.
-    Has no gradient of its own: that is frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`.
+    Has no gradient of its own: that is frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`;
+    with a stride, only those rows and columns of it that are not zeros.
 
     Args:
         x: (N, height, width, channels in), float32 or bfloat16; all others are of that dtype.
-        weights: by frozen_weights. bias: (channels out,). addend, mask: like the result; no addend with 3x3 weights.
+        weights: by frozen_weights. bias: (channels out,). mask: like the result.
+        addend: like the result; with `addend_stride` of every so-manieth row and column alone. stride: of rows and columns.
+            Neither goes with 3x3 weights.
     Returns:
-        (N, height, width, channels out). An image's result does not depend on the batch that it is in, nor on the number
+        (N, ceil(height / stride), ceil(width / stride), channels out). An image's result does not depend on the batch that it is in, nor on the number
         of threads. When run it raises InvalidArgumentError where sizes don't fit.
     """
     bias, addend, mask = [tf.zeros([0], x.dtype) if t is None else t for t in (bias, addend, mask)]
-    return _library().frozen_conv(x, weights, bias, addend, mask, relu=relu, relu_addend=relu_addend)
+    return _library().frozen_conv(x, weights, bias, addend, mask, relu=relu, relu_addend=relu_addend, stride=stride,
+                                  addend_stride=addend_stride)

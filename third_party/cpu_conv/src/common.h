@@ -11,6 +11,11 @@
 
 #include "parallel.h"
 
+// Compilers that know the instructions for products of bfloat16.
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 10)
+#define CPU_CONV_BFLOAT
+#endif
+
 namespace cpu_conv {
 
 enum class Isa { kAnyCpu, kAvx2, kAvx512, kAvx512Bf16 };
@@ -25,7 +30,10 @@ inline Isa ChooseIsa() {
       !__builtin_cpu_supports("avx512bw")) {
     return Isa::kAvx2;
   }
-  return most == "avx512" || !__builtin_cpu_supports("avx512bf16") ? Isa::kAvx512 : Isa::kAvx512Bf16;
+#ifdef CPU_CONV_BFLOAT
+  if (most != "avx512" && __builtin_cpu_supports("avx512bf16")) return Isa::kAvx512Bf16;
+#endif
+  return Isa::kAvx512;
 #else
   return Isa::kAnyCpu;
 #endif

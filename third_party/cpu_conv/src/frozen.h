@@ -1,4 +1,4 @@
-// Convolutions with constant weights, 1x1 and 3x3, of stride 1, without TensorFlow. frozen_kernels.inc has the innermost
+// Convolutions with constant weights, 1x1 and, of stride 1, 3x3, without TensorFlow. frozen_kernels.inc has the innermost
 // loops.
 //
 // 1x1: some pixels' channels at a time are multiplied by panels of weights, in registers, from which the result goes to
@@ -51,23 +51,39 @@ std::unique_ptr<T[], FreeAligned> Aligned(size_t count) {
   return std::unique_ptr<T[], FreeAligned>(static_cast<T*>(p));
 }
 
-// y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; all NHWC, padding SAME. With the ReLU of x or of the
-// addend in its place, if so said. Without a bias, addend or mask, null, nothing is done in its place. Channels are multiples
-// of kPanel.
+// y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; all NHWC, padding SAME. With the ReLU of x or of
+// the addend in its place, if so said. Without a bias, addend or mask, null, nothing is done in its place. Channels are
+// multiples of kPanel. For 1x1 alone: a stride; and an addend, which with a stride of its own has values for every
+// so-manieth row and column of y.
 template <typename T>
 struct Convolution {
-  int64_t batch, height, width;
+  int64_t batch, height, width;  // of y; with a stride x has as many rows and columns as x_height and x_width say
   int in, out;
   const T* x;
   const T* weights;  // (points, out / kPanel, in, kPanel); in bfloat (points, out / kPanel, in / 2, kPanel, 2)
   const T *bias, *addend, *mask;
   T* y;
   bool relu, relu_addend;
+  int stride, addend_stride;
+  int64_t x_height, x_width;
 
   int64_t pixels() const { return batch * height * width; }
   int64_t tile_columns() const { return (width + kTile - 1) / kTile; }
   int64_t tiles_of_image() const { return (height + kTile - 1) / kTile * tile_columns(); }
   int64_t tiles() const { return batch * tiles_of_image(); }
+
+  // Where pixel `p` of y finds its inputs, as a pixel of x,
+  int64_t source(int64_t p) const {
+    if (stride == 1) return p;
+    return (p / (height * width) * x_height + p / width % height * stride) * x_width + p % width * stride;
+  }
+  // and where its addend is, as a pixel of that; -1: nowhere.
+  int64_t addend_of(int64_t p) const {
+    if (addend_stride == 1) return p;
+    const int64_t row = p / width % height, column = p % width, step = addend_stride;
+    if (row % step || column % step) return -1;
+    return (p / (height * width) * ((height + step - 1) / step) + row / step) * ((width + step - 1) / step) + column / step;
+  }
 };
 
 // Where a tile is in its map.
@@ -86,8 +102,8 @@ struct Tile {
   }
 };
 
-// What frozen_kernels.inc defines for an instruction set and a type. In a matrix a row has what a pixel has, or a tile in one
-// point.
+// What frozen_kernels.inc defines for an instruction set and a type. In a matrix a row has what a pixel has, or a tile in
+// one point.
 template <typename T>
 struct Kernels {
   // 1x1: `count` pixels from `first` on. `copy` has room for their inputs.
@@ -96,7 +112,7 @@ struct Kernels {
   void (*inputs)(const Convolution<T>& c, int64_t first, int64_t begin, int64_t end, int64_t count, T* to);
   // of one point and panel to the products,
   void (*multiply)(const T* inputs, int in, int64_t rows, const T* panel, float* products, int64_t step);
-  // from the products to the outputs.
+  // from the products to the outputs. Adds no addend.
   void (*outputs)(const Convolution<T>& c, int64_t first, int64_t begin, int64_t end, int64_t count,
                   const float* products);
   // Weights, those of pairs of channels in from begin to end, counted through all panels. `w`: (1, 1, in, out) or (3, 3, in,

@@ -35,6 +35,8 @@
 #define LANES 16
 #define ROWS 12
 #include "frozen_kernels.inc"
+#endif
+#ifdef CPU_CONV_BFLOAT
 #undef ISA
 #undef NAME
 #define ISA __attribute__((target("avx512f,avx512vl,avx512bw,avx512bf16,avx2,fma")))
@@ -65,6 +67,8 @@ REGISTER_OP("FrozenWeights")
       return Status();
     });
 
+int64_t Strided(int64_t size, int stride) { return (size + stride - 1) / stride; }
+
 // bias, addend and mask may be empty: then there is none.
 REGISTER_OP("FrozenConv")
     .Input("x: T")
@@ -76,13 +80,22 @@ REGISTER_OP("FrozenConv")
     .Attr("T: {float, bfloat16}")
     .Attr("relu: bool")
     .Attr("relu_addend: bool")
+    .Attr("stride: int >= 1")
+    .Attr("addend_stride: int >= 1")
     .SetShapeFn([](shape_inference::InferenceContext* c) {
       shape_inference::ShapeHandle x, weights;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &x));
       TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 4, &weights));
       shape_inference::DimensionHandle out;
       TF_RETURN_IF_ERROR(c->Multiply(c->Dim(weights, 1), frozen::kPanel, &out));
-      c->set_output(0, c->MakeShape({c->Dim(x, 0), c->Dim(x, 1), c->Dim(x, 2), out}));
+      int stride;
+      TF_RETURN_IF_ERROR(c->GetAttr("stride", &stride));
+      shape_inference::DimensionHandle size[2];
+      for (int i = 0; i < 2; ++i) {
+        size[i] = c->UnknownDim();
+        if (c->ValueKnown(c->Dim(x, 1 + i))) size[i] = c->MakeDim(Strided(c->Value(c->Dim(x, 1 + i)), stride));
+      }
+      c->set_output(0, c->MakeShape({c->Dim(x, 0), size[0], size[1], out}));
       return Status();
     });
 
@@ -105,7 +118,7 @@ const frozen::Kernels<float>* BestKernels(float) {
 
 // null where this CPU has no instructions for it.
 const frozen::Kernels<frozen::bfloat>* BestKernels(frozen::bfloat) {
-#if defined(__x86_64__)
+#ifdef CPU_CONV_BFLOAT
   if (cpu_conv::BestIsa() == cpu_conv::Isa::kAvx512Bf16) return &frozen::avx512_bf16::kBfloat;
 #endif
   return nullptr;
@@ -162,6 +175,8 @@ class FrozenConvOp : public FrozenOp<T> {
   explicit FrozenConvOp(OpKernelConstruction* context) : FrozenOp<T>(context) {
     OP_REQUIRES_OK(context, context->GetAttr("relu", &relu_));
     OP_REQUIRES_OK(context, context->GetAttr("relu_addend", &relu_addend_));
+    OP_REQUIRES_OK(context, context->GetAttr("stride", &stride_));
+    OP_REQUIRES_OK(context, context->GetAttr("addend_stride", &addend_stride_));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -173,18 +188,23 @@ class FrozenConvOp : public FrozenOp<T> {
                 errors::InvalidArgument("weights are not of a convolution of x: ", weights.shape().DebugString(), ", ",
                                         x.shape().DebugString()));
     const int64_t out = weights.dim_size(1) * frozen::kPanel;
-    const TensorShape y_shape({x.dim_size(0), x.dim_size(1), x.dim_size(2), out});
-    frozen::Convolution<Element> c = {x.dim_size(0), x.dim_size(1), x.dim_size(2), static_cast<int>(x.dim_size(3)),
-                                      static_cast<int>(out)};
+    const int64_t height = Strided(x.dim_size(1), stride_), width = Strided(x.dim_size(2), stride_);
+    const TensorShape y_shape({x.dim_size(0), height, width, out});
+    frozen::Convolution<Element> c = {x.dim_size(0), height, width, static_cast<int>(x.dim_size(3)), static_cast<int>(out)};
+    c.stride = stride_;
+    c.addend_stride = addend_stride_;
+    c.x_height = x.dim_size(1);
+    c.x_width = x.dim_size(2);
     c.x = this->Data(x);
     c.weights = this->Data(weights);
     c.relu = relu_;
     c.relu_addend = relu_addend_;
     OP_REQUIRES_OK(context, Optional(context, 2, TensorShape({out}), &c.bias));
-    OP_REQUIRES_OK(context, Optional(context, 3, y_shape, &c.addend));
+    const TensorShape addend_shape({x.dim_size(0), Strided(height, addend_stride_), Strided(width, addend_stride_), out});
+    OP_REQUIRES_OK(context, Optional(context, 3, addend_shape, &c.addend));
     OP_REQUIRES_OK(context, Optional(context, 4, y_shape, &c.mask));
     const bool is_1x1 = weights.dim_size(0) == 1;
-    OP_REQUIRES(context, is_1x1 || !c.addend, errors::Unimplemented("3x3 with an addend"));
+    OP_REQUIRES(context, is_1x1 || (!c.addend && stride_ == 1), errors::Unimplemented("3x3 with an addend or a stride"));
     Tensor* y;
     // an addend that nobody else needs may be replaced: it is read where the sum is written
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({3}, 0, y_shape, &y));
@@ -212,6 +232,7 @@ class FrozenConvOp : public FrozenOp<T> {
   }
 
   bool relu_, relu_addend_;
+  int stride_, addend_stride_;
 };
 
 #define REGISTER(T)                                                                                               \
