@@ -262,7 +262,9 @@ def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: i
 
 def frozen_convolution(name: str, shape: List[int], mode: Mode, *, stride: int = 1, frozen: bool = True,
                        initial_gamma: float = 1.0) -> FrozenConvolution:
-    w, bias = conv_norm_weights(name, shape, initial_gamma).folded(tf.float32)
+    folded = conv_norm_weights(name, shape, initial_gamma).folded(tf.float32)
+    with constant_during_attack():
+        w, bias = [tf.stop_gradient(t) for t in folded]
     return FrozenConvolution(w, bias, stride, None if frozen else lambda x, w: apply_convolution(x, w, mode, stride))
 
 

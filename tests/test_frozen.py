@@ -2,7 +2,9 @@
 import numpy as np
 import pytest
 
+import checkpoint
 import helpers
+import resnet_model
 from compat import session_config, tf
 from cpu_conv import frozen_conv, frozen_weights, has_bfloat16
 from frozen import FrozenConvolution, frozen_bottleneck, frozen_stem
@@ -122,6 +124,7 @@ def test_what_is_not_a_number_stays_so(kernel, dtype):
     x, w = np.ones([1, 8, 8, 32], np.float32), np.ones([kernel, kernel, 32, 32], np.float32)
     broken = x.copy()
     broken[0, 3, 3, 5] = np.nan
+    assert np.isnan(compute(broken, w, dtype, mask=broken)[0, 3, 3, 5])  # a gradient's
     for relu in (True, False):
         assert np.isnan(compute(broken, w, dtype, relu=relu)[0, 3, 3]).all()
         if kernel == 1:
@@ -185,6 +188,49 @@ def test_bottleneck_and_its_gradient(dtype, relu, stride, with_shortcut, size):
     for a, b in zip(computed, expected):
         # in bfloat16 a gradient may pass a ReLU whose input is close to 0, or not
         assert np.linalg.norm(a - b) < (1e-5 if dtype == 'float32' else 0.05) * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('relu', [True, False])
+def test_gradients_of_the_op(stride, relu):
+    """To x and the addend, by TensorFlow's operations."""
+    rng = np.random.RandomState(4)
+    w, mask, addend = normal(rng, 1, 1, 32, 64), normal(rng, 2, 3, 4, 64), normal(rng, 2, 2, 2, 64)
+    x, factor = normal(rng, 2, 3 * stride, 4 * stride, 32), normal(rng, 2, 3, 4, 64)
+    with tf.Graph().as_default():
+        fed = [tf.placeholder(tf.float32, a.shape) for a in (x, addend)]
+        y = frozen_conv(fed[0], frozen_weights(tf.constant(w), tf.float32), relu=relu, addend=fed[1], relu_addend=relu,
+                        mask=tf.constant(mask), stride=stride, addend_stride=2)
+        computed = run(tf.gradients(y, fed, factor), dict(zip(fed, (x, addend))))
+    passed = factor * (mask > 0)
+    of_x = helpers.convolution_gradients(x, w, passed, stride)[0]
+    check(computed[0], of_x * (x > 0) if relu else of_x)
+    check(computed[1], passed[:, ::2, ::2] * ((addend > 0) | (not relu)))
+
+
+@pytest.mark.parametrize('arch', ['ResNet', 'ResNetDenoise', 'ResNeXtDenoiseAll'])
+def test_second_derivatives_of_a_network(arch, monkeypatch):
+    """In a loop, as an attacker may want them: beside those of TensorFlow's own convolutions."""
+    network = Network(arch, 14, 5)
+    weights = helpers.random_weights(network.variable_shapes(), seed=0)
+    rng = np.random.RandomState(5)
+    image, direction = rng.uniform(-1, 1, (2, 33, 33, 3)).astype(np.float32), normal(rng, 2, 33, 33, 3)
+
+    def product(x):
+        """Of the matrix of second derivatives and a direction."""
+        gradient = tf.gradients(tf.reduce_sum(tf.nn.log_softmax(network.logits(x, Mode()))[:, 0] ** 2), x)[0]
+        return tf.gradients(tf.reduce_sum(gradient * direction), x)[0]
+
+    results = []
+    for is_faster in (resnet_model.is_faster_frozen, lambda *_: False):
+        monkeypatch.setattr(resnet_model, 'is_faster_frozen', is_faster)
+        with tf.Graph().as_default(), tf.Session(config=session_config()) as session:
+            x = tf.placeholder(tf.float32, image.shape)
+            _, y = tf.while_loop(lambda i, _: i < 1, lambda i, _: (i + 1, product(x)), [0, tf.zeros_like(x)],
+                                 back_prop=False)
+            checkpoint.assign_weights(session, weights)
+            results.append(session.run(y, {x: image}))
+    assert np.linalg.norm(results[0] - results[1]) < 1e-3 * np.linalg.norm(results[1]) > 0
 
 
 @pytest.mark.parametrize('arch, used', [('ResNet', 13), ('ResNetDenoise', 13), ('ResNeXtDenoiseAll', 12)])

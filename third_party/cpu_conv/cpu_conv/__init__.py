@@ -96,8 +96,9 @@ def frozen_conv(x: Any, weights: Any, *, relu: bool = False, bias: Optional[Any]
     """Convolution, padding SAME, with constant weights, and what stands around it in a residual block.
 
     y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; of relu(x) and with relu(addend) if so said.
-    Has no gradient of its own: that is frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`;
-    with a stride, only those rows and columns of it that are not zeros.
+    Its gradients reach x and the addend. They are made of TensorFlow's own operations, for derivatives of any order; that to
+    x is faster as frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`, and with a stride that
+    makes only those rows and columns of it that are not zeros.
 
     Args:
         x: (N, height, width, channels in), float32 or bfloat16; all others are of that dtype.
@@ -111,3 +112,28 @@ def frozen_conv(x: Any, weights: Any, *, relu: bool = False, bias: Optional[Any]
     bias, addend, mask = [tf.zeros([0], x.dtype) if t is None else t for t in (bias, addend, mask)]
     return _library().frozen_conv(x, weights, bias, addend, mask, relu=relu, relu_addend=relu_addend, stride=stride,
                                   addend_stride=addend_stride)
+
+
+@tf.RegisterGradient('FrozenConv')
+def _of_frozen_conv(op: Any, upstream: Any) -> Any:
+    x, weights, _, addend, mask = op.inputs
+    prepared = weights.op
+    while prepared.type != 'FrozenWeights':  # where they come into a loop
+        prepared = prepared.inputs[0].op
+    w = tf.cast(prepared.inputs[0], x.dtype)
+    if prepared.get_attr('turned'):
+        w = tf.transpose(w[::-1, ::-1], [0, 1, 3, 2])
+    if mask.shape.ndims != 1:
+        upstream = _where_positive(mask, upstream)
+    stride, step = op.get_attr('stride'), op.get_attr('addend_stride')
+    of_x = tf.compat.v1.nn.conv2d_backprop_input(tf.shape(x), w, upstream, [1, stride, stride, 1], 'SAME')
+    of_x = _where_positive(x, of_x) if op.get_attr('relu') else of_x
+    of_addend = None
+    if addend.shape.ndims != 1:
+        of_addend = upstream[:, ::step, ::step]
+        of_addend = _where_positive(addend, of_addend) if op.get_attr('relu_addend') else of_addend
+    return of_x, None, None, of_addend, None
+
+
+def _where_positive(gate: Any, value: Any) -> Any:
+    return value * tf.cast(gate > 0, value.dtype)

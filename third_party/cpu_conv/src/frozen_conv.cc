@@ -1,4 +1,4 @@
-// The ops FrozenWeights and FrozenConv: convolutions of 1x1 and 3x3, NHWC, padding SAME, stride 1.
+// The ops FrozenWeights and FrozenConv: convolutions of 1x1 and, of stride 1, 3x3; NHWC, padding SAME.
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
