@@ -85,7 +85,6 @@ class FrozenConvolution(NamedTuple):
             w, bias = tf.cast(self.w, x.dtype), tf.cast(self.bias, x.dtype)
         rectified = tf.nn.relu(x) if relu else x
         y = tf.nn.bias_add(self.otherwise(rectified, w), bias)
-
         return y, lambda upstream: tf.gradients(y, x, upstream)[0]
 
 

@@ -23,6 +23,7 @@ def _library() -> Any:
     return tf.load_op_library(_compiled())
 
 
+@functools.lru_cache(maxsize=None)
 def isa() -> str:
     """What the ops compute with: any_cpu, avx2, avx512 or avx512_bf16; with CPU_CONV_ISA in the environment no more than it."""
     _library()

@@ -3,7 +3,6 @@
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
-#include <memory>
 #include <string>
 
 #include "tensorflow/core/framework/op_kernel.h"
