@@ -6,6 +6,7 @@
 #include <string>
 
 #include "tensorflow/core/framework/op_kernel.h"
+#include "tensorflow/core/framework/shape_inference.h"
 #include "tensorflow/core/lib/core/threadpool.h"
 
 #include "parallel.h"
@@ -46,6 +47,14 @@ inline Isa BestIsa() {
 inline const char* Name(Isa isa) {
   static const char* const names[] = {"any_cpu", "avx2", "avx512", "avx512_bf16"};
   return names[static_cast<int>(isa)];
+}
+
+// Of the result, padding SAME.
+inline int64_t Strided(int64_t size, int stride) { return (size + stride - 1) / stride; }
+
+inline tensorflow::shape_inference::DimensionHandle Strided(tensorflow::shape_inference::InferenceContext* c,
+                                                            tensorflow::shape_inference::DimensionHandle size, int stride) {
+  return c->ValueKnown(size) ? c->MakeDim(Strided(c->Value(size), stride)) : c->UnknownDim();
 }
 
 inline Parallel Threads(tensorflow::OpKernelContext* context) {

@@ -67,8 +67,6 @@ REGISTER_OP("FrozenWeights")
       return Status();
     });
 
-int64_t Strided(int64_t size, int stride) { return (size + stride - 1) / stride; }
-
 // bias, addend and mask may be empty: then there is none.
 REGISTER_OP("FrozenConv")
     .Input("x: T")
@@ -90,12 +88,8 @@ REGISTER_OP("FrozenConv")
       TF_RETURN_IF_ERROR(c->Multiply(c->Dim(weights, 1), frozen::kPanel, &out));
       int stride;
       TF_RETURN_IF_ERROR(c->GetAttr("stride", &stride));
-      shape_inference::DimensionHandle size[2];
-      for (int i = 0; i < 2; ++i) {
-        size[i] = c->UnknownDim();
-        if (c->ValueKnown(c->Dim(x, 1 + i))) size[i] = c->MakeDim(Strided(c->Value(c->Dim(x, 1 + i)), stride));
-      }
-      c->set_output(0, c->MakeShape({c->Dim(x, 0), size[0], size[1], out}));
+      c->set_output(0, c->MakeShape({c->Dim(x, 0), cpu_conv::Strided(c, c->Dim(x, 1), stride),
+                                     cpu_conv::Strided(c, c->Dim(x, 2), stride), out}));
       return Status();
     });
 
@@ -188,7 +182,7 @@ class FrozenConvOp : public FrozenOp<T> {
                 errors::InvalidArgument("weights are not of a convolution of x: ", weights.shape().DebugString(), ", ",
                                         x.shape().DebugString()));
     const int64_t out = weights.dim_size(1) * frozen::kPanel;
-    const int64_t height = Strided(x.dim_size(1), stride_), width = Strided(x.dim_size(2), stride_);
+    const int64_t height = cpu_conv::Strided(x.dim_size(1), stride_), width = cpu_conv::Strided(x.dim_size(2), stride_);
     const TensorShape y_shape({x.dim_size(0), height, width, out});
     frozen::Convolution<Element> c = {x.dim_size(0), height, width, static_cast<int>(x.dim_size(3)), static_cast<int>(out)};
     c.stride = stride_;
@@ -200,7 +194,8 @@ class FrozenConvOp : public FrozenOp<T> {
     c.relu = relu_;
     c.relu_addend = relu_addend_;
     OP_REQUIRES_OK(context, Optional(context, 2, TensorShape({out}), &c.bias));
-    const TensorShape addend_shape({x.dim_size(0), Strided(height, addend_stride_), Strided(width, addend_stride_), out});
+    const TensorShape addend_shape({x.dim_size(0), cpu_conv::Strided(height, addend_stride_),
+                                    cpu_conv::Strided(width, addend_stride_), out});
     OP_REQUIRES_OK(context, Optional(context, 3, addend_shape, &c.addend));
     OP_REQUIRES_OK(context, Optional(context, 4, y_shape, &c.mask));
     const bool is_1x1 = weights.dim_size(0) == 1;

@@ -45,12 +45,8 @@ REGISTER_OP("GroupedConv2D")
       TF_RETURN_IF_ERROR(c->WithRank(c->input(1), 4, &w));
       int stride;
       TF_RETURN_IF_ERROR(c->GetAttr("stride", &stride));
-      shape_inference::DimensionHandle size[2];
-      for (int i = 0; i < 2; ++i) {
-        size[i] = c->UnknownDim();
-        if (c->ValueKnown(c->Dim(x, 1 + i))) size[i] = c->MakeDim((c->Value(c->Dim(x, 1 + i)) + stride - 1) / stride);
-      }
-      c->set_output(0, c->MakeShape({c->Dim(x, 0), size[0], size[1], c->Dim(w, 3)}));
+      c->set_output(0, c->MakeShape({c->Dim(x, 0), cpu_conv::Strided(c, c->Dim(x, 1), stride),
+                                     cpu_conv::Strided(c, c->Dim(x, 2), stride), c->Dim(w, 3)}));
       return Status();
     });
 
