@@ -56,27 +56,33 @@ def frozen_stem(x: tf.Tensor, w: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 # --- the bottleneck --------------------------------------------------------------------------------------------------
 
 class FrozenConvolution(NamedTuple):
-    """A convolution with BatchNorm folded into it: weights (height, width, channels in, channels out) and bias, float32."""
+    """A convolution with BatchNorm folded into it: weights (height, width, channels in / groups, channels out) and bias, float32.
+    """
     w: tf.Tensor
     bias: tf.Tensor
     stride: int = 1
+    groups: int = 1
     otherwise: Optional[Callable] = None  # features, weights -> features: how TensorFlow does it where frozen_conv can't
 
     def apply(self, x: tf.Tensor, *, relu: bool, **sum_with) -> Tuple[tf.Tensor, Callable]:
         """Of x, or of its ReLU, plus frozen_conv's `addend`; and the function that makes the gradient to x of the result's.
 
         That function can add something to the gradient to the ReLU (`addend`) or leave its own gradient out (`to_relu`).
-        With a stride it makes the rows and columns that are met alone.
+        With a stride a 1x1 convolution's makes the rows and columns that are met alone.
         """
         if self.otherwise is not None:
             assert not sum_with, 'only frozen_conv adds something'
             return self.apply_otherwise(x, relu)
+        is_3x3 = int(self.w.shape[0]) == 3
+        kind = dict(stride=self.stride if is_3x3 else 1, groups=self.groups)
         with constant_during_attack():
-            weights, bias = frozen_weights(self.w, x.dtype), tf.cast(self.bias, x.dtype)
+            weights, bias = frozen_weights(self.w, x.dtype, **kind), tf.cast(self.bias, x.dtype)
 
         def gradient(upstream: tf.Tensor, to_relu: bool = False, **sum_with) -> tf.Tensor:
             with constant_during_attack():
-                turned = frozen_weights(self.w, upstream.dtype, turned=True)
+                turned = frozen_weights(self.w, upstream.dtype, turned=True, **kind)
+            if kind['stride'] > 1:
+                sum_with = dict(sum_with, stride=self.stride, like=x)
             return frozen_conv(upstream, turned, mask=x if relu and not to_relu else None, **sum_with)
         return frozen_conv(x, weights, relu=relu, bias=bias, stride=self.stride, **sum_with), gradient
 

@@ -7,7 +7,7 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from attention import softmax_attention
 from compat import has_gpu, in_xla, tf
-from cpu_conv import grouped_conv2d
+from cpu_conv import conv2d
 from frozen import (FrozenConvolution, constant_during_attack, frozen_bottleneck, frozen_stem, is_faster_frozen)
 
 BATCH_NORM_MOMENTUM = 0.9
@@ -76,7 +76,7 @@ def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int) ->
     if in_xla() or has_gpu():
         return tf.nn.conv2d(x, w, strides=strides, padding='SAME')
     if w.dtype == tf.float32:
-        return grouped_conv2d(x, w, stride)
+        return conv2d(x, w, stride)
     with constant_during_attack():
         weights = tf.split(w, groups, axis=3)
     return tf.concat([tf.nn.conv2d(a, b, strides=strides, padding='SAME')
@@ -246,11 +246,12 @@ def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: i
     channels_in, out = num_channels(x, mode), 4 * channels
     shortcut = channels_in != out or stride != 1
     if folds(mode) and mode.data_format == 'NHWC' and is_faster_frozen(mode.dtype, [channels_in, width, out]):
-        # on one position the middle one is a matrix product
-        in_tiles = stride == groups == 1 and num_positions(x, mode) > 1
+        # the middle one may be a matrix product on one position
+        frozen = num_positions(x, mode) > 1 and (groups == 1 or stride == 1)
         return frozen_bottleneck(
             x, frozen_convolution('conv1', [1, 1, channels_in, width], mode),
-            frozen_convolution('conv2', [3, 3, width // groups, width], mode, stride=stride, frozen=in_tiles),
+            frozen_convolution('conv2', [3, 3, width // groups, width], mode, stride=stride, groups=groups,
+                               frozen=frozen),
             frozen_convolution('conv3', [1, 1, width, out], mode, initial_gamma=0.0),
             frozen_convolution('convshortcut', [1, 1, channels_in, out], mode, stride=stride) if shortcut else None, relu=relu)
     x = tf.nn.relu(x) if relu else x
@@ -260,12 +261,12 @@ def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: i
     return y + (conv_norm(x, 'convshortcut', out, 1, mode, stride=stride) if shortcut else x)
 
 
-def frozen_convolution(name: str, shape: List[int], mode: Mode, *, stride: int = 1, frozen: bool = True,
+def frozen_convolution(name: str, shape: List[int], mode: Mode, *, stride: int = 1, groups: int = 1, frozen: bool = True,
                        initial_gamma: float = 1.0) -> FrozenConvolution:
     folded = conv_norm_weights(name, shape, initial_gamma).folded(tf.float32)
     with constant_during_attack():
         w, bias = [tf.stop_gradient(t) for t in folded]
-    return FrozenConvolution(w, bias, stride, None if frozen else lambda x, w: apply_convolution(x, w, mode, stride))
+    return FrozenConvolution(w, bias, stride, groups, None if frozen else lambda x, w: apply_convolution(x, w, mode, stride))
 
 
 def stem(x: tf.Tensor, mode: Mode) -> tf.Tensor:

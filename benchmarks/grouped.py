@@ -30,7 +30,7 @@ DIRECTIONS = ['forward', 'input', 'weights']
 def build(size: int, channels: int, stride: int, batch: int) -> Dict[str, List[Any]]:
     """{system: the operations of DIRECTIONS}, on variables."""
     from compat import tf
-    from cpu_conv import grouped_conv2d
+    from cpu_conv import conv2d
 
     def variable(*shape: int) -> tf.Variable:
         return tf.Variable(tf.random_normal(shape))
@@ -40,7 +40,7 @@ def build(size: int, channels: int, stride: int, batch: int) -> Dict[str, List[A
     y = tf.concat([tf.nn.conv2d(a, b, strides=[1, stride, stride, 1], padding='SAME')
                    for a, b in zip(tf.split(x, GROUPS, axis=3), parts)], axis=3)
     loop = [y.op, tf.gradients(y, x, upstream)[0].op, tf.concat(tf.gradients(y, parts, upstream), axis=3).op]
-    y = grouped_conv2d(x, w, stride)
+    y = conv2d(x, w, stride)
     return {'loop': loop, 'op': [y.op] + [g.op for g in tf.gradients(y, [x, w], upstream)]}
 
 

@@ -4,7 +4,7 @@ import pytest
 
 import helpers
 from compat import session_config, tf, xla_compile
-from cpu_conv import grouped_conv2d
+from cpu_conv import conv2d
 from other_cpus import call_as
 from resnet_model import Mode, apply_convolution
 
@@ -13,7 +13,7 @@ def compute(x, w, upstream, stride, threads=2):
     """The convolution and its gradients to x and w, by the op."""
     with tf.Graph().as_default():
         inputs = [tf.placeholder(tf.float32) for _ in range(3)]
-        y = grouped_conv2d(*inputs[:2], stride=stride)
+        y = conv2d(*inputs[:2], stride=stride)
         config = session_config()
         config.intra_op_parallelism_threads = threads
         with tf.Session(config=config) as session:
@@ -83,7 +83,7 @@ def test_second_derivatives():
     directions = [rng.standard_normal(a.shape).astype(np.float32) for a in (x, w)]
 
     def slope_and_gradients(inputs):
-        loss = tf.reduce_sum(grouped_conv2d(inputs[0], inputs[1], 2) ** 3)
+        loss = tf.reduce_sum(conv2d(inputs[0], inputs[1], 2) ** 3)
         gradients = tf.gradients(loss, inputs)
         slope = tf.add_n([tf.reduce_sum(g * d) for g, d in zip(gradients, directions)])
         return slope, tf.gradients(slope, inputs)

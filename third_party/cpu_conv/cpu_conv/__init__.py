@@ -6,7 +6,7 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
-__all__ = ['FROZEN_CHANNELS', 'frozen_conv', 'frozen_weights', 'grouped_conv2d', 'has_bfloat16', 'isa']
+__all__ = ['FROZEN_CHANNELS', 'conv2d', 'frozen_conv', 'frozen_weights', 'has_bfloat16', 'isa']
 
 FROZEN_CHANNELS = 32  # in and out, of frozen_conv: multiples of it
 
@@ -37,8 +37,11 @@ def has_bfloat16() -> bool:
     return isa() == 'avx512_bf16'
 
 
-def grouped_conv2d(x: Any, w: Any, stride: int) -> Any:
-    """Convolution in groups, padding SAME.
+# --- convolutions that are trained -----------------------------------------------------------------------------------
+# A convolution is linear in x and in w: the gradients of its gradients are the same three operations.
+
+def conv2d(x: Any, w: Any, stride: int) -> Any:
+    """Convolution, in groups or not, padding SAME. It has derivatives of any order, all by these ops.
 
     Args:
         x: (N, height, width, channels) float32. Its channels are in as many groups as w's third dimension goes into them.
@@ -48,71 +51,111 @@ def grouped_conv2d(x: Any, w: Any, stride: int) -> Any:
         (N, ceil(height / stride), ceil(width / stride), channels out) float32. The same numbers for any number of threads.
         When run it raises InvalidArgumentError where the channels don't divide into groups.
     """
+    @tf.custom_gradient
+    def convolution(x: Any, w: Any):
+        return _forward(x, w, stride), lambda upstream: (_input_gradient(x, w, upstream, stride),
+                                                         _filter_gradient(x, w, upstream, stride))
+    return convolution(x, w)
+
+
+def _input_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
+    """Only the shape of x matters."""
+    @tf.custom_gradient
+    def to_x(w: Any, upstream: Any):
+        return _to_input(x, w, upstream, stride), lambda second: (_filter_gradient(second, w, upstream, stride),
+                                                                  conv2d(second, w, stride))
+    return to_x(w, upstream)
+
+
+def _filter_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
+    """Only the shape of w matters."""
+    @tf.custom_gradient
+    def to_w(x: Any, upstream: Any):
+        return _to_filter(x, w, upstream, stride), lambda second: (_input_gradient(x, second, upstream, stride),
+                                                                   conv2d(x, second, stride))
+    return to_w(x, upstream)
+
+
+def _groups(x: Any, w: Any, stride: int) -> int:
+    """In how many groups the convolution is if the ops for constant weights take it, otherwise 0."""
+    if x.shape.ndims != 4 or w.shape.ndims != 4 or None in w.shape.as_list() + x.shape[3:].as_list():
+        return 0
+    (height, width, of_group, channels_out), channels = w.shape.as_list(), int(x.shape[3])
+    if height != width or height not in (1, 3) or stride > 3 or channels % FROZEN_CHANNELS or channels_out % FROZEN_CHANNELS:
+        return 0
+    if of_group == channels:
+        return 1
+    fits = (height == 3 and stride == 1 and channels_out == channels and channels % of_group == 0 and
+            (of_group % FROZEN_CHANNELS == 0 or of_group in (2, 4, 8, 16)))
+    return channels // of_group if fits else 0
+
+
+def _forward(x: Any, w: Any, stride: int) -> Any:
+    groups = _groups(x, w, stride)
+    if groups:
+        return frozen_conv(x, frozen_weights(w, tf.float32, stride=stride, groups=groups), stride=stride)
     return _library().grouped_conv2d(x, w, stride=stride)
 
 
-def _input_gradient(x_shape: Any, w: Any, upstream: Any, stride: int) -> Any:
-    return _library().grouped_conv2d_input_gradient(x_shape, w, upstream, stride=stride)
+def _to_input(x: Any, w: Any, upstream: Any, stride: int) -> Any:
+    groups = _groups(x, w, stride)
+    if not groups:
+        return _library().grouped_conv2d_input_gradient(tf.shape(input=x), w, upstream, stride=stride)
+    turned = frozen_weights(w, tf.float32, stride=stride, groups=groups, turned=True)
+    return frozen_conv(upstream, turned, stride=stride, like=None if stride == 1 else x)
 
 
-def _filter_gradient(x: Any, w_shape: Any, upstream: Any, stride: int) -> Any:
-    return _library().grouped_conv2d_filter_gradient(x, w_shape, upstream, stride=stride)
+def _to_filter(x: Any, w: Any, upstream: Any, stride: int) -> Any:
+    # for narrow groups the zeros between them would cost more than Winograd's algorithm saves
+    if _groups(x, w, stride) and int(w.shape[2]) >= FROZEN_CHANNELS:
+        return _library().conv_filter_gradient(x, tf.shape(input=w), upstream, stride=stride)
+    return _library().grouped_conv2d_filter_gradient(x, tf.shape(input=w), upstream, stride=stride)
 
 
-@tf.RegisterGradient('GroupedConv2D')
-def _of_forward(op: Any, upstream: Any) -> Any:
-    (x, w), stride = op.inputs, op.get_attr('stride')
-    return (_input_gradient(tf.shape(input=x), w, upstream, stride), _filter_gradient(x, tf.shape(input=w), upstream, stride))
+# --- convolutions with constant weights ------------------------------------------------------------------------------
 
-
-# The convolution is linear in x and in w: the gradients of its gradients are the same three operations.
-@tf.RegisterGradient('GroupedConv2DInputGradient')
-def _of_input_gradient(op: Any, upstream: Any) -> Any:
-    (_, w, former), stride = op.inputs, op.get_attr('stride')
-    return None, _filter_gradient(upstream, tf.shape(input=w), former, stride), grouped_conv2d(upstream, w, stride)
-
-
-@tf.RegisterGradient('GroupedConv2DFilterGradient')
-def _of_filter_gradient(op: Any, upstream: Any) -> Any:
-    (x, _, former), stride = op.inputs, op.get_attr('stride')
-    return _input_gradient(tf.shape(input=x), upstream, former, stride), None, grouped_conv2d(x, upstream, stride)
-
-
-def frozen_weights(w: Any, dtype: Any, *, turned: bool = False) -> Any:
+def frozen_weights(w: Any, dtype: Any, *, turned: bool = False, stride: int = 1, groups: int = 1) -> Any:
     """Constant weights as frozen_conv takes them.
 
     Args:
-        w: (1, 1, channels in, channels out) or (3, 3, channels in, channels out) float32; multiples of FROZEN_CHANNELS.
+        w: (1, 1, channels in, channels out) or (3, 3, channels in / groups, channels out) float32; channels in and out are
+            multiples of FROZEN_CHANNELS, and those of a group, 3x3 of stride 1, that too or 2, 4, 8 or 16.
         dtype: float32, or bfloat16 where `has_bfloat16()`.
         turned: for the gradient to the inputs of a convolution with w: from `channels out` to `channels in`.
+        stride: of the 3x3 convolution, at most 3; of stride 1 it is computed by Winograd's algorithm.
     Returns:
-        (1 or 36, channels out / 32, channels in, 32) of `dtype`, in an order of its own; the 3x3 ones transformed for
-        Winograd's algorithm. When run it raises InvalidArgumentError for other shapes of w.
+        (1 or 36, channels out / 32, channels that they meet, 32) of `dtype`, in an order of its own. When run it raises
+        InvalidArgumentError for other shapes of w.
     """
-    return _library().frozen_weights(w, T=dtype, turned=turned)
+    return _library().frozen_weights(w, T=dtype, turned=turned, stride=stride, groups=groups)
 
 
 def frozen_conv(x: Any, weights: Any, *, relu: bool = False, bias: Optional[Any] = None, addend: Optional[Any] = None,
-                relu_addend: bool = False, mask: Optional[Any] = None, stride: int = 1, addend_stride: int = 1) -> Any:
+                relu_addend: bool = False, mask: Optional[Any] = None, stride: int = 1, like: Optional[Any] = None,
+                addend_stride: int = 1) -> Any:
     """Convolution, padding SAME, with constant weights, and what stands around it in a residual block.
 
     y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; of relu(x) and with relu(addend) if so said.
     Its gradients reach x and the addend. They are made of TensorFlow's own operations, for derivatives of any order; that to
-    x is faster as frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`, and with a stride that
-    makes only those rows and columns of it that are not zeros.
+    x is faster as frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`; where there is a stride
+    also with `stride` and `like=x`, or, of 1x1 weights, without these to make no more than the rows and columns that are met.
 
     Args:
         x: (N, height, width, channels in), float32 or bfloat16; all others are of that dtype.
         weights: by frozen_weights. bias: (channels out,). mask: like the result.
-        addend: like the result; with `addend_stride` of every so-manieth row and column alone. stride: of rows and columns.
-            Neither goes with 3x3 weights.
+        stride: of rows and columns; 3x3 weights have been prepared for it.
+        like: says that the gradient to the inputs is computed, of a convolution with that stride, and has its shape. A mask
+            must be the same tensor.
+        addend: like the result; with `addend_stride` of every so-manieth row and column alone. Not with 3x3 of stride 1.
     Returns:
-        (N, ceil(height / stride), ceil(width / stride), channels out). An image's result does not depend on the batch that it is in, nor on the number
-        of threads. When run it raises InvalidArgumentError where sizes don't fit.
+        (N, ceil(height / stride), ceil(width / stride), channels out). An image's result does not depend on the batch that
+        it is in, nor on the number of threads. When run it raises InvalidArgumentError where sizes don't fit.
     """
-    bias, addend, mask = [tf.zeros([0], x.dtype) if t is None else t for t in (bias, addend, mask)]
-    return _library().frozen_conv(x, weights, bias, addend, mask, relu=relu, relu_addend=relu_addend, stride=stride,
-                                  addend_stride=addend_stride)
+    if like is not None and mask is not None and mask is not like:
+        raise ValueError('a mask must be the tensor that the gradient is like')
+    bias, addend, gate = [tf.zeros([0], x.dtype) if t is None else t for t in (bias, addend, mask if like is None else like)]
+    return _library().frozen_conv(x, weights, bias, addend, gate, relu=relu, relu_addend=relu_addend, stride=stride,
+                                  masked=mask is not None, turned=like is not None, addend_stride=addend_stride)
 
 
 @tf.RegisterGradient('FrozenConv')
@@ -121,19 +164,31 @@ def _of_frozen_conv(op: Any, upstream: Any) -> Any:
     prepared = weights.op
     while prepared.type != 'FrozenWeights':  # where they come into a loop
         prepared = prepared.inputs[0].op
-    w = tf.cast(prepared.inputs[0], x.dtype)
-    if prepared.get_attr('turned'):
-        w = tf.transpose(w[::-1, ::-1], [0, 1, 3, 2])
-    if mask.shape.ndims != 1:
+    if op.get_attr('masked'):
         upstream = _where_positive(mask, upstream)
-    stride, step = op.get_attr('stride'), op.get_attr('addend_stride')
-    of_x = tf.compat.v1.nn.conv2d_backprop_input(tf.shape(x), w, upstream, [1, stride, stride, 1], 'SAME')
-    of_x = _where_positive(x, of_x) if op.get_attr('relu') else of_x
     of_addend = None
     if addend.shape.ndims != 1:
+        step = op.get_attr('addend_stride')
         of_addend = upstream[:, ::step, ::step]
         of_addend = _where_positive(addend, of_addend) if op.get_attr('relu_addend') else of_addend
+    of_x = _gradient_of_convolution(prepared, x, upstream, op.get_attr('stride'), op.get_attr('turned'))
+    of_x = _where_positive(x, of_x) if op.get_attr('relu') else of_x
     return of_x, None, None, of_addend, None
+
+
+def _gradient_of_convolution(prepared: Any, x: Any, upstream: Any, stride: int, turned: bool) -> Any:
+    """To x. `prepared`: the FrozenWeights; `turned`: of the FrozenConv."""
+    w, groups = prepared.inputs[0], prepared.get_attr('groups')
+    if prepared.get_attr('turned') and groups == 1 and not turned:
+        w = tf.transpose(w[::-1, ::-1], [0, 1, 3, 2])
+    if groups > 1:  # of stride 1
+        wide, upstream = tf.cast(x, tf.float32), tf.cast(upstream, tf.float32)
+        of_x = conv2d(upstream, w, 1) if prepared.get_attr('turned') else _input_gradient(wide, w, upstream, 1)
+        return tf.cast(of_x, x.dtype)
+    w, strides = tf.cast(w, x.dtype), [1, stride, stride, 1]
+    if turned:
+        return tf.nn.conv2d(upstream, w, strides=strides, padding='SAME')
+    return tf.compat.v1.nn.conv2d_backprop_input(tf.shape(input=x), w, upstream, strides, 'SAME')
 
 
 def _where_positive(gate: Any, value: Any) -> Any:

@@ -1,5 +1,6 @@
 // What the ops share: the choice of kernels for the CPU that this runs on, and TensorFlow's threads.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
@@ -51,6 +52,24 @@ inline const char* Name(Isa isa) {
 
 // Of the result, padding SAME.
 inline int64_t Strided(int64_t size, int stride) { return (size + stride - 1) / stride; }
+
+// Before the first pixel.
+inline int64_t Padding(int64_t size, int kernel, int stride) {
+  return std::max<int64_t>(0, (Strided(size, stride) - 1) * stride + kernel - size) / 2;
+}
+
+// One dimension of the gradient to the inputs of one residue modulo the stride. Input i * stride + residue meets the
+// output o by the tap stride * (i - o) + residue + padding: every stride-th tap, from the last one back for ascending o.
+struct Taps {
+  int count, first_tap, start;  // the u-th tap, from 0 to count - 1, is tap(u), and its output i + start + u
+
+  Taps(int kernel, int stride, int padding, int residue) {
+    first_tap = (residue + padding) % stride;
+    count = first_tap < kernel ? (kernel - 1 - first_tap) / stride + 1 : 0;
+    start = (residue + padding) / stride - (count - 1);
+  }
+  int tap(int u, int stride) const { return stride * (count - 1 - u) + first_tap; }
+};
 
 inline tensorflow::shape_inference::DimensionHandle Strided(tensorflow::shape_inference::InferenceContext* c,
                                                             tensorflow::shape_inference::DimensionHandle size, int stride) {

@@ -110,8 +110,8 @@ struct Convolution {
     kernel_columns = w_shape.dim_size(1);
     x = {x_shape.dim_size(0), x_shape.dim_size(1), x_shape.dim_size(2), x_shape.dim_size(3)};
     y = {x.batch, (x.height + stride - 1) / stride, (x.width + stride - 1) / stride, out};
-    top = std::max<int64_t>(0, (y.height - 1) * stride + kernel_rows - x.height) / 2;
-    left = std::max<int64_t>(0, (y.width - 1) * stride + kernel_columns - x.width) / 2;
+    top = cpu_conv::Padding(x.height, kernel_rows, stride);
+    left = cpu_conv::Padding(x.width, kernel_columns, stride);
     return Status();
   }
 
@@ -121,19 +121,6 @@ struct Convolution {
   grouped::Pass Forward() const {
     return {x, y, groups, kernel_rows, kernel_columns, stride, -top, -left, 1, 0, 0, y.height, y.width};
   }
-};
-
-// One dimension of the gradient to the inputs of one residue modulo the stride. Input i * stride + residue meets the
-// output o by the tap stride * (i - o) + residue + padding: every stride-th tap, from the last one back for ascending o.
-struct Taps {
-  int count, first_tap, start;  // the u-th tap, from 0 to count - 1, is tap(u), and its output i + start + u
-
-  Taps(int kernel, int stride, int padding, int residue) {
-    first_tap = (residue + padding) % stride;
-    count = first_tap < kernel ? (kernel - 1 - first_tap) / stride + 1 : 0;
-    start = (residue + padding) / stride - (count - 1);
-  }
-  int tap(int u, int stride) const { return stride * (count - 1 - u) + first_tap; }
 };
 
 // Weights of one group and tap: (channels in, all channels out) floats from `tap` on.
@@ -176,7 +163,7 @@ void Unpack(const Convolution& c, const grouped::Packed& packed, float* w, const
 }
 
 // For the gradient to the inputs: outputs and inputs change places, and taps their order.
-void PackTurned(const Convolution& c, const Taps& rows, const Taps& columns, const float* w, const grouped::Packed& packed,
+void PackTurned(const Convolution& c, const cpu_conv::Taps& rows, const cpu_conv::Taps& columns, const float* w, const grouped::Packed& packed,
                 const cpu_conv::Parallel& threads) {
   const int64_t in = c.channels_in(), out = c.channels_out();
   threads(c.groups, packed.group_floats(), [&](int64_t begin, int64_t end) {
@@ -262,7 +249,7 @@ class InputGradientOp : public GroupedOp {
   // The inputs of rows and columns that leave these residues.
   void Residue(const Convolution& c, int row, int column, const float* w, const float* upstream, float* gradient,
                const cpu_conv::Parallel& threads) {
-    const Taps rows(c.kernel_rows, stride_, c.top, row), columns(c.kernel_columns, stride_, c.left, column);
+    const cpu_conv::Taps rows(c.kernel_rows, stride_, c.top, row), columns(c.kernel_columns, stride_, c.left, column);
     const grouped::Pass pass = {c.y, c.x, c.groups, rows.count, columns.count, 1, rows.start, columns.start, stride_, row,
                                 column, (c.x.height - row + stride_ - 1) / stride_,
                                 (c.x.width - column + stride_ - 1) / stride_};
