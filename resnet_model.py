@@ -6,13 +6,14 @@ created or reused by name, so the same function builds the training tower and th
 from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from attention import softmax_attention
-from compat import has_gpu, in_xla, tf
-from cpu_conv import conv2d
+from compat import FAST_CONVOLUTION_GRADIENTS, has_gpu, in_xla, tf
+from cpu_conv import FROZEN_CHANNELS, conv2d, isa
 from frozen import (FrozenConvolution, constant_during_attack, frozen_bottleneck, frozen_stem, is_faster_frozen)
 
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
 FEW_POSITIONS = 16  # up to which a CPU is faster with a matrix product than with a convolution
+TILED_POSITIONS = 64  # from which on Winograd's algorithm pays where weights are used once: preparing them takes time too
 
 
 class Mode(NamedTuple):
@@ -106,6 +107,15 @@ def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int) -> Opt
     return tf.reshape(product, [-1] + out + [channels_out])
 
 
+def trains_faster(x: tf.Tensor, w: tf.Tensor) -> bool:
+    """Whether conv2d is faster than TensorFlow's NHWC convolution with its gradients, where weights change at every step."""
+    if in_xla() or has_gpu() or isa() == 'any_cpu' or x.dtype != tf.float32:
+        return False
+    if any(int(n) % FROZEN_CHANNELS for n in w.shape[2:]):
+        return False
+    return not FAST_CONVOLUTION_GRADIENTS or (int(w.shape[0]) == 3 and int(x.shape[1]) * int(x.shape[2]) > TILED_POSITIONS)
+
+
 def apply_convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -> tf.Tensor:
     """Convolution, padding SAME. `w` is (height, width, channels in / groups, channels out)."""
     groups = num_channels(x, mode) // int(w.shape[2])
@@ -115,6 +125,8 @@ def apply_convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -
         y = convolution_on_few_positions(x, w, stride)
         if y is not None:
             return y
+        if mode.training and trains_faster(x, w):
+            return conv2d(x, w, stride)
     return tf.nn.conv2d(x, w, strides=spatial([stride, stride], mode), padding='SAME', data_format=mode.data_format)
 
 

@@ -163,3 +163,26 @@ def test_in_xla():
     expected = [helpers.convolution(x, w, 2)] + list(helpers.convolution_gradients(x, w, upstream, 2))
     for computed, value in zip(np.split(flat, np.cumsum([upstream.size, x.size])), expected):
         np.testing.assert_allclose(computed.reshape(value.shape), value, atol=1e-5 * np.abs(value).max())
+
+
+def test_convolutions_of_variables_one_after_another():
+    """Gradients to each one's variable, whatever else the features depend on; beside NumPy."""
+    strides = [1, 2, 2]
+    x, w, _ = arrays(np.random.RandomState(8), 2, (9, 8), 4, 8, 8, 3, 1)
+    w, upstream = 0.1 * w, np.random.RandomState(9).standard_normal((2, 3, 2, 32)).astype(np.float32)
+    with tf.Graph().as_default():
+        weights = [tf.get_variable(name, initializer=w) for name in 'abc']
+        y = tf.placeholder_with_default(x, [None] + list(x.shape[1:]))
+        for variable, stride in zip(weights, strides):
+            y = conv2d(y, variable, stride)
+        gradients = tf.gradients(y, weights, upstream)
+        with tf.Session(config=session_config()) as session:
+            session.run(tf.global_variables_initializer())
+            computed = session.run(gradients)
+    features = [x]
+    for stride in strides[:-1]:
+        features.append(helpers.convolution(features[-1], w, stride))
+    factor = upstream
+    for gradient, feature, stride in list(zip(computed, features, strides))[::-1]:
+        factor, expected = helpers.convolution_gradients(feature, w, factor, stride)
+        np.testing.assert_allclose(gradient, expected, atol=1e-5 * np.abs(expected).max())

@@ -58,22 +58,24 @@ def conv2d(x: Any, w: Any, stride: int) -> Any:
     return convolution(x, w)
 
 
+# Whatever these depend on must be an argument of the inner function: TensorFlow follows everything else back to variables.
+
 def _input_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
     """Only the shape of x matters."""
     @tf.custom_gradient
-    def to_x(w: Any, upstream: Any):
-        return _to_input(x, w, upstream, stride), lambda second: (_filter_gradient(second, w, upstream, stride),
+    def to_x(x: Any, w: Any, upstream: Any):
+        return _to_input(x, w, upstream, stride), lambda second: (None, _filter_gradient(second, w, upstream, stride),
                                                                   conv2d(second, w, stride))
-    return to_x(w, upstream)
+    return to_x(x, w, upstream)
 
 
 def _filter_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
     """Only the shape of w matters."""
     @tf.custom_gradient
-    def to_w(x: Any, upstream: Any):
-        return _to_filter(x, w, upstream, stride), lambda second: (_input_gradient(x, second, upstream, stride),
+    def to_w(x: Any, w: Any, upstream: Any):
+        return _to_filter(x, w, upstream, stride), lambda second: (_input_gradient(x, second, upstream, stride), None,
                                                                    conv2d(x, second, stride))
-    return to_w(x, upstream)
+    return to_w(x, w, upstream)
 
 
 def _groups(x: Any, w: Any, stride: int) -> int:
