@@ -165,10 +165,11 @@ def test_in_xla():
         np.testing.assert_allclose(computed.reshape(value.shape), value, atol=1e-5 * np.abs(value).max())
 
 
-def test_convolutions_of_variables_one_after_another():
+@pytest.mark.parametrize('groups', [1, 4])
+def test_convolutions_of_variables_one_after_another(groups):
     """Gradients to each one's variable, whatever else the features depend on; beside NumPy."""
     strides = [1, 2, 2]
-    x, w, _ = arrays(np.random.RandomState(8), 2, (9, 8), 4, 8, 8, 3, 1)
+    x, w, _ = arrays(np.random.RandomState(8), 2, (9, 8), groups, 32 // groups, 32 // groups, 3, 1)
     w, upstream = 0.1 * w, np.random.RandomState(9).standard_normal((2, 3, 2, 32)).astype(np.float32)
     with tf.Graph().as_default():
         weights = [tf.get_variable(name, initializer=w) for name in 'abc']
