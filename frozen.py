@@ -56,8 +56,7 @@ def frozen_stem(x: tf.Tensor, w: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
 # --- the bottleneck --------------------------------------------------------------------------------------------------
 
 class FrozenConvolution(NamedTuple):
-    """A convolution with BatchNorm folded into it: weights (height, width, channels in / groups, channels out) and bias, float32.
-    """
+    """A convolution with BatchNorm folded into it: float32 weights (height, width, channels in / groups, channels out), bias."""
     w: tf.Tensor
     bias: tf.Tensor
     stride: int = 1

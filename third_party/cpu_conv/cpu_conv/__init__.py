@@ -1,4 +1,4 @@
-"""Convolutions on CPUs which TensorFlow lacks there or computes slowly: in groups, and with constant weights."""
+"""Convolutions on CPUs which TensorFlow lacks there or computes slowly: in groups, trained, and with constant weights."""
 import ctypes
 import functools
 import importlib.util

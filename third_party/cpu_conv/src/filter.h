@@ -1,8 +1,8 @@
 // The gradient to a convolution's weights, without TensorFlow; filter_kernels.inc has the innermost loops.
 //
-// It is a product of matrices with as many rows as the result has pixels: of what each pixel meets, and of its gradient. Some
-// rows at a time are copied to panels of channels and multiplied. 3x3 of stride 1: by Winograd's algorithm (frozen.h), in
-// each of whose points the rows are tiles.
+// It is a product of matrices with as many rows as the result has pixels: of what each pixel meets, and of its gradient.
+// Some rows at a time are copied to chunks of channels and multiplied. 3x3 of stride 1: by Winograd's algorithm (frozen.h),
+// in each of whose points the rows are tiles.
 #pragma once
 #include "frozen.h"
 
@@ -40,8 +40,8 @@ struct FilterKernels {
 
 const FilterKernels& BestFilterKernels();
 
-// Of one group. `sums`: (points, panels of the result, depth, kPanel), those of a point being `point_step` floats after those of
-// the one before. Each is summed up in the same order, whatever the number of threads.
+// Of one group. `sums`: (points, panels of the result, depth, kPanel), those of a point being `point_step` floats after
+// those of the one before. Each is summed up in the same order, whatever the number of threads.
 inline void SumUp(const FilterKernels& kernels, const FilterGradient& g, int64_t point_step, float* sums,
                   const Parallel& threads) {
   const int64_t in = g.panels_in(), out = g.panels_out(), block = kPanel * kPanel;
@@ -65,10 +65,10 @@ inline void SumUp(const FilterKernels& kernels, const FilterGradient& g, int64_t
       }
     });
   }
-  if (g.rows() == 0) std::fill_n(sums, g.sums(), 0.f);
 }
 
 inline void SumUpGroups(const FilterKernels& kernels, const FilterGradient& g, float* sums, const Parallel& threads) {
+  if (g.rows() == 0) std::fill_n(sums, g.sums(), 0.f);
   if (g.groups() == 1) return SumUp(kernels, g, g.point_sums(), sums, threads);
   const int64_t of_group = g.point_sums() / g.groups();
   threads(g.groups(), g.rows() * g.sums() / g.groups() / 32, [&](int64_t begin, int64_t end) {

@@ -254,7 +254,8 @@ void PackWeights(const Kernels<T>& kernels, const Weights& weights, const int* t
   });
 }
 
-// In all of these every output is computed by the same operations in the same order, whatever the number of threads or images.
+// In all of these every output is computed by the same operations in the same order, whatever the number of threads or
+// images.
 
 template <typename T>
 void ConvolvePixels(const Kernels<T>& kernels, const Convolution<T>& c, const Parallel& threads) {
