@@ -220,7 +220,15 @@ class StopOnSignal(Callback):
 
     def _trigger_step(self):
         self.steps_seen += 1
-        if self.steps_seen < self.next_check:
+        if self.local_step + 1 < self.trainer.steps_per_epoch:
+            self._check()
+
+    def _before_epoch(self):
+        """After the last step of an epoch its statistics are written first."""
+        self._check()
+
+    def _check(self) -> None:
+        if self.steps_seen == self.last_check or self.steps_seen < self.next_check:
             return
         now = time.time()
         # the chief's clock, to the last bit, so that all ranks meet again at the same step

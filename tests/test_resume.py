@@ -142,3 +142,13 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(root, tmp_path):
     # and without --resume nobody touches it
     refused = Job(root, tmp_path, 2, *flags)
     assert 'holds an earlier training: continue it with --resume' in refused.end(status=2)
+
+
+@pytest.mark.slow
+def test_stopped_after_the_last_step_of_an_epoch_its_statistics_are_kept(root, tmp_path):
+    job = Job(root, tmp_path, None, *FAKE, '--steps-per-epoch', '1', '--max-epoch', '10000')
+    job.wait_for('Epoch 3 (global_step 3) finished')
+    job.process.send_signal(signal.SIGTERM)
+    stopped = int(job.end().split('goes on from')[-1].split('model-')[1].split()[0])
+    records = statistics(tmp_path / 'train_log' / (NAME % 1))
+    assert [r['global_step'] for r in records] == list(range(1, stopped + 1))
