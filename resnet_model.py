@@ -107,13 +107,14 @@ def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int) -> Opt
     return tf.reshape(product, [-1] + out + [channels_out])
 
 
-def trains_faster(x: tf.Tensor, w: tf.Tensor) -> bool:
+def trains_faster(x: tf.Tensor, w: tf.Tensor, stride: int) -> bool:
     """Whether conv2d is faster than TensorFlow's NHWC convolution with its gradients, where weights change at every step."""
     if in_xla() or has_gpu() or isa() == 'any_cpu' or x.dtype != tf.float32:
         return False
     if any(int(n) % FROZEN_CHANNELS for n in w.shape[2:]):
         return False
-    return not FAST_CONVOLUTION_GRADIENTS or (int(w.shape[0]) == 3 and int(x.shape[1]) * int(x.shape[2]) > TILED_POSITIONS)
+    in_tiles = int(w.shape[0]) == 3 and stride == 1
+    return not FAST_CONVOLUTION_GRADIENTS or (in_tiles and int(x.shape[1]) * int(x.shape[2]) > TILED_POSITIONS)
 
 
 def apply_convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -> tf.Tensor:
@@ -125,7 +126,7 @@ def apply_convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -
         y = convolution_on_few_positions(x, w, stride)
         if y is not None:
             return y
-        if mode.training and trains_faster(x, w):
+        if mode.training and trains_faster(x, w, stride):
             return conv2d(x, w, stride)
     return tf.nn.conv2d(x, w, strides=spatial([stride, stride], mode), padding='SAME', data_format=mode.data_format)
 
@@ -258,8 +259,8 @@ def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: i
     channels_in, out = num_channels(x, mode), 4 * channels
     shortcut = channels_in != out or stride != 1
     if folds(mode) and mode.data_format == 'NHWC' and is_faster_frozen(mode.dtype, [channels_in, width, out]):
-        # the middle one may be a matrix product on one position
-        frozen = num_positions(x, mode) > 1 and (groups == 1 or stride == 1)
+        # on few positions the middle one is a matrix product or, in groups, sooner computed than its weights are prepared
+        frozen = num_positions(x, mode) > 1 if groups == 1 else stride == 1 and num_positions(x, mode) > FEW_POSITIONS
         return frozen_bottleneck(
             x, frozen_convolution('conv1', [1, 1, channels_in, width], mode),
             frozen_convolution('conv2', [3, 3, width // groups, width], mode, stride=stride, groups=groups,

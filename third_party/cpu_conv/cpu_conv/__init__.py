@@ -9,6 +9,7 @@ import tensorflow as tf
 __all__ = ['FROZEN_CHANNELS', 'conv2d', 'frozen_conv', 'frozen_weights', 'has_bfloat16', 'isa']
 
 FROZEN_CHANNELS = 32  # in and out, of frozen_conv: multiples of it
+FEW_POSITIONS = 16  # of a map, in groups: preparing the weights would take longer than Winograd's algorithm saves
 
 
 def _compiled() -> str:
@@ -49,7 +50,8 @@ def conv2d(x: Any, w: Any, stride: int) -> Any:
         stride: in both directions.
     Returns:
         (N, ceil(height / stride), ceil(width / stride), channels out) float32. The same numbers for any number of threads.
-        When run it raises InvalidArgumentError where the channels don't divide into groups.
+        When run it raises InvalidArgumentError where the channels don't divide into groups. What is not a number in one of
+        several narrow groups may spread to others.
     """
     @tf.custom_gradient
     def convolution(x: Any, w: Any):
@@ -83,10 +85,15 @@ def _groups(x: Any, w: Any, stride: int) -> int:
     if x.shape.ndims != 4 or w.shape.ndims != 4 or None in w.shape.as_list() + x.shape[3:].as_list():
         return 0
     (height, width, of_group, channels_out), channels = w.shape.as_list(), int(x.shape[3])
+    if 0 in (of_group, channels_out, channels):
+        return 0
     if height != width or height not in (1, 3) or stride > 3 or channels % FROZEN_CHANNELS or channels_out % FROZEN_CHANNELS:
         return 0
     if of_group == channels:
         return 1
+    rows, columns = x.shape[1:3].as_list()
+    if isa() == 'any_cpu' or (rows and columns and rows * columns <= FEW_POSITIONS):
+        return 0
     fits = (height == 3 and stride == 1 and channels_out == channels and channels % of_group == 0 and
             (of_group % FROZEN_CHANNELS == 0 or of_group in (2, 4, 8, 16)))
     return channels // of_group if fits else 0
@@ -104,7 +111,7 @@ def _to_input(x: Any, w: Any, upstream: Any, stride: int) -> Any:
     if not groups:
         return _library().grouped_conv2d_input_gradient(tf.shape(input=x), w, upstream, stride=stride)
     turned = frozen_weights(w, tf.float32, stride=stride, groups=groups, turned=True)
-    return frozen_conv(upstream, turned, stride=stride, like=None if stride == 1 else x)
+    return frozen_conv(upstream, turned, stride=stride, like=x)
 
 
 def _to_filter(x: Any, w: Any, upstream: Any, stride: int) -> Any:
@@ -117,7 +124,7 @@ def _to_filter(x: Any, w: Any, upstream: Any, stride: int) -> Any:
 # --- convolutions with constant weights ------------------------------------------------------------------------------
 
 def frozen_weights(w: Any, dtype: Any, *, turned: bool = False, stride: int = 1, groups: int = 1) -> Any:
-    """Constant weights as frozen_conv takes them.
+    """Weights as frozen_conv takes them.
 
     Args:
         w: (1, 1, channels in, channels out) or (3, 3, channels in / groups, channels out) float32; channels in and out are
@@ -126,7 +133,7 @@ def frozen_weights(w: Any, dtype: Any, *, turned: bool = False, stride: int = 1,
         turned: for the gradient to the inputs of a convolution with w: from `channels out` to `channels in`.
         stride: of the 3x3 convolution, at most 3; of stride 1 it is computed by Winograd's algorithm.
     Returns:
-        (1 or 36, channels out / 32, channels that they meet, 32) of `dtype`, in an order of its own. When run it raises
+        (1 or 36, channels out / 32, weights of a channel, 32) of `dtype`, in an order of its own. When run it raises
         InvalidArgumentError for other shapes of w.
     """
     return _library().frozen_weights(w, T=dtype, turned=turned, stride=stride, groups=groups)
@@ -138,8 +145,7 @@ def frozen_conv(x: Any, weights: Any, *, relu: bool = False, bias: Optional[Any]
     """Convolution, padding SAME, with constant weights, and what stands around it in a residual block.
 
     y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; of relu(x) and with relu(addend) if so said.
-    Its gradients reach x and the addend. They are made of TensorFlow's own operations, for derivatives of any order; that to
-    x is faster as frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`; where there is a stride
+    Its gradients reach x and the addend, and have derivatives of any order. They are TensorFlow's own or conv2d's; that to x is faster as frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`; where there is a stride
     also with `stride` and `like=x`, or, of 1x1 weights, without these to make no more than the rows and columns that are met.
 
     Args:
@@ -151,8 +157,10 @@ def frozen_conv(x: Any, weights: Any, *, relu: bool = False, bias: Optional[Any]
         addend: like the result; with `addend_stride` of every so-manieth row and column alone. Not with 3x3 of stride 1.
     Returns:
         (N, ceil(height / stride), ceil(width / stride), channels out). An image's result does not depend on the batch that
-        it is in, nor on the number of threads. When run it raises InvalidArgumentError where sizes don't fit.
+        it is in, nor on the number of threads. When run it raises InvalidArgumentError where sizes don't fit, and ValueError
+        at once where it is known that the weights were prepared for something else.
     """
+    _check_weights(weights, x, stride, like is not None)
     if like is not None and mask is not None and mask is not like:
         raise ValueError('a mask must be the tensor that the gradient is like')
     bias, addend, gate = [tf.zeros([0], x.dtype) if t is None else t for t in (bias, addend, mask if like is None else like)]
@@ -160,12 +168,30 @@ def frozen_conv(x: Any, weights: Any, *, relu: bool = False, bias: Optional[Any]
                                   masked=mask is not None, turned=like is not None, addend_stride=addend_stride)
 
 
+def _preparation(weights: Any) -> Any:
+    op = weights.op
+    while op.type != 'FrozenWeights':  # where they come into a loop
+        op = op.inputs[0].op
+    return op
+
+
+def _check_weights(weights: Any, x: Any, stride: int, turned: bool) -> None:
+    op = _preparation(weights)
+    (kernel, _, channels_in, channels_out), prepared = op.inputs[0].shape.as_list(), op.get_attr('stride')
+    backwards = op.get_attr('turned')
+    if kernel == 3 and prepared != stride:
+        raise ValueError('the weights are prepared for a stride of %d, not %d' % (prepared, stride))
+    if (turned and not backwards) or (kernel == 3 and stride > 1 and backwards and not turned):
+        raise ValueError('turned weights, and only these, are for what is `like` something')
+    expected = channels_out if backwards else channels_in and channels_in * op.get_attr('groups')
+    if None not in (expected, x.shape[3:].as_list()[0]) and int(x.shape[3]) != expected:
+        raise ValueError('weights of %d channels are not of a convolution of x with %d' % (expected, int(x.shape[3])))
+
+
 @tf.RegisterGradient('FrozenConv')
 def _of_frozen_conv(op: Any, upstream: Any) -> Any:
     x, weights, _, addend, mask = op.inputs
-    prepared = weights.op
-    while prepared.type != 'FrozenWeights':  # where they come into a loop
-        prepared = prepared.inputs[0].op
+    prepared = _preparation(weights)
     if op.get_attr('masked'):
         upstream = _where_positive(mask, upstream)
     of_addend = None

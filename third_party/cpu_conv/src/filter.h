@@ -18,7 +18,7 @@ struct FilterGradient {
   int taps() const { return in_tiles ? 1 : of_x.rows.taps * of_x.columns.taps; }
   int points() const { return in_tiles ? kPoints : 1; }
   int64_t rows() const { return in_tiles ? of_x.tiles() : of_x.pixels(); }
-  int groups() const { return of_x.groups; }  // of channels, of which those that are narrower than a panel are one
+  int groups() const { return of_x.groups; }  // of channels, in whole panels
   int64_t depth() const { return int64_t(taps()) * of_x.in / groups(); }  // rows of w that an output channel has, in a point
   int64_t panels_in() const { return depth() / kPanel; }
   int64_t panels_out() const { return of_y.in / kPanel; }

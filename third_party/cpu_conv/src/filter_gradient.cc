@@ -33,14 +33,15 @@ class ConvFilterGradientOp : public OpKernel {
     OP_REQUIRES(context, context->input(1).dims() == 1, errors::InvalidArgument("a shape must be a vector"));
     OP_REQUIRES_OK(context, TensorShapeUtils::MakeShape(context->input(1).flat<int32>().data(),
                                                         context->input(1).NumElements(), &w_shape));
-    const bool fits = x.dims() == 4 && w_shape.dims() == 4 && w_shape.num_elements() > 0 &&
+    const bool fits = x.dims() == 4 && w_shape.dims() == 4 && w_shape.num_elements() > 0 && x.dim_size(3) > 0 &&
                       x.dim_size(3) % w_shape.dim_size(2) == 0;
     const int64_t groups = fits ? x.dim_size(3) / w_shape.dim_size(2) : 1;
-    const frozen::Weights weights = {nullptr, fits ? static_cast<int>(w_shape.dim_size(0) * w_shape.dim_size(1)) : 0,
-                                     fits ? x.dim_size(3) : 0, fits ? w_shape.dim_size(3) : 0, groups, false};
+    const int taps = fits ? w_shape.dim_size(0) * w_shape.dim_size(1) : 0;
+    const frozen::Weights weights = {nullptr, taps, fits ? x.dim_size(3) : 0, fits ? w_shape.dim_size(3) : 0, groups,
+                                     false};
     OP_REQUIRES(context, fits && weights.in % frozen::kPanel == 0 && weights.out % frozen::kPanel == 0 &&
-                w_shape.dim_size(0) == w_shape.dim_size(1) && (weights.taps == 1 || weights.taps == 9) && IsRegular(weights) &&
-                (groups == 1 || (weights.taps == 9 && stride_ == 1)),
+                w_shape.dim_size(0) == w_shape.dim_size(1) && (taps == 1 || taps == 9) && InPanels(weights) &&
+                (groups == 1 || (taps == 9 && stride_ == 1)),
                 errors::InvalidArgument("no gradient for weights ", w_shape.DebugString(), " of ", x.shape().DebugString()));
     const int kernel = w_shape.dim_size(0);
     frozen::FilterGradient g = {};
@@ -64,17 +65,17 @@ class ConvFilterGradientOp : public OpKernel {
                                         y_shape.DebugString()));
     Tensor* gradient;
     OP_REQUIRES_OK(context, context->allocate_output(0, w_shape, &gradient));
-    const auto sums = frozen::Aligned<float>(g.sums());
-    frozen::SumUpGroups(frozen::BestFilterKernels(), g, sums.get(), cpu_conv::Threads(context));
-    Write(g, weights, sums.get(), gradient->flat<float>().data(), cpu_conv::Threads(context));
+    Tensor sums;
+    OP_REQUIRES_OK(context, context->allocate_temp(DT_FLOAT, TensorShape({g.sums()}), &sums));
+    frozen::SumUpGroups(frozen::BestFilterKernels(), g, sums.flat<float>().data(), cpu_conv::Threads(context));
+    Write(g, weights, sums.flat<float>().data(), gradient->flat<float>().data(), cpu_conv::Threads(context));
   }
 
  private:
-  // Whether groups make up whole panels of x.
-  static bool IsRegular(const frozen::Weights& weights) {
-    return weights.groups == 1 ||
-           (weights.out % weights.groups == 0 && weights.group_to() == weights.group_from() && weights.group_to() > 1 &&
-            (weights.group_to() % frozen::kPanel == 0 || frozen::kPanel % weights.group_to() == 0));
+  // Whether each group's channels are whole panels.
+  static bool InPanels(const frozen::Weights& weights) {
+    return weights.out % weights.groups == 0 && weights.group_to() % frozen::kPanel == 0 &&
+           weights.group_from() % frozen::kPanel == 0;
   }
 
   frozen::Line Line(int64_t x_size, int64_t size, int kernel) const {
@@ -91,7 +92,9 @@ class ConvFilterGradientOp : public OpKernel {
         if (g.in_tiles) {
           float taps[9][frozen::kPanel];
           frozen::BestFilterKernels().weights(from, depth * panels * frozen::kPanel, taps);
-          for (int tap = 0; tap < 9; ++tap) weights.Write(tap, weights.first_from(panel) + k, panel, taps[tap], w);
+          for (int tap = 0; tap < 9; ++tap) {
+            std::copy_n(taps[tap], frozen::kPanel, w + (tap * depth + k) * weights.out + panel * frozen::kPanel);
+          }
         } else {
           std::copy_n(from, frozen::kPanel, w + k * weights.out + panel * frozen::kPanel);
         }

@@ -26,7 +26,7 @@ using cpu_conv::Parallel;
 constexpr int kPanel = 32;    // channels out whose weights lie together
 constexpr int kChunk = 16;    // channels of a matrix that lie together
 constexpr int kPadding = 16;  // elements between rows of matrices: rows of 2^k bytes would compete for places in a cache
-constexpr int kPixels = 24;   // that are multiplied together by a thread, 1x1
+constexpr int kPixels = 24;   // that are multiplied together by a thread, not by Winograd's algorithm
 constexpr int kTile = 4;      // outputs of a tile, in each direction
 constexpr int kPatch = 6;     // inputs that they meet
 constexpr int kPoints = 36;
@@ -64,8 +64,8 @@ struct Line {
 
 // y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; all NHWC, padding SAME. With the ReLU of x or of
 // the addend in its place, if so said. Without a bias, addend or mask, null, nothing is done in its place. Channels are
-// multiples of kPanel. Not by Winograd's algorithm alone: an addend, which with a stride of its own has values for every
-// so-manieth row and column of y; the pixels of y that `rows` and `columns` tell.
+// multiples of kPanel. But for Winograd's algorithm there may be an addend, which with a stride of its own has values for
+// every so-manieth row and column of y, and `rows` and `columns` tell which pixels of y are computed.
 template <typename T>
 struct Convolution {
   int64_t batch, height, width;  // of y
@@ -191,11 +191,6 @@ struct Weights {
     const float* from = w + Place(tap, channel, panel, met);
     for (int64_t column = met.begin; column < met.end; ++column, from += turned ? out : 1) values[column] = *from;
   }
-  // The other way, not turned: those of `values` that there are.
-  void Write(int tap, int64_t channel, int64_t panel, const float* values, float* to) const {
-    const Columns met = Met(channel, panel);
-    std::copy(values + met.begin, values + met.end, to + Place(tap, channel, panel, met));
-  }
 
  private:
   struct Columns {
@@ -312,7 +307,7 @@ void ConvolveAllTiles(const Kernels<T>& kernels, const Convolution<T>& c, int nu
   if (shared) return ConvolveUnits(kernels, c, 0, units, count, threads);
   // with a part of the groups all tiles, as long as their weights are in a cache, and then the next
   const int together = std::max(1, kGroupedChannels / c.depth), parts = (c.groups + together - 1) / together;
-  threads(parts * units, count * (c.depth * c.out + 40 * c.in) / parts, [&](int64_t begin, int64_t end) {
+  threads(parts * units, count * (int64_t(c.depth) * c.out + 40 * c.in) / parts, [&](int64_t begin, int64_t end) {
     for (int64_t p = begin / units; p * units < end; ++p) {
       const int first = p * together;
       ConvolveUnits(kernels, c.part(first, std::min(together, c.groups - first)), std::max(begin - p * units, int64_t(0)),

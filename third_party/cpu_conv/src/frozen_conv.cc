@@ -140,8 +140,9 @@ class FrozenWeightsOp : public FrozenOp<T> {
 
   void Compute(OpKernelContext* context) override {
     const Tensor& w = context->input(0);
-    OP_REQUIRES(context, w.dims() == 4 && w.dim_size(0) == w.dim_size(1) && (w.dim_size(0) == 1 || w.dim_size(0) == 3),
-                errors::InvalidArgument("w must be (1, 1, in, out) or (3, 3, in, out): ", w.shape().DebugString()));
+    OP_REQUIRES(context, w.dims() == 4 && w.dim_size(0) == w.dim_size(1) && (w.dim_size(0) == 1 || w.dim_size(0) == 3) &&
+                w.NumElements() > 0,
+                errors::InvalidArgument("w must be (1, 1, in, out) or (3, 3, in / groups, out): ", w.shape().DebugString()));
     const frozen::Weights weights = {w.flat<float>().data(), static_cast<int>(w.dim_size(0) * w.dim_size(1)),
                                      w.dim_size(2) * groups_, w.dim_size(3), groups_, turned_};
     const bool in_tiles = weights.taps == 9 && stride_ == 1;
@@ -155,7 +156,6 @@ class FrozenWeightsOp : public FrozenOp<T> {
     Tensor* prepared;
     OP_REQUIRES_OK(context, context->allocate_output(0, TensorShape({
         in_tiles ? frozen::kPoints : 1, weights.to() / panel, depth, panel}), &prepared));
-    if (prepared->NumElements() == 0) return;
     if (in_tiles) {
       frozen::TransformWeights(*this->kernels_, weights, this->Data(*prepared), cpu_conv::Threads(context));
     } else {
@@ -224,7 +224,7 @@ class FrozenConvOp : public FrozenOp<T> {
     OP_REQUIRES_OK(context, Optional(context, 3, addend_shape, &c.addend));
     OP_REQUIRES_OK(context, Optional(context, 4, y_shape, &c.mask));
     if (!masked_) c.mask = nullptr;
-    OP_REQUIRES(context, !in_tiles || (!c.addend && !turned_), errors::Unimplemented("3x3 of stride 1 with an addend, or turned"));
+    OP_REQUIRES(context, !in_tiles || !c.addend, errors::Unimplemented("3x3 of stride 1 with an addend"));
     Tensor* y;
     // an addend that nobody else needs may be replaced: it is read where the sum is written
     OP_REQUIRES_OK(context, context->forward_input_or_allocate_output({3}, 0, y_shape, &y));
@@ -258,7 +258,8 @@ class FrozenConvOp : public FrozenOp<T> {
   }
 
   frozen::Line Backward(int64_t size, int first_tap, int kernel) const {
-    const int padding = cpu_conv::Padding(size, kernel, stride_), residue = (first_tap - padding + 3 * stride_) % stride_;
+    const int padding = cpu_conv::Padding(size, kernel, stride_);
+    const int residue = (first_tap - padding + 3 * stride_) % stride_;
     const cpu_conv::Taps taps(kernel, stride_, padding, residue);
     return {residue, (size - residue + stride_ - 1) / stride_, stride_, 1, taps.start, taps.count};
   }
