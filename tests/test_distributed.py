@@ -1,0 +1,37 @@
+"""Ranks that share a machine's cores leave them to each other while they wait."""
+import os
+import re
+import subprocess
+
+import pytest
+
+from tools.mpi import mpirun
+
+# Open MPI says through MPI's tool interface what it goes by, wherever that was set.
+SHOW = '''
+import ctypes, os, sys
+import distributed
+world = distributed.connect()
+mpi = ctypes.CDLL('libmpi.so.40')
+index, handle, count, yields = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_int(), ctypes.c_bool()
+for status in (mpi.MPI_T_init_thread(0, ctypes.byref(count)),
+               mpi.MPI_T_cvar_get_index(b'mpi_yield_when_idle', ctypes.byref(index)),
+               mpi.MPI_T_cvar_handle_alloc(index, None, ctypes.byref(handle), ctypes.byref(count)),
+               mpi.MPI_T_cvar_read(handle, ctypes.byref(yields))):
+    assert status == 0
+print('rank %d: yields %s, cycle %s ms' % (world.rank, yields.value, os.environ['HOROVOD_CYCLE_TIME']))
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('options, cycle, said', [
+    ([], {}, 'yields True, cycle 10 ms'),
+    (['--mca', 'mpi_yield_when_idle', '0'], {'HOROVOD_CYCLE_TIME': '2'}, 'yields False, cycle 2 ms')], ids=['by itself', 'asked for'])
+def test_how_ranks_wait_for_each_other(root, options, cycle, said):
+    command = mpirun(2, ['-c', SHOW])
+    command[1:1] = options
+    done = subprocess.run(command, cwd=root, env=dict(os.environ, PYTHONPATH=root, **cycle), stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    # mpirun may put what two ranks print at once into one line
+    assert sorted(re.findall(r'rank \d: yields \w+, cycle \d+ ms', done.stdout)) == ['rank 0: ' + said, 'rank 1: ' + said]
