@@ -8,25 +8,30 @@
 
 #define ISA
 #define NAME any_cpu
+#define LANES 4
 #define BLOCK_16 2
 #define BLOCK_8 4
 #include "grouped_kernels.inc"
 #undef ISA
 #undef NAME
+#undef LANES
 #undef BLOCK_16
 #undef BLOCK_8
 
 #if defined(__x86_64__)
 #define ISA __attribute__((target("avx2,fma")))
 #define NAME avx2
+#define LANES 8
 #define BLOCK_16 6
 #define BLOCK_8 12
 #include "grouped_kernels.inc"
 #undef ISA
 #undef NAME
+#undef LANES
 #undef BLOCK_16
 #define ISA __attribute__((target("avx512f,avx512vl,avx2,fma")))
 #define NAME avx512
+#define LANES 16
 #define BLOCK_16 12
 #include "grouped_kernels.inc"
 #endif

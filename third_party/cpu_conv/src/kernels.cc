@@ -10,19 +10,21 @@
 
 #define ISA
 #define NAME any_cpu
-#define LANES 8
-#define ROWS 2
-#define FILTER_ROWS 2
+#define LANES 4
+#define ROWS 6
+#define FILTER_ROWS 4
 #include "frozen_kernels.inc"
 #include "filter_kernels.inc"
 #undef ISA
 #undef NAME
+#undef LANES
 #undef ROWS
 #undef FILTER_ROWS
 
 #if defined(__x86_64__)
 #define ISA __attribute__((target("avx2,fma")))
 #define NAME avx2
+#define LANES 8
 #define ROWS 6
 #define FILTER_ROWS 4
 #include "frozen_kernels.inc"
