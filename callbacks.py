@@ -148,6 +148,9 @@ class Statistics(JSONWriter):
     def _before_train(self):
         self._fname = os.path.join(logger.get_logger_dir(), self.FILENAME)
         self._stats = read_statistics(logger.get_logger_dir())
+        if self._stat_now and self._stats and self._stats[-1].get('global_step') == self.global_step:
+            # the evaluation of an epoch whose other figures an earlier process wrote
+            self._stat_now = dict(self._stats.pop(), **self._stat_now)
         self._trigger()
 
     def _write_stat(self):
@@ -205,7 +208,7 @@ class StopOnSignal(Callback):
         self.world = world
         self.saver: Optional[Saver] = None  # the chief's
         self.received = 0
-        self.stopped = False
+        self.stopped = self.due = False
         self.next_check = self.last_check = self.steps_seen = 0
         for number in SIGNALS:
             signal.signal(number, self._receive)
@@ -225,7 +228,12 @@ class StopOnSignal(Callback):
 
     def _before_epoch(self):
         """After the last step of an epoch its statistics are written first."""
+        if self.due:
+            self.stop()
         self._check()
+
+    def _after_train(self):
+        self.stopped = self.stopped or self.due  # in the evaluation of the last epoch
 
     def _check(self) -> None:
         if self.steps_seen == self.last_check or self.steps_seen < self.next_check:
@@ -240,8 +248,9 @@ class StopOnSignal(Callback):
             self.stop()
 
     def agreed(self) -> bool:
-        """Whether any rank got a signal. All ranks must call it."""
-        return bool(self.world.sum([self.received])[0])
+        """Whether any rank got a signal, after which the training ends with the epoch. All ranks must call it."""
+        self.due = bool(self.world.sum([self.received])[0])
+        return self.due
 
     def ignore(self) -> None:
         """From here on the process ends by itself. Python's own end would bring back the deadly default."""

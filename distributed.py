@@ -62,7 +62,7 @@ class HorovodWorld(World):
             # Horovod's ranks ask each other once in a cycle, of 1 ms by itself, what is ready, and wait for it in a loop:
             # on a CPU that takes the time that their networks need (benchmarks/README.md).
             os.environ.setdefault('HOROVOD_CYCLE_TIME', '10')
-            # and Open MPI's wait for each other without giving up their cores
+            # Open MPI's ranks wait for each other in such a loop, too. This lets others have the core meanwhile.
             os.environ.setdefault('OMPI_MCA_mpi_yield_when_idle', '1')
         hvd.init()
         self.hvd = hvd

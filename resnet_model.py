@@ -7,13 +7,13 @@ from typing import Callable, List, NamedTuple, Optional, Tuple
 
 from attention import softmax_attention
 from compat import FAST_CONVOLUTION_GRADIENTS, has_gpu, in_xla, tf
-from cpu_conv import FROZEN_CHANNELS, conv2d, isa
+from cpu_conv import FEW_GROUPED_POSITIONS, FROZEN_CHANNELS, conv2d, isa
 from frozen import (FrozenConvolution, constant_during_attack, frozen_bottleneck, frozen_stem, is_faster_frozen)
 
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
 FEW_POSITIONS = 16  # up to which a CPU is faster with a matrix product than with a convolution
-TILED_POSITIONS = 64  # from which on Winograd's algorithm pays where weights are used once: preparing them takes time too
+TILED_POSITIONS = 64  # above which Winograd's algorithm pays where weights are used once: preparing them takes time too
 
 
 class Mode(NamedTuple):
@@ -259,8 +259,9 @@ def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: i
     channels_in, out = num_channels(x, mode), 4 * channels
     shortcut = channels_in != out or stride != 1
     if folds(mode) and mode.data_format == 'NHWC' and is_faster_frozen(mode.dtype, [channels_in, width, out]):
-        # on few positions the middle one is a matrix product or, in groups, sooner computed than its weights are prepared
-        frozen = num_positions(x, mode) > 1 if groups == 1 else stride == 1 and num_positions(x, mode) > FEW_POSITIONS
+        # the middle one: on a single position a matrix product; in groups, with a stride or on few positions, conv2d's
+        positions = num_positions(x, mode)
+        frozen = positions > 1 if groups == 1 else stride == 1 and positions > FEW_GROUPED_POSITIONS
         return frozen_bottleneck(
             x, frozen_convolution('conv1', [1, 1, channels_in, width], mode),
             frozen_convolution('conv2', [3, 3, width // groups, width], mode, stride=stride, groups=groups,

@@ -66,7 +66,7 @@ class DistributedEvaluation(Callback):
                                description='evaluation, epoch %d' % self.epoch_num):
             # the checkpoint of this epoch is saved, and the training that goes on from it evaluates
             if self.stopper.agreed():
-                self.stopper.stop()
+                return
         for strength, figures in zip(strengths, tally.figures):
             self.report(strength, figures)
 
@@ -183,12 +183,11 @@ def run(options: argparse.Namespace, network: Network, validation: Optional[Data
     place = Place(start, schedule.total_batch)
     callbacks: List[Callback] = [
         place, ScheduledLearningRate(schedule, start.offset), LossGuard(network.num_classes, world.rank, directory),
-        ThroughputTracker(samples_per_step=schedule.total_batch)]
+        ThroughputTracker(samples_per_step=schedule.total_batch), stopper]
     if world.is_chief:
         stopper.saver = Saver(directory, options.save_every_steps, start.offset)
         callbacks += [stopper.saver, Progress(start, total_batch=schedule.total_batch, max_epoch=options.max_epoch,
                                               micro_batches=options.accumulate, attacked=options.attack_iter > 0)]
-    callbacks.append(stopper)
     if validation is not None:
         callbacks.append(DistributedEvaluation(
             network, validation, world, stopper, image_size=options.image_size, batch=options.batch,

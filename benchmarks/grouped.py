@@ -4,8 +4,9 @@
     python benchmarks/grouped.py [--threads 1]
 
 Prints a JSON line for each of ResNeXt-101's layers and direction (forward, to the input, to the weights): milliseconds,
-and the loop's time over the op's. The last lines are sums over the network. Both are measured in turns in one process.
-The loop has its weights cut into groups beforehand, as an attack has them.
+and the loop's time over the op's. The last lines are sums over the network. All are measured in turns in one process.
+The loop has its weights cut into groups beforehand. The op prepares its weights in each run, as a step of training does; how
+long that takes, where an attack does it once, is in `preparation_ms`.
 """
 import argparse
 import json
@@ -28,9 +29,9 @@ DIRECTIONS = ['forward', 'input', 'weights']
 
 
 def build(size: int, channels: int, stride: int, batch: int) -> Dict[str, List[Any]]:
-    """{system: the operations of DIRECTIONS}, on variables."""
+    """{system: the operations of DIRECTIONS}, on variables. Of 'preparation' those there are."""
     from compat import tf
-    from cpu_conv import conv2d
+    from cpu_conv import conv2d, frozen_weights, isa
 
     def variable(*shape: int) -> tf.Variable:
         return tf.Variable(tf.random_normal(shape))
@@ -41,7 +42,9 @@ def build(size: int, channels: int, stride: int, batch: int) -> Dict[str, List[A
                    for a, b in zip(tf.split(x, GROUPS, axis=3), parts)], axis=3)
     loop = [y.op, tf.gradients(y, x, upstream)[0].op, tf.concat(tf.gradients(y, parts, upstream), axis=3).op]
     y = conv2d(x, w, stride)
-    return {'loop': loop, 'op': [y.op] + [g.op for g in tf.gradients(y, [x, w], upstream)]}
+    preparation = [frozen_weights(w, tf.float32, groups=GROUPS, turned=turned).op for turned in (False, True)]
+    return {'loop': loop, 'op': [y.op] + [g.op for g in tf.gradients(y, [x, w], upstream)],
+            'preparation': preparation if stride == 1 and isa() != 'any_cpu' else []}
 
 
 def measure(layer: Any, batch: int, threads: int, repeats: int) -> Dict[str, List[List[float]]]:
@@ -73,7 +76,7 @@ def main() -> int:
     args = parser.parse_args()
     if min(args.batch, args.threads, args.repeats) < 1:
         raise InputError('--batch, --threads and --repeats must be positive')
-    sums = {direction: {'loop': 0., 'op': 0.} for direction in DIRECTIONS}
+    sums = {direction: {'loop': 0., 'op': 0., 'preparation': 0.} for direction in DIRECTIONS}
     for layer in LAYERS:
         size, channels, stride, count = layer
         seconds = measure(layer, args.batch, args.threads, args.repeats)
@@ -83,6 +86,8 @@ def main() -> int:
                           threads=args.threads, repeats=args.repeats)
             for system, of_system in seconds.items():
                 times = of_system[i]
+                if not times:
+                    continue
                 sums[direction][system] += count * median(times)
                 for name, value in ('', median(times)), ('_lowest', min(times)), ('_highest', max(times)):
                     record[system + name + '_ms'] = round(1e3 * value, 2)
@@ -91,7 +96,7 @@ def main() -> int:
             print(json.dumps(record), flush=True)
     for direction, total in sums.items():
         print(json.dumps(dict(network='ResNeXt-101', direction=direction, batch=args.batch, threads=args.threads,
-                              loop_ms=round(1e3 * total['loop'], 1), op_ms=round(1e3 * total['op'], 1),
+                              **{system + '_ms': round(1e3 * value, 1) for system, value in total.items()},
                               ratio=round(total['loop'] / total['op'], 2))), flush=True)
     return 0
 

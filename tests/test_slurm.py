@@ -44,6 +44,18 @@ def wait_until(condition, timeout, explain):
         time.sleep(1)
 
 
+def test_slurm_tells_before_the_time_is_up(cluster, root, tmp_path):
+    """What train.sh asks slurm for, as slurm reads it, in a job that does nothing else."""
+    with open(os.path.join(root, 'slurm', 'train.sh')) as f:
+        asked = [line for line in f if line.startswith('#SBATCH')]
+    (tmp_path / 'job.sh').write_text('#!/bin/bash\n%strap "echo told; exit" USR1\nsleep 600 &\nwait\n'
+                                     % ''.join(asked))
+    job = cluster.run('sbatch', '--parsable', '-N1', '--time=3', 'job.sh', cwd=str(tmp_path)).strip()
+    log = tmp_path / ('slurm-%s.log' % job)
+    # it asks for the last 3 minutes, and slurm looks twice a minute
+    wait_until(lambda: log.exists() and 'told' in log.read_text(), 100, lambda: '%s %s' % (cluster.state(job), cluster.logs()))
+
+
 def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, checkout):
     data = checkout / 'data'
     write_split(data / 'train', 40)
@@ -80,8 +92,7 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, check
         return restarts == 1
 
     wait_until(lambda: 'Start Epoch 1 ...' in log_of_job(), 240, explain)
-    # What slurm sends some minutes before the time limit, as the script asks it to; here in the middle of the training, however
-    # fast that is.
+    # What slurm sends some minutes before the time limit, as the script asks it to; here at the training's start.
     cluster.run('scancel', '--batch', '--signal=USR1', job)
     wait_until(restarted, 240, explain)
 
@@ -89,7 +100,7 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, check
         state = cluster.state(job)[0]
         if state == 'PENDING':  # slurm waits two minutes before it starts a job again, from when the last of its processes ended
             cluster.run('scontrol', 'update', 'JobId=' + job, 'StartTime=now', check=False)
-        return state not in ('PENDING', 'RUNNING', 'COMPLETING')
+        return state not in ('PENDING', 'RUNNING', 'COMPLETING', 'REQUEUED')
 
     wait_until(ended, 400, explain)
     assert cluster.state(job)[0] == 'COMPLETED', explain()

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from forked import run_main
+from jobs import Job
 from photos import write_split
 from tools.mpi import mpirun, read_figures
 
@@ -101,6 +102,25 @@ def test_adversarial_training_from_photos_to_a_checkpoint_that_evaluates(root, c
     rate = scalars(checkout / 'train_log' / 'PGD-ResNet14-Batch4-1GPUs-iter0-epsilon16.0-step1.0')[-1]['learning_rate']
     assert re.search('Epoch 3 .*finished', more.stdout) and abs(rate - 0.64 * 4 / 256 * 0.01) < 1e-9
     assert process.poll() is None
+
+
+def test_stopped_while_an_epoch_is_evaluated(root, checkout, data, server):
+    """Nothing is lost of the epoch, and the training that goes on makes up for the evaluation."""
+    flags = SMALL + ['--batch', str(BATCH), '--endpoint', server[0], '--data', data, '--attack-iter', '0', '--max-epoch', '2',
+                     '--resume']
+    log = checkout / 'train_log' / 'PGD-ResNet14-Batch4-1GPUs-iter0-epsilon16.0-step1.0'
+    for epoch in (1, 2):
+        job = Job(root, checkout, None, *flags)
+        job.wait_for('Epoch %d (global_step %d) finished' % (epoch, 10 * epoch))
+        job.process.send_signal(signal.SIGTERM)
+        assert 'goes on from train_log/%s/model-%d' % (log.name, 10 * epoch) in job.end()
+        last = scalars(log)[-1]
+        assert last['global_step'] == 10 * epoch and 'learning_rate' in last and 'eval-clean/error-top1' not in last
+    Job(root, checkout, None, *flags).end()
+    records = scalars(log)
+    assert [r['global_step'] for r in records] == [10, 20] and [r['epoch_num'] for r in records] == [1, 2]
+    for r in records:
+        assert {'learning_rate', 'train-error-top1', 'eval-clean/error-top1', 'eval-100step/error-top1'} <= set(r)
 
 
 def test_fake_data_needs_no_server(root, checkout):

@@ -6,10 +6,10 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
-__all__ = ['FROZEN_CHANNELS', 'conv2d', 'frozen_conv', 'frozen_weights', 'has_bfloat16', 'isa']
+__all__ = ['FEW_GROUPED_POSITIONS', 'FROZEN_CHANNELS', 'conv2d', 'frozen_conv', 'frozen_weights', 'has_bfloat16', 'isa']
 
 FROZEN_CHANNELS = 32  # in and out, of frozen_conv: multiples of it
-FEW_POSITIONS = 16  # of a map, in groups: preparing the weights would take longer than Winograd's algorithm saves
+FEW_GROUPED_POSITIONS = 16  # of a map, up to which preparing the weights would take longer than Winograd's algorithm saves
 
 
 def _compiled() -> str:
@@ -92,7 +92,7 @@ def _groups(x: Any, w: Any, stride: int) -> int:
     if of_group == channels:
         return 1
     rows, columns = x.shape[1:3].as_list()
-    if isa() == 'any_cpu' or (rows and columns and rows * columns <= FEW_POSITIONS):
+    if isa() == 'any_cpu' or (rows and columns and rows * columns <= FEW_GROUPED_POSITIONS):
         return 0
     fits = (height == 3 and stride == 1 and channels_out == channels and channels % of_group == 0 and
             (of_group % FROZEN_CHANNELS == 0 or of_group in (2, 4, 8, 16)))
@@ -145,8 +145,9 @@ def frozen_conv(x: Any, weights: Any, *, relu: bool = False, bias: Optional[Any]
     """Convolution, padding SAME, with constant weights, and what stands around it in a residual block.
 
     y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; of relu(x) and with relu(addend) if so said.
-    Its gradients reach x and the addend, and have derivatives of any order. They are TensorFlow's own or conv2d's; that to x is faster as frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`; where there is a stride
-    also with `stride` and `like=x`, or, of 1x1 weights, without these to make no more than the rows and columns that are met.
+    Its gradients reach x and the addend, and have derivatives of any order. They are TensorFlow's own or conv2d's. That to x is
+    faster as frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`; of a convolution with a stride
+    also with `stride` and `like=x`. Without these, 1x1 weights give the gradient in the rows and columns that are met alone.
 
     Args:
         x: (N, height, width, channels in), float32 or bfloat16; all others are of that dtype.

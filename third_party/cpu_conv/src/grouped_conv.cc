@@ -168,8 +168,8 @@ void Unpack(const Convolution& c, const grouped::Packed& packed, float* w, const
 }
 
 // For the gradient to the inputs: outputs and inputs change places, and taps their order.
-void PackTurned(const Convolution& c, const cpu_conv::Taps& rows, const cpu_conv::Taps& columns, const float* w, const grouped::Packed& packed,
-                const cpu_conv::Parallel& threads) {
+void PackTurned(const Convolution& c, const cpu_conv::Taps& rows, const cpu_conv::Taps& columns, const float* w,
+                const grouped::Packed& packed, const cpu_conv::Parallel& threads) {
   const int64_t in = c.channels_in(), out = c.channels_out();
   threads(c.groups, packed.group_floats(), [&](int64_t begin, int64_t end) {
     for (int group = begin; group < end; ++group) {
