@@ -177,7 +177,7 @@ def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strength
 
 def evaluate(tower: AttackTower, session: tf.Session, dataset: Dataset, strengths: Sequence[Strength], world: World, *,
              image_size: int, batch: int, begin: int = 0, keep: Optional[Keep] = None) -> Iterator[Tuple[range, np.ndarray]]:
-    """Attack the images from position `begin` on, each rank its batches. All ranks must iterate to the end.
+    """Attack the images from position `begin` on, each rank its batches. All ranks must iterate to the end, or to the same round.
 
     Yields, on every rank, the next positions and what became of their images on all ranks, (N, number of strengths) of
     OUTCOME: one batch of every rank at a time, so that nothing grows with the size of the set.

@@ -61,7 +61,7 @@ class FrozenConvolution(NamedTuple):
     bias: tf.Tensor
     stride: int = 1
     groups: int = 1
-    otherwise: Optional[Callable] = None  # features, weights -> features: how TensorFlow does it where frozen_conv can't
+    otherwise: Optional[Callable] = None  # features, weights -> features: instead of frozen_conv, where there is another way
 
     def apply(self, x: tf.Tensor, *, relu: bool, **sum_with) -> Tuple[tf.Tensor, Callable]:
         """Of x, or of its ReLU, plus frozen_conv's `addend`; and the function that makes the gradient to x of the result's.

@@ -259,7 +259,7 @@ def bottleneck(x: tf.Tensor, channels: int, stride: int, mode: Mode, *, width: i
     channels_in, out = num_channels(x, mode), 4 * channels
     shortcut = channels_in != out or stride != 1
     if folds(mode) and mode.data_format == 'NHWC' and is_faster_frozen(mode.dtype, [channels_in, width, out]):
-        # the middle one: on a single position a matrix product; in groups, with a stride or on few positions, conv2d's
+        # the middle one: on a single position a matrix product; in groups, with a stride or on few positions, as without this
         positions = num_positions(x, mode)
         frozen = positions > 1 if groups == 1 else stride == 1 and positions > FEW_GROUPED_POSITIONS
         return frozen_bottleneck(

@@ -162,5 +162,5 @@ def forget_after(directory: str, global_step: int) -> None:
 
 
 def was_evaluated(directory: str, epoch: int) -> bool:
-    """Whether the figures that follow an epoch are in stats.json: a training may be killed before they are there."""
+    """Whether the figures that follow an epoch are in stats.json: a training may be stopped before they are there."""
     return any('eval-clean/error-top1' in r and r.get('epoch_num') == epoch for r in read_statistics(directory))

@@ -62,10 +62,12 @@ class DistributedEvaluation(Callback):
         tally = Tally(self.dataset.labels, len(strengths))
         rounds = evaluate(self.tower, self.trainer.sess, self.dataset, strengths, self.world,
                           image_size=self.image_size, batch=self.batch)
-        for _ in with_progress(rounds, tally, self.world, total=len(self.dataset),
-                               description='evaluation, epoch %d' % self.epoch_num):
-            # the checkpoint of this epoch is saved, and the training that goes on from it evaluates
-            if self.stopper.agreed():
+        # When it is stopped, the checkpoint of this epoch is saved, and the training that goes on from it evaluates.
+        if self.stopper.agreed():
+            return
+        for positions, _ in with_progress(rounds, tally, self.world, total=len(self.dataset),
+                                          description='evaluation, epoch %d' % self.epoch_num):
+            if positions.stop < len(self.dataset) and self.stopper.agreed():
                 return
         for strength, figures in zip(strengths, tally.figures):
             self.report(strength, figures)

@@ -96,7 +96,7 @@ def main() -> int:
             print(json.dumps(record), flush=True)
     for direction, total in sums.items():
         print(json.dumps(dict(network='ResNeXt-101', direction=direction, batch=args.batch, threads=args.threads,
-                              **{system + '_ms': round(1e3 * value, 1) for system, value in total.items()},
+                              **{system + '_ms': round(1e3 * value, 1) for system, value in total.items() if value},
                               ratio=round(total['loop'] / total['op'], 2))), flush=True)
     return 0
 

@@ -33,7 +33,8 @@ print('rank %d: yields %s, cycle %s ms' % (world.rank, yields.value, os.environ[
 def test_how_ranks_wait_for_each_other(root, options, cycle, said):
     command = mpirun(2, ['-c', SHOW])
     command[1:1] = options
-    inherited = {name: value for name, value in os.environ.items() if name not in ('HOROVOD_CYCLE_TIME', 'OMPI_MCA_mpi_yield_when_idle')}
+    inherited = {name: value for name, value in os.environ.items()
+                 if name not in ('HOROVOD_CYCLE_TIME', 'OMPI_MCA_mpi_yield_when_idle')}
     done = subprocess.run(command, cwd=root, env=dict(inherited, PYTHONPATH=root, **cycle), stdin=subprocess.DEVNULL,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
     assert done.returncode == 0, done.stderr

@@ -48,12 +48,12 @@ def test_slurm_tells_before_the_time_is_up(cluster, root, tmp_path):
     """What train.sh asks slurm for, as slurm reads it, in a job that does nothing else."""
     with open(os.path.join(root, 'slurm', 'train.sh')) as f:
         asked = [line for line in f if line.startswith('#SBATCH')]
-    (tmp_path / 'job.sh').write_text('#!/bin/bash\n%strap "echo told; exit" USR1\nsleep 600 &\nwait\n'
+    (tmp_path / 'job.sh').write_text('#!/bin/bash\n%strap "echo told; kill %%1; exit" USR1\nsleep 600 &\nwait\n'
                                      % ''.join(asked))
-    job = cluster.run('sbatch', '--parsable', '-N1', '--time=3', 'job.sh', cwd=str(tmp_path)).strip()
+    job = cluster.run('sbatch', '--parsable', '-N1', '--time=4', 'job.sh', cwd=str(tmp_path)).strip()
     log = tmp_path / ('slurm-%s.log' % job)
     # it asks for the last 3 minutes, and slurm looks twice a minute
-    wait_until(lambda: log.exists() and 'told' in log.read_text(), 100, lambda: '%s %s' % (cluster.state(job), cluster.logs()))
+    wait_until(lambda: log.exists() and 'told' in log.read_text(), 180, lambda: '%s %s' % (cluster.state(job), cluster.logs()))
 
 
 def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, checkout):
