@@ -13,6 +13,7 @@ Prints one JSON line for each system, and with --table FILE the table for the RE
 import argparse
 import json
 import os
+import subprocess
 import sys
 import time
 from typing import Any, Callable, Dict, List
@@ -20,7 +21,7 @@ from typing import Any, Callable, Dict, List
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 
-from errors import InputError, Parser, run_command  # noqa: E402
+from errors import InputError, Parser, check_writable, run_command  # noqa: E402
 from turns import PEAK, Worker, draw, markdown_table, report, serve_turns, take_turns  # noqa: E402
 
 UNIT = 'image_steps_per_second'
@@ -128,6 +129,18 @@ def check_flags(args: argparse.Namespace) -> None:
     for dtype in args.dtypes.split(','):
         if dtype not in ('float32', 'bfloat16'):
             raise InputError('--dtypes are float32 and bfloat16, not %s' % dtype)
+    for dtype in (args.peer_dtypes or args.dtypes).split(','):
+        if dtype not in args.dtypes.split(','):
+            raise InputError('--peer-dtypes are some of --dtypes, not %s' % dtype)
+    for path in filter(None, (args.table, args.plot)):
+        check_writable(path)
+    if args.peer:
+        try:
+            subprocess.run([args.torch_python, '-c', 'import torch, torchattacks'], check=True, stdin=subprocess.DEVNULL,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError):
+            raise InputError('--torch-python %s has no torch and torchattacks: it needs requirements/bench.txt'
+                             % args.torch_python)
 
 
 def start_workers(args: argparse.Namespace, job: str, script: str, ours: List[str]) -> List[Worker]:

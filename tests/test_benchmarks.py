@@ -78,7 +78,11 @@ def test_convolutions_are_counted():
 
 @pytest.mark.parametrize('script, flags, named', [
     ('pgd.py', ['--network', 'ResNet50'], 'ResNet-50'), ('train.py', ['--dtypes', 'float8'], 'float8'),
-    ('grouped.py', ['--batch', '0'], '--batch')])
+    ('grouped.py', ['--batch', '0'], '--batch'), ('pgd.py', ['--table', 'nowhere/table.md'], 'nowhere'),
+    ('train.py', ['--plot', 'nowhere/plot.png'], 'nowhere'),
+    ('pgd.py', ['--dtypes', 'float32', '--peer-dtypes', 'float64'], '--peer-dtypes'),
+    ('pgd.py', ['--peer', 'torch'], 'requirements/bench.txt'),
+    ('pgd.py', ['--peer', 'torch', '--torch-python', 'nowhere'], 'nowhere')])
 def test_attack_benchmarks_say_what_they_need(script, flags, named, root, python):
     done = python(os.path.join(root, 'benchmarks', script), *flags)
     assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1
