@@ -161,6 +161,6 @@ def forget_after(directory: str, global_step: int) -> None:
         write_json(os.path.join(directory, 'stats.json'), kept)
 
 
-def was_evaluated(directory: str, epoch: int) -> bool:
-    """Whether the figures that follow an epoch are in stats.json: a training may be stopped before they are there."""
-    return any('eval-clean/error-top1' in r and r.get('epoch_num') == epoch for r in read_statistics(directory))
+def evaluated_epochs(directory: str) -> List[int]:
+    """Those whose evaluation is in stats.json: a training may be stopped before it is there."""
+    return [r['epoch_num'] for r in read_statistics(directory) if 'eval-clean/error-top1' in r and 'epoch_num' in r]

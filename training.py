@@ -25,7 +25,7 @@ from outcomes import Figures, Strength, Tally
 from precision import attack_settings, warn_of_cost
 from resnet_model import native_mode
 from resume import (OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, directory_to_resume, forget_after, log_directory,
-                    newest_complete, prepare_log_directory, saved_checkpoints, start_after, was_evaluated)
+                    newest_complete, prepare_log_directory, saved_checkpoints, start_after, evaluated_epochs)
 from schedule import LearningRate, attack_iters_after
 from third_party.imagenet import Dataset, class_names, count_images, load_dataset
 from trainer import AccumulatingTrainer, SessionCreator
@@ -155,7 +155,7 @@ def train(options: argparse.Namespace) -> None:
         warn_of_cost(options.attack_dtype, options.xla)
         start = prepare_chief(options, world.size, network, steps_per_epoch)
         missing = bool(start.checkpoint and validation and start.epoch > 1 and not start.step_of_epoch
-                       and not was_evaluated(logger.get_logger_dir(), start.epoch - 1))
+                       and start.epoch - 1 not in evaluated_epochs(logger.get_logger_dir()))
         logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
                     'rate %g' % (len(classes), images, world.size, total_batch, steps_per_epoch, schedule.peak))
         if start.former_batch not in (None, total_batch):

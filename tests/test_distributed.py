@@ -10,7 +10,7 @@ from tools.mpi import mpirun
 
 # Open MPI says through MPI's tool interface what it goes by, wherever that was set.
 SHOW = '''
-import ctypes, os, sys
+import ctypes, os
 import distributed
 world = distributed.connect()
 mpi = ctypes.CDLL('libmpi.so.40')

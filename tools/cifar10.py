@@ -22,7 +22,7 @@ from compat import USES_BFLOAT16_UNITS, has_gpu  # noqa: E402
 from distributed import cpu_flags  # noqa: E402
 from errors import InputError, Parser, run_command  # noqa: E402
 from precision import cost_of_dtype  # noqa: E402
-from resume import newest_complete, was_evaluated  # noqa: E402
+from resume import evaluated_epochs, newest_complete  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
 
@@ -66,7 +66,7 @@ def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
         os.path.join(out, recipe.name + '-training.log'), out)
     log = os.path.join(out, 'train_log', 'PGD-%s%d-Batch%d-1GPUs-iter%d-epsilon%.1f-step1.0-%s' % (
         recipe.arch, DEPTH, BATCH, recipe.attack_iter, EPSILON, recipe.training))
-    epochs = next((n for n in range(recipe.max_epoch, 0, -1) if was_evaluated(log, n)), 0)
+    epochs = max(evaluated_epochs(log), default=0)
     if epochs < recipe.max_epoch:
         raise InputError('the training was stopped after %d of %d epochs: give the same command again, and it goes on'
                          % (epochs, recipe.max_epoch))
