@@ -23,7 +23,8 @@ def run_evaluation(options: argparse.Namespace) -> int:
     import saved_images
     from adv_model import PGDAttacker
     from agreement import check_agreement
-    from compat import ask_for_determinism, tf
+    from compat import ask_for_determinism, has_gpu, tf
+    from cpu_conv import isa
     from journal import Journal
     from nets import find_network
     from outcomes import Strength, Tally
@@ -91,7 +92,8 @@ def run_evaluation(options: argparse.Namespace) -> int:
         if options.results:
             results.write_results(
                 options.results, dict(facts, checkpoint=options.load, data=options.data, ranks=world.size,
-                                      batch=options.batch, saved_adversarial=saving),
+                                      batch=options.batch, instruction_set='gpu' if has_gpu() else isa(),
+                                      saved_adversarial=saving),
                 [results.attack_record(*of_strength, saved=bool(saving))
                  for of_strength in zip(strengths, tally.figures)])
     return 0

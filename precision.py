@@ -31,12 +31,12 @@ def cost_of_dtype(dtype: str, xla: bool, *, gpu: bool, cpu_flags: FrozenSet[str]
     """
     if gpu or dtype == 'float32':
         return None
-    if dtype == 'bfloat16' and xla:
-        return 'XLA does not use a CPU\'s bfloat16 units: the attack will be slower than without --xla'
     if dtype == 'bfloat16' and not kernels:
         return 'TensorFlow 1 has no fast bfloat16 kernels: the attack will be slower than in float32'
     if dtype == 'bfloat16' and not cpu_flags & BFLOAT16_FLAGS:
         return 'this CPU has no bfloat16 units (avx512_bf16 or amx_bf16): the attack will be slower than in float32'
+    if dtype == 'bfloat16' and xla:
+        return 'XLA does not use a CPU\'s bfloat16 units: the attack will be slower than without --xla'
     if dtype == 'float16':
         return 'TensorFlow has no fast float16 kernels for CPUs: the attack will be many times slower than in float32'
     return None

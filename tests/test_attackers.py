@@ -40,16 +40,19 @@ def test_momentum_beside_pgd(root, data, weights_file, tmp_path):
     assert tables[0] != tables[1]
 
 
-def test_an_attacker_that_leaves_its_budget_is_caught(python, data, weights_file, tmp_path):
+@pytest.mark.parametrize('project, message', [
+    ('adversarial', r'changed pixels by up to .*; its budget was 16'),
+    ('adversarial / 0.0', r'3 steps and epsilon 16 made pixels that are no numbers')])
+def test_an_attacker_that_leaves_its_budget_is_caught(python, data, weights_file, tmp_path, project, message):
     (tmp_path / 'greedy.py').write_text(
         'from adv_model import PGDAttacker\n'
         'class Greedy(PGDAttacker):\n'
         '    def project(self, adversarial, image):\n'
-        '        return adversarial\n')
+        '        return %s\n' % project)
     done = python(os.path.join(ROOT, 'main.py'), '--eval', '--load', weights_file(), '--data', data, '-d', 14,
                   '--image-size', 32, '--attack-iter', 3, '--attacker', 'greedy:Greedy', cwd=tmp_path)
     assert done.returncode == 1 and 'Top1 Error' not in done.stdout
-    assert re.search(r'main.py: failed: the attacker changed pixels by up to .*; its budget was 16', done.stderr)
+    assert re.search('main.py: failed: the attack.*' + message, done.stderr)
     assert 'Traceback' not in done.stderr
 
 

@@ -132,6 +132,7 @@ def test_many_strengths_for_one_run_and_their_records(root, data, weights_file, 
         assert results['checkpoint_sha256'] == hashlib.sha256(f.read()).hexdigest()
     assert results['arch'] == 'ResNet' and results['depth'] == 14 and results['seed'] == 0 and results['ranks'] == 3
     assert results['versions']['numpy'] == np.__version__
+    assert results['instruction_set'] in ('any_cpu', 'avx2', 'avx512', 'avx512_bf16', 'gpu')
     assert [(r['epsilon'], r['attack_iter'], r['step_size']) for r in results['attacks']] == [
         (16, 20, 1), (16, 0, 0), (4, 20, 1), (4, 0, 0)]
     assert done.stdout.count('Top1 Error') == 4

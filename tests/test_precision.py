@@ -155,7 +155,8 @@ def test_program_says_where_reduced_precision_costs(monkeypatch, capsys):
     assert cost('float32', False, flags=()) is None and cost('bfloat16', False) is None
     assert cost('bfloat16', False, flags=['amx_bf16']) is None and cost('float16', True, gpu=True) is None
     assert 'no bfloat16 units' in cost('bfloat16', False, flags=['avx512f']) and 'slower' in cost('float16', True)
-    assert 'slower' in cost('bfloat16', True) and 'TensorFlow 1' in cost('bfloat16', False, kernels=False)
+    assert 'without --xla' in cost('bfloat16', True) and 'TensorFlow 1' in cost('bfloat16', False, kernels=False)
+    assert 'in float32' in cost('bfloat16', True, kernels=False) and 'no bfloat16 units' in cost('bfloat16', True, flags=())
     monkeypatch.setattr(precision, 'cost_of_dtype', lambda *_, **__: 'slow')
     precision.warn_of_cost('float16', False)
     assert capsys.readouterr() == ('', 'main.py: note: slow\n')
