@@ -169,7 +169,15 @@ class Events(TFEventWriter):
 
     def _setup_graph(self):
         super()._setup_graph()
+        self._write_graph_thread = None
         self._writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.first_step)
+
+    def _after_train(self):
+        # With an event after the last one, TensorFlow 1's writer never ends; and a short training may end before tensorpack's
+        # thread has put the graph.
+        if self._write_graph_thread is not None:
+            self._write_graph_thread.join()
+        super()._after_train()
 
 
 class LossGuard(Callback):

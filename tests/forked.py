@@ -3,9 +3,11 @@
 Loading it takes seconds, which each of a hundred runs would pay again. Everything that main.py does is its process's own:
 files, output, sessions, exit status. In the process that forks, TensorFlow is loaded and nothing of it runs.
 """
+import faulthandler
 import multiprocessing
 import os
 import runpy
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,9 +38,12 @@ def run_main(*arguments, timeout=300, cwd=ROOT):
         process = start_main(*arguments, outputs=outputs, cwd=cwd)
         process.join(timeout)
         if process.exitcode is None:
+            os.kill(process.pid, signal.SIGABRT)  # faulthandler says where its threads are
+            process.join(10)
             process.kill()
             process.join()
-            raise subprocess.TimeoutExpired(command, timeout)
+            raise AssertionError('%s still ran after %d s.\n%s%s' % (
+                ' '.join(command), timeout, *[_read(path)[-20000:] for path in outputs]))
         return subprocess.CompletedProcess(command, process.exitcode, *[_read(path) for path in outputs])
 
 
@@ -51,6 +56,7 @@ def _run(command, cwd, outputs):
     os.chdir(cwd)
     for fd, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
+    faulthandler.enable()
     sys.argv = command
     sys.path.insert(0, ROOT)
     runpy.run_path(command[0], run_name='__main__')
