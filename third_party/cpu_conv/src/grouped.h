@@ -17,6 +17,8 @@ namespace grouped {
 
 constexpr int kMaxPixels = 12;        // that are computed at a time
 constexpr int kUnitFloats = 168 << 10;  // of a unit's inputs, which should stay in the second-level cache
+constexpr int kTasks = 8;               // of a gradient to the weights, if it has that many images and groups
+constexpr int kInputsPerSum = 3;
 
 using cpu_conv::Parallel;
 using Buffer = std::unique_ptr<float[]>;  // not initialised
@@ -166,37 +168,61 @@ inline void Correlate(const Kernels& kernels, const Pass& pass, const Packed& we
   });
 }
 
-// Each group is summed up by one thread, always in the same order.
+// A task is some of the images, all groups or a block of them: groups that are read together are a long piece of a pixel,
+// which the memory is fast with; but each part of the images has sums of its own, which are not to be large beside the
+// inputs. Sizes alone decide about both, so that sums are made in the same order with any number of threads.
 inline void WeightGradient(const Kernels& kernels, const Pass& pass, const float* source, const float* upstream,
                            Packed& gradient, const Parallel& parallel) {
-  gradient.clear();
   const int64_t units = pass.units(), unit_rows = pass.unit_rows(), floats = pass.copy_floats();
   const int64_t pixel_floats = unit_rows * pass.columns;  // of a lane
-  parallel(pass.groups, pass.cost() * units * pass.source.batch / pass.groups, [&](int64_t begin, int64_t end) {
-    const int groups = end - begin, outputs = gradient.outputs;
-    const Buffer copy(new float[floats * groups]), blocks(new float[pixel_floats * gradient.padded() * groups]);
-    std::fill_n(blocks.get(), pixel_floats * gradient.padded() * groups, 0.f);
-    for (int64_t unit = 0; unit < pass.source.batch * units; ++unit) {
-      const int64_t image = unit / units, first = unit % units * unit_rows, rows = std::min(unit_rows, pass.rows - first);
-      const Pixels pixels(pass, first, rows);
-      CopyUnit(pass, source + image * pass.source.image(), begin, groups, first, rows, copy.get());
-      for (int i = 0; i < pixels.count; ++i) {
-        const float* from = upstream + image * pass.target.image() + pixels.to[i] + begin * outputs;
-        for (int group = 0; group < groups; ++group, from += outputs) {
+  const int64_t most = pass.source.batch * pass.source.image() / (kInputsPerSum * pass.groups * gradient.group_floats());
+  const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(kTasks, most));
+  const int64_t images = (pass.source.batch + wanted - 1) / wanted, parts = (pass.source.batch + images - 1) / images;
+  const int block = (pass.groups * parts + kTasks - 1) / kTasks, blocks = (pass.groups + block - 1) / block;
+  const int outputs = gradient.outputs;
+  std::vector<Packed> sums;
+  for (int64_t part = 0; part < parts; ++part) sums.emplace_back(gradient.groups, gradient.rows, gradient.run, outputs);
+  parallel(blocks * parts, pass.cost() * units * images / blocks, [&](int64_t begin, int64_t end) {
+    const int most_groups = std::min<int64_t>(pass.groups, (end - begin) * block);
+    const Buffer copy(new float[floats * most_groups]);
+    const Buffer upstreams(new float[pixel_floats * gradient.padded() * most_groups]);
+    std::fill_n(upstreams.get(), pixel_floats * gradient.padded() * most_groups, 0.f);
+    for (int64_t task = begin, next; task < end; task = next) {  // several together, where they are of the same images
+      next = std::min(end, (task / blocks + 1) * blocks);
+      Packed& sum = sums[task / blocks];
+      const int first_group = task % blocks * block;
+      const int groups = std::min<int64_t>(pass.groups - first_group, (next - task) * block);
+      std::fill_n(sum.block(first_group, 0, 0, 0), groups * sum.group_floats(), 0.f);
+      const int64_t first_image = task / blocks * images, last = std::min(pass.source.batch, first_image + images);
+      for (int64_t unit = first_image * units; unit < last * units; ++unit) {
+        const int64_t image = unit / units, first = unit % units * unit_rows, rows = std::min(unit_rows, pass.rows - first);
+        const Pixels pixels(pass, first, rows);
+        CopyUnit(pass, source + image * pass.source.image(), first_group, groups, first, rows, copy.get());
+        for (int i = 0; i < pixels.count; ++i) {
+          const float* from = upstream + image * pass.target.image() + pixels.to[i] + first_group * outputs;
+          for (int group = 0; group < groups; ++group, from += outputs) {
+            for (int k = 0; k < outputs; k += 16) {
+              const int lanes = sum.lanes(k);
+              Scatter(from + k, 1, std::min(lanes, outputs - k),
+                      &upstreams[(group * sum.padded() + k) * pixel_floats + i * lanes], 0);
+            }
+          }
+        }
+        for (int group = 0; group < groups; ++group) {
           for (int k = 0; k < outputs; k += 16) {
-            const int lanes = gradient.lanes(k);
-            Scatter(from + k, 1, std::min(lanes, outputs - k),
-                    &blocks[(group * gradient.padded() + k) * pixel_floats + i * lanes], 0);
+            kernels.weights(&copy[group * floats], pixels, pass.copy_row(), sum.rows, sum.run,
+                            &upstreams[(group * sum.padded() + k) * pixel_floats], sum.lanes(k),
+                            sum.block(first_group + group, 0, 0, k));
           }
         }
       }
-      for (int group = 0; group < groups; ++group) {
-        for (int k = 0; k < outputs; k += 16) {
-          kernels.weights(&copy[group * floats], pixels, pass.copy_row(), gradient.rows, gradient.run,
-                          &blocks[(group * gradient.padded() + k) * pixel_floats], gradient.lanes(k),
-                          gradient.block(begin + group, 0, 0, k));
-        }
-      }
+    }
+  });
+  parallel(gradient.groups, gradient.group_floats() * parts, [&](int64_t begin, int64_t end) {
+    const size_t first = begin * gradient.group_floats(), last = end * gradient.group_floats();
+    std::copy_n(sums[0].values.get() + first, last - first, gradient.values.get() + first);
+    for (int64_t part = 1; part < parts; ++part) {
+      for (size_t i = first; i < last; ++i) gradient.values[i] += sums[part].values[i];
     }
   });
 }
