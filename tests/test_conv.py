@@ -42,7 +42,7 @@ def check(x, w, upstream, stride, known=True):
 @pytest.mark.parametrize('batch, size, groups, channels, out, kernel, stride', [
     (2, (56, 56), 32, 8, 8, 3, 1), (1, (57, 55), 32, 16, 16, 3, 2), (3, (14, 14), 32, 32, 32, 3, 1),
     (2, (7, 7), 32, 64, 64, 3, 1), (1, (14, 14), 4, 64, 64, 3, 2),
-    (11, (20, 20), 32, 8, 8, 3, 1),  # the images in 6 parts, the groups in 2: the last ones are smaller
+    (11, (20, 20), 32, 8, 8, 3, 1),  # images in 6 parts, groups in 6 blocks: the last ones are smaller
     (1, (4, 500), 16, 32, 8, 3, 2)])  # too wide for more than a row at a time
 def test_layers_of_a_network(batch, size, groups, channels, out, kernel, stride, known):
     check(*arrays(np.random.RandomState(1), batch, size, groups, channels, out, kernel, stride), stride=stride, known=known)

@@ -17,7 +17,8 @@ namespace grouped {
 
 constexpr int kMaxPixels = 12;        // that are computed at a time
 constexpr int kUnitFloats = 168 << 10;  // of a unit's inputs, which should stay in the second-level cache
-constexpr int kTasks = 8;               // of a gradient to the weights, if it has that many images and groups
+constexpr int kTasks = 32;              // of a gradient to the weights, if it has that many images and groups
+constexpr int kParts = 8;               // of the images, at most
 constexpr int kInputsPerSum = 3;
 
 using cpu_conv::Parallel;
@@ -168,15 +169,15 @@ inline void Correlate(const Kernels& kernels, const Pass& pass, const Packed& we
   });
 }
 
-// A task is some of the images, all groups or a block of them: groups that are read together are a long piece of a pixel,
-// which the memory is fast with; but each part of the images has sums of its own, which are not to be large beside the
-// inputs. Sizes alone decide about both, so that sums are made in the same order with any number of threads.
+// A task is a part of the images and a block of groups. A thread takes all groups of an image together, where it can: they are a
+// long piece of a pixel, which the memory is fast with. But each part of the images has sums of its own, which are not to be
+// large beside the inputs. Sizes alone decide about both, so that sums are made in the same order with any number of threads.
 inline void WeightGradient(const Kernels& kernels, const Pass& pass, const float* source, const float* upstream,
                            Packed& gradient, const Parallel& parallel) {
   const int64_t units = pass.units(), unit_rows = pass.unit_rows(), floats = pass.copy_floats();
   const int64_t pixel_floats = unit_rows * pass.columns;  // of a lane
   const int64_t most = pass.source.batch * pass.source.image() / (kInputsPerSum * pass.groups * gradient.group_floats());
-  const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(kTasks, most));
+  const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(kParts, most));
   const int64_t images = (pass.source.batch + wanted - 1) / wanted, parts = (pass.source.batch + images - 1) / images;
   const int block = (pass.groups * parts + kTasks - 1) / kTasks, blocks = (pass.groups + block - 1) / block;
   const int outputs = gradient.outputs;
@@ -187,7 +188,7 @@ inline void WeightGradient(const Kernels& kernels, const Pass& pass, const float
     const Buffer copy(new float[floats * most_groups]);
     const Buffer upstreams(new float[pixel_floats * gradient.padded() * most_groups]);
     std::fill_n(upstreams.get(), pixel_floats * gradient.padded() * most_groups, 0.f);
-    for (int64_t task = begin, next; task < end; task = next) {  // several together, where they are of the same images
+    for (int64_t task = begin, next; task < end; task = next) {  // those of a part together
       next = std::min(end, (task / blocks + 1) * blocks);
       Packed& sum = sums[task / blocks];
       const int first_group = task % blocks * block;
@@ -218,13 +219,15 @@ inline void WeightGradient(const Kernels& kernels, const Pass& pass, const float
       }
     }
   });
-  parallel(gradient.groups, gradient.group_floats() * parts, [&](int64_t begin, int64_t end) {
-    const size_t first = begin * gradient.group_floats(), last = end * gradient.group_floats();
-    std::copy_n(sums[0].values.get() + first, last - first, gradient.values.get() + first);
-    for (int64_t part = 1; part < parts; ++part) {
-      for (size_t i = first; i < last; ++i) gradient.values[i] += sums[part].values[i];
-    }
-  });
+  if (parts > 1) {
+    parallel(gradient.groups, gradient.group_floats() * parts, [&](int64_t begin, int64_t end) {
+      const size_t first = begin * gradient.group_floats(), last = end * gradient.group_floats();
+      for (int64_t part = 1; part < parts; ++part) {
+        for (size_t i = first; i < last; ++i) sums[0].values[i] += sums[part].values[i];
+      }
+    });
+  }
+  gradient.values.swap(sums[0].values);
 }
 
 }  // namespace grouped
