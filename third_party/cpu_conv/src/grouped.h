@@ -169,9 +169,10 @@ inline void Correlate(const Kernels& kernels, const Pass& pass, const Packed& we
   });
 }
 
-// A task is a part of the images and a block of groups. A thread takes all groups of an image together, where it can: they are a
-// long piece of a pixel, which the memory is fast with. But each part of the images has sums of its own, which are not to be
-// large beside the inputs. Sizes alone decide about both, so that sums are made in the same order with any number of threads.
+// A task is a part of the images and a block of groups. A thread takes all groups of an image together where it can: they are
+// a long piece of a pixel, which the memory is fast with. But each part of the images has sums of its own, which are not to
+// be large beside the inputs. Sizes alone decide about both, so that sums are made in the same order with any number of
+// threads.
 inline void WeightGradient(const Kernels& kernels, const Pass& pass, const float* source, const float* upstream,
                            Packed& gradient, const Parallel& parallel) {
   const int64_t units = pass.units(), unit_rows = pass.unit_rows(), floats = pass.copy_floats();
