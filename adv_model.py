@@ -115,13 +115,19 @@ class PGDAttacker(Attacker):
         """`num_iter` (a number or a scalar tensor) steps from `start`, which may lie on an earlier trajectory."""
         def step(i, adversarial):
             gradient = self.gradient(adversarial, target, logits)
-            moved = self.project(adversarial - pixels(self.step_size) * tf.sign(gradient), image)
-            moved.set_shape(adversarial.shape)
-            return i + 1, moved
+            return i + 1, self.move(adversarial, gradient, image)
 
         _, adversarial = tf.while_loop(lambda i, _: i < num_iter, step, [tf.constant(0), start],
                                        back_prop=False, parallel_iterations=1)
         return tf.stop_gradient(adversarial)
+
+    def move(self, adversarial: tf.Tensor, direction: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        """A step against the direction's sign. Where that is NaN the pixel becomes NaN: TensorFlow 1's sign of NaN is 0, and an
+        attack that stood still would look like a robust network.
+        """
+        moved = self.project(adversarial - pixels(self.step_size) * tf.sign(direction), image)
+        moved.set_shape(adversarial.shape)
+        return tf.where(tf.is_nan(direction), direction, moved)
 
     def gradient(self, adversarial: tf.Tensor, target: tf.Tensor, logits: Logits) -> tf.Tensor:
         """Of the cross-entropy towards the target label, with respect to the image; up to a positive factor."""

@@ -175,9 +175,11 @@ class Events(TFEventWriter):
     def _after_train(self):
         # With an event after the last one, TensorFlow 1's writer never ends; and a short training may end before tensorpack's
         # thread has put the graph.
-        if self._write_graph_thread is not None:
-            self._write_graph_thread.join()
-        super()._after_train()
+        try:
+            if self._write_graph_thread is not None:
+                self._write_graph_thread.join()
+        finally:
+            super()._after_train()
 
 
 class LossGuard(Callback):

@@ -153,14 +153,15 @@ def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strength
                  keep: Optional[Keep] = None) -> np.ndarray:
     """(N, number of strengths) of OUTCOME. The seconds of a batch are divided among its images.
 
-    Raises RunError where an attacker leaves its budget, or makes no images at all: a record would claim what was not so.
+    Raises RunError where an attacker leaves its budget, or makes pixels that are no numbers: a record would claim what was
+    not so.
     """
     outcomes = np.zeros((len(batch.labels), len(strengths)), OUTCOME)
     clean = session.run(tower.clean, {tower.image: batch.images})
     for strength, attacked in tower.attack(session, batch, clean, strengths):
         if not np.isfinite(attacked.images).all():
             raise RunError('the attack with %g steps and epsilon %g made pixels that are no numbers: the network\'s logits or '
-                           'their gradient overflow (more easily in float16), or the attacker computes none'
+                           'their gradient overflow (more easily in float16), or the attacker\'s do'
                            % (strength.num_iter, strength.epsilon))
         radius = pixels(strength.epsilon) if strength.num_iter else 0.0
         change = np.abs(attacked.images - clean).max()

@@ -5,7 +5,7 @@
 It is PGDAttacker but for the direction of a step: the sign of a decaying sum of the gradients so far, each scaled to an L1
 norm of 1, in place of the last gradient's sign. The published attack starts from the clean image, and so does this one.
 """
-from adv_model import PGDAttacker, pixels
+from adv_model import PGDAttacker
 from compat import tf
 
 DECAY = 1.0  # of the sum, per step: mu in the article
@@ -22,10 +22,8 @@ class MomentumAttacker(PGDAttacker):
             gradient = self.gradient(adversarial, target, logits)
             norm = tf.reduce_sum(tf.abs(gradient), axis=[1, 2, 3], keepdims=True)
             momentum = DECAY * momentum + gradient / tf.maximum(norm, 1e-30)
-            moved = self.project(adversarial - pixels(self.step_size) * tf.sign(momentum), image)
-            moved.set_shape(adversarial.shape)
             momentum.set_shape(adversarial.shape)
-            return i + 1, moved, momentum
+            return i + 1, self.move(adversarial, momentum, image), momentum
 
         _, adversarial, _ = tf.while_loop(lambda i, *_: i < num_iter, step,
                                           [tf.constant(0), start, tf.zeros_like(start)],

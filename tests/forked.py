@@ -38,8 +38,8 @@ def run_main(*arguments, timeout=300, cwd=ROOT):
         process = start_main(*arguments, outputs=outputs, cwd=cwd)
         process.join(timeout)
         if process.exitcode is None:
-            os.kill(process.pid, signal.SIGABRT)  # faulthandler says where its threads are
-            process.join(10)
+            os.kill(process.pid, signal.SIGUSR2)  # faulthandler says where its threads are
+            process.join(2)
             process.kill()
             process.join()
             raise AssertionError('%s still ran after %d s.\n%s%s' % (
@@ -56,7 +56,7 @@ def _run(command, cwd, outputs):
     os.chdir(cwd)
     for fd, path in enumerate(outputs, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
-    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR2)
     sys.argv = command
     sys.path.insert(0, ROOT)
     runpy.run_path(command[0], run_name='__main__')

@@ -77,6 +77,19 @@ def test_attack_equals_numpy_and_keeps_its_budget(session, steps, epsilon, step_
     assert (np.abs(adversarial - expected) < 1e-4).mean() > 0.998
 
 
+@pytest.mark.parametrize('xla', [False, True])
+def test_an_attack_whose_logits_overflow_does_not_stand_still(session, xla):
+    """It would look like a robust network."""
+    image, label = batch(5)
+    half = LinearClassifier()
+    half.matrix = (np.sign(half.matrix) * 6e4).astype(np.float16)
+    attacker = pgd_attacker(loss_scale=128.0, xla=xla)
+    adversarial = session.run(attacker.attack(
+        tf.constant(image), tf.constant(label),
+        lambda x: tf.cast(tf.matmul(tf.reshape(tf.cast(x, tf.float16), [5, -1]), half.matrix), tf.float32))[0])
+    assert np.isnan(adversarial).all()
+
+
 def test_first_of_ten_steps_moves_alpha(session):
     """Every pixel by max(1, 16 / 10), against the sign of the gradient, where the budget and [0, 255] allow it."""
     classifier, (image, label) = LinearClassifier(), batch(20)

@@ -124,8 +124,9 @@ def test_where_the_op_is_used(dtype, used):
 
 def print_digests(threads):
     for i, (groups, channels, out, kernel, stride) in enumerate([
-            (6, 12, 20, 3, 2), (1, 64, 64, 3, 1), (3, 32, 32, 3, 1), (8, 8, 8, 3, 1), (1, 32, 64, 3, 2), (1, 32, 64, 1, 1)]):
-        inputs = arrays(np.random.RandomState(i), 5, (15, 13), groups, channels, out, kernel, stride)
+            (6, 12, 20, 3, 2), (1, 64, 64, 3, 1), (3, 32, 32, 3, 1), (8, 8, 8, 3, 1), (1, 32, 64, 3, 2), (1, 32, 64, 1, 1),
+            (32, 8, 8, 3, 1)]):
+        inputs = arrays(np.random.RandomState(i), 11, (15, 13), groups, channels, out, kernel, stride)
         print([hashlib.sha1(a.tobytes()).hexdigest() for a in compute(*inputs, stride=stride, threads=threads)])
 
 

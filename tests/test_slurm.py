@@ -99,7 +99,7 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, check
     asked = [0.]
 
     def ended():
-        """slurm starts a job again two minutes after the last of its processes ended: asked to, a little earlier.
+        """slurm starts a job again two minutes after the last of its processes ended: asked to, after 10 seconds.
 
         Not at once: a node refuses what slurm signed before, or in the same second as, the order to end the job's processes.
         """

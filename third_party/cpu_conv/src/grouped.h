@@ -17,7 +17,7 @@ namespace grouped {
 
 constexpr int kMaxPixels = 12;        // that are computed at a time
 constexpr int kUnitFloats = 168 << 10;  // of a unit's inputs, which should stay in the second-level cache
-constexpr int kTasks = 32;              // of a gradient to the weights, if it has that many images and groups
+constexpr int kTasks = 32;              // of a gradient to the weights, about, if it has that many images and groups
 constexpr int kParts = 8;               // of the images, at most
 constexpr int kInputsPerSum = 3;
 
@@ -180,7 +180,7 @@ inline void WeightGradient(const Kernels& kernels, const Pass& pass, const float
   const int64_t most = pass.source.batch * pass.source.image() / (kInputsPerSum * pass.groups * gradient.group_floats());
   const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(kParts, most));
   const int64_t images = (pass.source.batch + wanted - 1) / wanted, parts = (pass.source.batch + images - 1) / images;
-  const int block = (pass.groups * parts + kTasks - 1) / kTasks, blocks = (pass.groups + block - 1) / block;
+  const int block = std::max<int64_t>(1, pass.groups * parts / kTasks), blocks = (pass.groups + block - 1) / block;
   const int outputs = gradient.outputs;
   std::vector<Packed> sums;
   for (int64_t part = 0; part < parts; ++part) sums.emplace_back(gradient.groups, gradient.rows, gradient.run, outputs);
