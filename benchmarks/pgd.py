@@ -121,7 +121,7 @@ def check_flags(args: argparse.Namespace) -> None:
     from nets import find_network
     for network in args.network.split(','):
         arch, _, depth = network.rpartition('-')
-        if not arch or not depth.isdigit():
+        if not arch or not depth.isdecimal():
             raise InputError('--network is an architecture and a depth, like ResNet-50, not %s' % network)
         find_network(arch, int(depth))
     if min(args.batch, args.image_size, args.threads, args.repeats, args.steps) < 1:

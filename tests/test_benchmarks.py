@@ -77,7 +77,8 @@ def test_convolutions_are_counted():
 
 
 @pytest.mark.parametrize('script, flags, named', [
-    ('pgd.py', ['--network', 'ResNet50'], 'ResNet-50'), ('train.py', ['--dtypes', 'float8'], 'float8'),
+    ('pgd.py', ['--network', 'ResNet50'], 'ResNet-50'), ('pgd.py', ['--network', 'ResNet-²'], 'ResNet-50'),
+    ('train.py', ['--dtypes', 'float8'], 'float8'),
     ('grouped.py', ['--batch', '0'], '--batch'), ('pgd.py', ['--table', 'nowhere/table.md'], 'nowhere'),
     ('train.py', ['--plot', 'nowhere/plot.png'], 'nowhere'),
     ('pgd.py', ['--dtypes', 'float32', '--peer-dtypes', 'float64'], '--peer-dtypes'),
