@@ -24,6 +24,7 @@ sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 from errors import InputError, Parser, check_writable, run_command  # noqa: E402
 from turns import PEAK, Worker, draw, markdown_table, report, serve_turns, take_turns  # noqa: E402
 
+PLOTS = ['.png', '.pdf', '.svg']
 UNIT = 'image_steps_per_second'
 MATRIX = 2048  # rows and columns
 
@@ -134,6 +135,8 @@ def check_flags(args: argparse.Namespace) -> None:
             raise InputError('--peer-dtypes are some of --dtypes, not %s' % dtype)
     for path in filter(None, (args.table, args.plot)):
         check_writable(path)
+    if args.plot and os.path.splitext(args.plot)[1].lower() not in PLOTS:
+        raise InputError('--plot %s: the name must end in %s' % (args.plot, ', '.join(PLOTS)))
     if args.peer:
         try:
             subprocess.run([args.torch_python, '-c', 'import torch, torchattacks'], check=True, stdin=subprocess.DEVNULL,

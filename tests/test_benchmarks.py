@@ -80,7 +80,7 @@ def test_convolutions_are_counted():
     ('pgd.py', ['--network', 'ResNet50'], 'ResNet-50'), ('pgd.py', ['--network', 'ResNet-²'], 'ResNet-50'),
     ('train.py', ['--dtypes', 'float8'], 'float8'),
     ('grouped.py', ['--batch', '0'], '--batch'), ('pgd.py', ['--table', 'nowhere/table.md'], 'nowhere'),
-    ('train.py', ['--plot', 'nowhere/plot.png'], 'nowhere'),
+    ('train.py', ['--plot', 'nowhere/plot.png'], 'nowhere'), ('pgd.py', ['--plot', 'plot.foo'], '.png'),
     ('pgd.py', ['--dtypes', 'float32', '--peer-dtypes', 'float64'], '--peer-dtypes'),
     ('pgd.py', ['--peer', 'torch'], 'requirements/bench.txt'),
     ('pgd.py', ['--peer', 'torch', '--torch-python', 'nowhere'], 'nowhere')])
