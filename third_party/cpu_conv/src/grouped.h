@@ -173,22 +173,23 @@ inline void Correlate(const Kernels& kernels, const Pass& pass, const Packed& we
 // a long piece of a pixel, which the memory is fast with. But each part of the images has sums of its own, which are not to
 // be large beside the inputs. Sizes alone decide about both, so that sums are made in the same order with any number of
 // threads.
-inline void WeightGradient(const Kernels& kernels, const Pass& pass, const float* source, const float* upstream,
-                           Packed& gradient, const Parallel& parallel) {
+inline Packed WeightGradient(const Kernels& kernels, const Pass& pass, const float* source, const float* upstream,
+                             const Parallel& parallel) {
+  const int outputs = pass.channels_out(), padded = (outputs + 7) / 8 * 8;
+  const int64_t group_floats = int64_t{pass.kernel_rows} * pass.run() * padded;
   const int64_t units = pass.units(), unit_rows = pass.unit_rows(), floats = pass.copy_floats();
   const int64_t pixel_floats = unit_rows * pass.columns;  // of a lane
-  const int64_t most = pass.source.batch * pass.source.image() / (kInputsPerSum * pass.groups * gradient.group_floats());
+  const int64_t most = pass.source.batch * pass.source.image() / (kInputsPerSum * pass.groups * group_floats);
   const int64_t wanted = std::max<int64_t>(1, std::min<int64_t>(kParts, most));
   const int64_t images = (pass.source.batch + wanted - 1) / wanted, parts = (pass.source.batch + images - 1) / images;
   const int block = std::max<int64_t>(1, pass.groups * parts / kTasks), blocks = (pass.groups + block - 1) / block;
-  const int outputs = gradient.outputs;
   std::vector<Packed> sums;
-  for (int64_t part = 0; part < parts; ++part) sums.emplace_back(gradient.groups, gradient.rows, gradient.run, outputs);
+  for (int64_t part = 0; part < parts; ++part) sums.emplace_back(pass.groups, pass.kernel_rows, pass.run(), outputs);
   parallel(blocks * parts, pass.cost() * units * images / blocks, [&](int64_t begin, int64_t end) {
     const int most_groups = std::min<int64_t>(pass.groups, (end - begin) * block);
     const Buffer copy(new float[floats * most_groups]);
-    const Buffer upstreams(new float[pixel_floats * gradient.padded() * most_groups]);
-    std::fill_n(upstreams.get(), pixel_floats * gradient.padded() * most_groups, 0.f);
+    const Buffer upstreams(new float[pixel_floats * padded * most_groups]);
+    std::fill_n(upstreams.get(), pixel_floats * padded * most_groups, 0.f);
     for (int64_t task = begin, next; task < end; task = next) {  // those of a part together
       next = std::min(end, (task / blocks + 1) * blocks);
       Packed& sum = sums[task / blocks];
@@ -206,14 +207,14 @@ inline void WeightGradient(const Kernels& kernels, const Pass& pass, const float
             for (int k = 0; k < outputs; k += 16) {
               const int lanes = sum.lanes(k);
               Scatter(from + k, 1, std::min(lanes, outputs - k),
-                      &upstreams[(group * sum.padded() + k) * pixel_floats + i * lanes], 0);
+                      &upstreams[(group * padded + k) * pixel_floats + i * lanes], 0);
             }
           }
         }
         for (int group = 0; group < groups; ++group) {
           for (int k = 0; k < outputs; k += 16) {
             kernels.weights(&copy[group * floats], pixels, pass.copy_row(), sum.rows, sum.run,
-                            &upstreams[(group * sum.padded() + k) * pixel_floats], sum.lanes(k),
+                            &upstreams[(group * padded + k) * pixel_floats], sum.lanes(k),
                             sum.block(first_group + group, 0, 0, k));
           }
         }
@@ -221,14 +222,14 @@ inline void WeightGradient(const Kernels& kernels, const Pass& pass, const float
     }
   });
   if (parts > 1) {
-    parallel(gradient.groups, gradient.group_floats() * parts, [&](int64_t begin, int64_t end) {
-      const size_t first = begin * gradient.group_floats(), last = end * gradient.group_floats();
+    parallel(pass.groups, group_floats * parts, [&](int64_t begin, int64_t end) {
+      const int64_t first = begin * group_floats, last = end * group_floats;
       for (int64_t part = 1; part < parts; ++part) {
-        for (size_t i = first; i < last; ++i) sums[0].values[i] += sums[part].values[i];
+        for (int64_t i = first; i < last; ++i) sums[0].values[i] += sums[part].values[i];
       }
     });
   }
-  gradient.values.swap(sums[0].values);
+  return std::move(sums[0]);
 }
 
 }  // namespace grouped

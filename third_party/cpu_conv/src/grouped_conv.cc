@@ -291,9 +291,8 @@ class FilterGradientOp : public GroupedOp {
       std::fill_n(gradient->flat<float>().data(), w_shape.num_elements(), 0.f);
       return;
     }
-    grouped::Packed sums(c.groups, c.kernel_rows, c.kernel_columns * c.channels_in(), c.channels_out());
-    grouped::WeightGradient(BestKernels(), c.Forward(), x.flat<float>().data(), upstream.flat<float>().data(), sums,
-                            cpu_conv::Threads(context));
+    const grouped::Packed sums = grouped::WeightGradient(
+        BestKernels(), c.Forward(), x.flat<float>().data(), upstream.flat<float>().data(), cpu_conv::Threads(context));
     Unpack(c, sums, gradient->flat<float>().data(), cpu_conv::Threads(context));
   }
 };
