@@ -1,12 +1,11 @@
 """What a result depends on: the code, the libraries, the checkpoint, the data and the flags, as digests and versions."""
 import argparse
-import glob
 import hashlib
 import inspect
 import os
 import sys
 from importlib import import_module
-from typing import Any, Dict, Iterable, Sequence
+from typing import Any, Dict, Iterable, List, Sequence
 
 from checkpoint import checkpoint_files
 from nets import Network
@@ -14,6 +13,9 @@ from outcomes import Strength
 from third_party.imagenet import Dataset
 
 ROOT = os.path.dirname(os.path.abspath(__file__))
+SOURCES = ('.py', '.c', '.cc', '.h', '.inc')
+# Folders of the checkout whose code no job runs, or that jobs fill with their output
+NOT_IN_JOBS = ('tests', 'tools', 'benchmarks', 'examples', 'train_log', 'demo', 'cifar10-results')
 
 
 def sha256_of_files(files: Iterable[str]) -> str:
@@ -31,11 +33,22 @@ def attacker_sha256(attacker: type) -> str:
     return sha256_of_files([inspect.getfile(attacker)])
 
 
-def code_sha256() -> str:
-    """Of this project's code that runs in a job, and of the ops that compute figures."""
-    patterns = ['*.py', 'third_party/*.py', 'third_party/cpu_conv/*/*']
-    paths = [path for pattern in patterns for path in sorted(glob.glob(os.path.join(ROOT, pattern)))]
-    return sha256_of_files(path for path in paths if path.endswith(('.py', '.cc', '.h', '.inc')))
+def code_files(root: str = ROOT) -> List[str]:
+    """List the sources of the checkout `root` that run in a job, those of compiled ops included: sorted paths."""
+    found = []
+    for folder, folders, names in os.walk(root):
+        if folder == root:
+            folders[:] = [name for name in folders if name not in NOT_IN_JOBS]
+        folders[:] = [name for name in folders if not name.startswith('.') and name != 'build']
+        found += [os.path.join(folder, name) for name in names if name.endswith(SOURCES)]
+    return sorted(found)
+
+
+def code_sha256(root: str = ROOT) -> str:
+    """Return the SHA-256 of the names and contents of `code_files`."""
+    files = code_files(root)
+    names = '\n'.join(os.path.relpath(path, root).replace(os.sep, '/') for path in files)
+    return hashlib.sha256(('%s\n%s' % (names, sha256_of_files(files))).encode()).hexdigest()
 
 
 def versions() -> Dict[str, str]:

@@ -4,11 +4,16 @@ import os
 import numpy as np
 import pytest
 
+import checkpoint
 import helpers
-from adv_model import smoothed_loss
-from compat import tf
+from adv_model import AdversarialModel, NoOpAttacker, smoothed_loss
+from compat import session_config, tf  # before tensorpack
+from tensorpack.tfutils.tower import TrainTowerContext
+
 from errors import InputError
 from inference import load_classifier
+from nets import Network
+from resnet_model import native_mode
 
 pytestmark = pytest.mark.slow
 
@@ -95,3 +100,58 @@ def test_a_published_network_is_recognised(reference_weights):
     """Given as another of the same depth, by the names and shapes of the published file."""
     with pytest.raises(InputError, match='--arch ResNetDenoise -d 152'):
         load(reference_weights('ResNetDenoise-152'), 'ResNet-152')
+
+
+EVERY = 97  # of a large variable's elements the published results hold each so-manieth
+LARGE = 300000
+# What follows these shifts normalises the batch, which takes a shift away: nothing but rounding moves them
+ROUNDING_ALONE = ['group%d_denoise/conv/bn/beta' % group for group in range(3)]
+
+
+def step_of_training(network, images, label, weights):
+    """The cost, and {variable: value} after one step of standard training at a rate of 0.1, from these weights."""
+    arch, depth = network.split('-')
+    mode = native_mode()
+    with tf.Graph().as_default() as graph:
+        model = AdversarialModel(Network(arch, int(depth)), NoOpAttacker(), images.shape[1], mode=mode, attack_mode=mode)
+        inputs = [tf.placeholder(spec.dtype, spec.shape) for spec in model.inputs()]
+        with TrainTowerContext(''):
+            cost = model.build_graph(*inputs)
+        optimizer = model.optimizer()
+        gradients = [(g, v) for g, v in optimizer.compute_gradients(cost) if g is not None]
+        # updates are in place: each waits for all that is still to be read
+        with tf.control_dependencies([g for g, _ in gradients] + tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
+            step = optimizer.apply_gradients([(tf.identity(g), v) for g, v in gradients])
+        variables = {v.op.name: v for v in tf.global_variables() if v.op.name in weights}
+        with tf.Session(graph=graph, config=session_config()) as session:
+            session.run(tf.global_variables_initializer())
+            for name, variable in variables.items():
+                variable.load(weights[name], session)
+            feed = dict(zip(inputs, [images, label]))
+            before = session.run(cost, feed)
+            session.run(step, feed)
+            return before, session.run(variables)
+
+
+@pytest.mark.parametrize('network', ['ResNet-50', 'ResNetDenoise-50'])
+def test_a_step_of_training_is_the_published_one(network, reference_dir, published, reference_weights):
+    """Its cost, and what every variable becomes. Rounding is measured by the step: the difference's norm over the step's."""
+    photos = published(network)
+    with np.load(os.path.join(reference_dir, 'training-step-%s.npz' % network)) as f:
+        expected = {name: f[name] for name in f.files}
+    weights = checkpoint.read_checkpoint(reference_weights(network))
+    cost, after = step_of_training(network, photos['image'], photos['label'], weights)
+    assert cost == pytest.approx(float(expected.pop('cost')), rel=1e-5)
+
+    error, moved = {}, 0
+    for name, value in expected.items():
+        if name in ROUNDING_ALONE:
+            continue
+        before, computed = [v[name].ravel()[::EVERY if v[name].size >= LARGE else 1] for v in (weights, after)]
+        step = np.linalg.norm(value.ravel() - before)
+        moved += step > 0
+        error[name] = np.linalg.norm(value.ravel() - computed) / max(step, 1e-12)
+    assert moved == len(error) >= 200
+    print('%s: difference over step %.1e at the median, %.1e at most' % (
+        network, np.median(list(error.values())), max(error.values())))
+    assert np.median(list(error.values())) < 5e-3 and max(error.values()) < 0.06
