@@ -5,14 +5,14 @@ Inside of a tower images are NHWC, BGR, float32 in [-1, 1]. Budgets are given in
 from abc import ABC, abstractmethod
 from typing import Callable, Optional, Tuple
 
-from compat import tf, xla_compile  # before tensorpack
+from runtime.compat import tf, xla_compile  # before tensorpack
 from tensorpack import ModelDesc
 from tensorpack.models import l2_regularizer, regularize_cost
 from tensorpack.tfutils.summary import add_moving_summary
 from tensorpack.tfutils.tower import get_current_tower_context
 
 from nets import Network
-from resnet_model import Mode
+from kernels.mode import Mode
 
 LABEL_SMOOTHING = 0.1
 WEIGHT_DECAY = 1e-4

@@ -11,15 +11,15 @@ from typing import Any, List, Optional
 
 import numpy as np
 
-from compat import tf  # before tensorpack
+from runtime.compat import tf  # before tensorpack
 from tensorpack import Callback, HyperParamSetter, ModelSaver, logger
 from tensorpack.callbacks import JSONWriter, TFEventWriter
 from tensorpack.train import StopTraining
 from tensorpack.utils.utils import humanize_time_delta
 
 from adv_model import unscale_pixels
-from distributed import World
-from errors import RunError
+from runtime.distributed import World
+from runtime.errors import RunError
 from resume import OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, read_statistics, saved_checkpoints, step_of, write_json
 from schedule import LearningRate
 

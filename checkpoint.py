@@ -7,8 +7,8 @@ from typing import Dict, List
 
 import numpy as np
 
-from compat import tf
-from errors import InputError
+from runtime.compat import tf
+from runtime.errors import InputError
 from nets import ARCHITECTURES, DEPTHS, Network
 
 # Variables that training keeps beside the network's: the optimizer's, the schedule's, the smoothed summaries

@@ -16,12 +16,13 @@ import numpy as np
 from tqdm import tqdm
 
 from adv_model import Attacker, PGDAttacker, is_wrong, most_likely, pixels, scale_pixels
-from compat import tf
-from distributed import World
-from errors import InputError, RunError
+from runtime.compat import tf
+from runtime.distributed import World
+from runtime.errors import InputError, RunError
+from runtime.fingerprint import sha256_of_files
 from nets import Network
 from outcomes import OUTCOME, Strength, Tally
-from resnet_model import Mode
+from kernels.mode import Mode
 from third_party.batches import Batch, validation_batches
 from third_party.imagenet import Dataset
 
@@ -48,6 +49,11 @@ def load_attacker(name: str) -> Type[Attacker]:
     if not (inspect.isclass(attacker) and issubclass(attacker, Attacker)):
         raise InputError('the attacker %s is no subclass of adv_model.Attacker' % name)
     return attacker
+
+
+def attacker_sha256(attacker: type) -> str:
+    """Return the SHA-256 of the file that an attacker's class is in, which need not be this project's."""
+    return sha256_of_files([inspect.getfile(attacker)])
 
 
 class Attacked(NamedTuple):

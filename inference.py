@@ -5,9 +5,10 @@ import numpy as np
 
 import checkpoint
 from adv_model import PGDAttacker, effective_step_size, scale_pixels, unscale_pixels
-from compat import has_gpu, session_config, tf, xla_compile
+from runtime.hardware import has_gpu, session_config
+from runtime.compat import tf, xla_compile
 from nets import Network, find_network
-from resnet_model import native_mode
+from kernels.mode import native_mode
 
 
 def load_classifier(path: str, arch: str = 'ResNet', depth: int = 50, *, image_size: int = 224,

@@ -15,8 +15,8 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
-from errors import InputError, RunError
-from files import sync_folder
+from runtime.errors import InputError, RunError
+from runtime.files import sync_folder
 from outcomes import OUTCOME
 
 FORMAT = 'evaluation journal 1'

@@ -6,30 +6,36 @@
     mpirun -np 16 ... python main.py --data DIR --batch 32 --arch A -d N                training, beside a data server
 """
 import argparse
+import logging
 import sys
 from typing import Any
 
-from errors import InputError, check_writable, end_on_interrupt, run_command
+from runtime.errors import InputError
+from runtime.files import check_writable
+from runtime.command_line import end_on_interrupt, run_command
 from options import parse_options
+
+log = logging.getLogger(__name__)
 
 
 def run_evaluation(options: argparse.Namespace) -> int:
     """--eval: the figures of every attack on stdout, and what --results, --per-image and --save-adversarial name."""
     import checkpoint
-    import distributed
+    from runtime import distributed
     import evaluation
-    import provenance
     import results
     import saved_images
     from adv_model import PGDAttacker
-    from agreement import check_agreement
-    from compat import ask_for_determinism, has_gpu, tf
+    from runtime.agreement import check_agreement
+    from runtime.compat import ask_for_determinism, tf
+    from runtime.hardware import has_gpu
     from cpu_conv import isa
     from journal import Journal
     from nets import find_network
     from outcomes import Strength, Tally
-    from precision import attack_settings, warn_of_cost
-    from resnet_model import native_mode
+    from kernels.mode import attack_settings
+    from runtime.hardware import warn_of_cost
+    from kernels.mode import native_mode
     from setup_check import suspicions
     from third_party.imagenet import load_dataset
 
@@ -45,21 +51,22 @@ def run_evaluation(options: argparse.Namespace) -> int:
 
     # Where it goes on: the chief has the journal, and all ranks begin at the same image
     world = distributed.connect()
-    check_agreement(world, options, dataset.class_names, dataset, provenance.attacker_sha256(attacker))
+    check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
+                    data=dataset.listing(options.data), more_code=evaluation.attacker_sha256(attacker))
     journal, begin, token, facts = None, 0, 0, {}
     if world.is_chief:
         warn_of_cost(options.attack_dtype, options.xla)
         for path in filter(None, [options.results, options.per_image]):
             check_writable(path)
         if options.results or options.journal:  # it reads the whole data set
-            facts = provenance.evaluation_facts(options, network, dataset, attacker, strengths)
+            facts = results.evaluation_facts(options, network, dataset, attacker, strengths)
         if options.journal:
             journal = Journal(options.journal, facts, num_images=len(dataset), num_strengths=len(strengths))
             begin = journal.num_done
         if saving:
             token = saved_images.prepare_directory(saving, strengths, done=begin,
                                                    continued=journal is not None and journal.existed)
-    begin, token = [int(n) for n in world.sum([begin, token])]
+    begin, token = world.from_chief([begin, token])
     if saving:
         saved_images.check_directory(saving, token)
 
@@ -73,7 +80,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
         if begin == 0:
             for suspicion in suspicions(tower, session, dataset, world, image_size=options.image_size,
                                         batch=options.batch):
-                world.warn(suspicion)
+                log.warning(suspicion)
         tally = Tally(dataset.labels, len(strengths))
         for positions, outcomes in journal.replay() if journal else ():
             tally.add(positions, outcomes)
@@ -117,7 +124,7 @@ def print_rates(figures: Any) -> None:
 
 def run_prediction(options: argparse.Namespace) -> int:
     """--eval-directory: a file of predictions, with --labels the figures too; status 1 when some file was not scored."""
-    import distributed
+    from runtime import distributed
     from inference import load_classifier
     from prediction import find_manifest, write_predictions
     from third_party.imagenet import find_images
@@ -135,7 +142,7 @@ def run_prediction(options: argparse.Namespace) -> int:
     if options.labels:
         print_scores(scores, len(listed))
     if scores.num_failed:
-        print('main.py: error: %d files were not scored; they are named above' % scores.num_failed, file=sys.stderr)
+        log.error('%d files were not scored; they are named above', scores.num_failed)
     return 1 if scores.num_failed else 0
 
 
@@ -147,8 +154,8 @@ def print_scores(scores: Any, num_listed: int) -> None:
         print_rates(figures)
     scored = sum(figures.num_images for figures in scores.figures.values())
     if scored < num_listed:
-        print('main.py: warning: %d of the %d images of --labels were not scored: the figures are of the others'
-              % (num_listed - scored, num_listed), file=sys.stderr)
+        log.warning('%d of the %d images of --labels were not scored: the figures are of the others',
+                    num_listed - scored, num_listed)
 
 
 def run_training(options: argparse.Namespace) -> int:

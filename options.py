@@ -4,7 +4,8 @@ import math
 import os
 from typing import Any, Callable, List
 
-from errors import InputError, Parser
+from runtime.errors import InputError
+from runtime.command_line import Parser
 
 LARGEST = 2 ** 31 - 1
 MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before its end

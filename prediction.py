@@ -1,19 +1,22 @@
 """Black-box scoring: classify every image of a folder, in whatever shape it comes."""
+import logging
 import os
-import sys
 from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
 
-from errors import InputError
-from files import WholeFile
+from runtime.errors import InputError
+from runtime.files import WholeFile
 from inference import Classifier
 from outcomes import OUTCOME, Figures, count
 from saved_images import MANIFEST, Listed, read_manifest
 from third_party.batches import map_ahead
 from third_party.imagenet import find_images
 from third_party.images import decode, validation_image
+
+
+log = logging.getLogger(__name__)
 
 
 class Scores(NamedTuple):
@@ -79,7 +82,7 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
             for _, image, problem in chunk:
                 if image is None:
                     failed += 1
-                    bar.write('main.py: not scored: %s' % problem, file=sys.stderr)
+                    log.warning('%s', problem, extra={'word': 'not scored'})
             readable = [(path, image) for path, image, _ in chunk if image is not None]
             if readable:
                 logits = classifier.logits(np.stack([image for _, image in readable]))

@@ -1,5 +1,6 @@
 """What an evaluation leaves behind: a file with one record for each strength of the attack and all that it depends on, and
 tables with a row for each image."""
+import argparse
 import contextlib
 import csv
 import json
@@ -8,8 +9,12 @@ from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from distributed import World
-from files import WholeFile
+from checkpoint import checkpoint_files
+from evaluation import attacker_sha256
+from nets import Network
+from runtime.distributed import World
+from runtime.fingerprint import code_sha256, sha256_of_files, versions
+from runtime.files import WholeFile
 from outcomes import Figures, Strength
 from saved_images import MANIFEST, file_name
 from third_party.imagenet import Dataset
@@ -50,6 +55,18 @@ def write_results(path: str, facts: Dict[str, Any], attacks: List[Dict[str, Any]
     with WholeFile(path) as f:
         json.dump(dict(facts, attacks=attacks), f, indent=1, sort_keys=True)
         f.write('\n')
+
+
+def evaluation_facts(options: argparse.Namespace, network: Network, dataset: Dataset, attacker: type,
+                     strengths: Sequence[Strength]) -> Dict[str, Any]:
+    """All that the outcomes of an evaluation depend on, but for rounding: two with the same facts are the same one."""
+    return dict(
+        arch=network.arch, depth=network.depth, classes=network.num_classes, image_size=options.image_size,
+        checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)), data_sha256=dataset.digest(options.data),
+        num_images=len(dataset), seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
+        attacker='%s:%s' % (attacker.__module__, attacker.__name__),
+        attacker_sha256=attacker_sha256(attacker), strengths=[list(s) for s in strengths],
+        saves_images=bool(options.save_adversarial), code_sha256=code_sha256(), versions=versions())
 
 
 PER_IMAGE_COLUMNS = ('index', 'path', 'label', 'attack_iter', 'epsilon', 'target', 'prediction', 'top5_correct', 'success')

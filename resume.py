@@ -13,11 +13,11 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 import numpy as np
 
-from compat import tf  # before tensorpack
+from runtime.compat import tf  # before tensorpack
 from tensorpack import logger
 
-from errors import InputError
-from files import WholeFile
+from runtime.errors import InputError
+from runtime.files import WholeFile
 
 # Saved in every checkpoint beside the weights: they turn its count of steps into epochs
 STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH = ['training/' + n for n in ('steps_per_epoch', 'step_offset', 'total_batch')]

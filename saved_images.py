@@ -11,8 +11,8 @@ from typing import Dict, NamedTuple, Sequence, Tuple
 import cv2
 import numpy as np
 
-from errors import InputError
-from files import WholeFile, cannot_write
+from runtime.errors import InputError
+from runtime.files import WholeFile, cannot_write
 from outcomes import Strength
 from third_party.batches import Batch
 

@@ -7,8 +7,8 @@ from typing import List
 
 import numpy as np
 
-from compat import tf
-from distributed import World
+from runtime.compat import tf
+from runtime.distributed import World
 from evaluation import AttackTower
 from saved_images import scaled
 from third_party.batches import validation_batches

@@ -1,10 +1,10 @@
 """tensorpack's HorovodTrainer, with this rank's share of threads, and with gradients accumulated over micro-batches."""
-from compat import tf  # before tensorpack
+from runtime.compat import tf  # before tensorpack
 from tensorpack.tfutils.sesscreate import NewSessionCreator
 from tensorpack.tfutils.tower import TrainTowerContext
 from tensorpack.train import HorovodTrainer
 
-from distributed import World
+from runtime.distributed import World
 
 
 class SessionCreator(NewSessionCreator):

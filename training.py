@@ -6,7 +6,7 @@ from typing import Dict, List, Optional
 
 import numpy as np
 
-import compat  # noqa: F401  before tensorpack
+import runtime.compat  # noqa: F401  before tensorpack
 from tensorpack import Callback, TrainConfig, launch_train_with_config, logger
 from tensorpack.callbacks import (MergeAllSummaries, MovingAverageSummary, RunUpdateOps, ScalarPrinter,
                                   ThroughputTracker)
@@ -14,16 +14,17 @@ from tensorpack.tfutils import DictRestore, SaverRestore
 
 import checkpoint
 from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker
-from agreement import check_agreement
+from runtime.agreement import check_agreement
 from callbacks import (Events, LossGuard, Place, Progress, Saver, ScheduledLearningRate, Statistics, StopOnSignal,
                        evaluation_table)
-from distributed import HorovodWorld, World
-from errors import InputError
+from runtime.distributed import HorovodWorld, World
+from runtime.errors import InputError
 from evaluation import AttackTower, evaluate, with_progress
 from nets import Network, find_network
 from outcomes import Figures, Strength, Tally
-from precision import attack_settings, warn_of_cost
-from resnet_model import native_mode
+from kernels.mode import attack_settings
+from runtime.hardware import warn_of_cost
+from kernels.mode import native_mode
 from resume import (OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, directory_to_resume, forget_after, log_directory,
                     newest_complete, prepare_log_directory, saved_checkpoints, start_after, evaluated_epochs)
 from schedule import LearningRate, attack_iters_after
@@ -143,10 +144,11 @@ def train(options: argparse.Namespace) -> None:
 
     world = HorovodWorld()
     stopper = StopOnSignal(world)
-    check_agreement(world, options, classes, validation)
+    check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load) if options.load else [],
+                    data=validation.listing(options.data) if validation else classes)
     # one rank lists the training images: a hundred ranks would keep a file server busy
     images = IMAGENET_TRAINING_IMAGES if options.fake else \
-        int(world.sum([count_images(options.data, 'train') if world.is_chief else 0])[0])
+        world.from_chief(count_images(options.data, 'train') if world.is_chief else None)
     total_batch = options.batch * world.size * options.accumulate
     steps_per_epoch = options.steps_per_epoch or max(1, images // total_batch)
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch)
@@ -164,11 +166,10 @@ def train(options: argparse.Namespace) -> None:
     else:
         logger.setLevel('WARNING')
     # the chief alone knows its disk
-    global_step, offset, missing = [int(n) for n in world.sum(
-        [start.global_step, start.offset, missing] if world.is_chief else [0, 0, 0])]
+    global_step, offset, missing = world.from_chief([start.global_step, start.offset, missing])
     start = start._replace(global_step=global_step, offset=offset)
     if start.epoch <= options.max_epoch or missing:
-        run(options, network, validation, world, stopper, start, schedule, weights, missing=bool(missing))
+        run(options, network, validation, world, stopper, start, schedule, weights, missing=missing)
     stopper.ignore()
     if world.is_chief:
         report_end(options, stopper)

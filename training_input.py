@@ -6,14 +6,14 @@ from typing import Callable, Iterator, List, Optional
 
 import numpy as np
 
-from compat import tf  # before tensorpack
+from runtime.compat import tf  # before tensorpack
 from tensorpack import DataFlow, QueueInput
 from tensorpack.dataflow import DataFlowTerminated
 from tensorpack.input_source import DummyConstantInput, InputSource, TensorInput
 from tensorpack.tfutils.summary import add_moving_summary
 from zmq_ops import ZMQPullSocket
 
-from errors import InputError
+from runtime.errors import InputError
 from third_party.transport import (DEFAULT_HWM, Receiver, batch_specs, check_endpoint, default_endpoint, other_classes,
                                    server_to_start)
 

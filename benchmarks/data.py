@@ -27,7 +27,8 @@ import numpy as np  # noqa: E402
 import zmq  # noqa: E402
 from zmq_ops.wire import dump_arrays, load_arrays  # noqa: E402
 
-from errors import InputError, Parser, run_command  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
+from runtime.command_line import Parser, run_command  # noqa: E402
 from third_party.images import LIGHTING_COMPONENTS, LIGHTING_EIGENVALUES, load_training_image  # noqa: E402
 from third_party.imagenet import load_dataset  # noqa: E402
 from third_party.transport import batch_specs  # noqa: E402
@@ -128,7 +129,7 @@ def send_for_ever(end_point: str, batch: int) -> None:
 
 
 def native_op(end_point: str, batch: int) -> Iterator[None]:
-    from compat import tf
+    from runtime.compat import tf
     from zmq_ops import ZMQPullSocket
     with tf.Graph().as_default(), tf.Session() as session:
         images, labels = ZMQPullSocket(end_point, [tf.uint8, tf.int32], hwm=4, bind=False, timeout=60).pull()
@@ -146,7 +147,7 @@ def zeromq_alone(end_point: str, batch: int) -> Iterator[None]:
 
 
 def feed_dict(end_point: str, batch: int) -> Iterator[None]:
-    from compat import tf
+    from runtime.compat import tf
     socket = zmq.Context().socket(zmq.PULL)
     socket.set(zmq.RCVHWM, 4)
     socket.connect(end_point)
@@ -160,7 +161,7 @@ def feed_dict(end_point: str, batch: int) -> Iterator[None]:
 def python_queue(end_point: str, batch: int) -> Iterator[None]:
     """As --no-zmq-ops: a thread that fills TensorFlow's queue."""
     import threading
-    from compat import tf
+    from runtime.compat import tf
     from third_party.transport import Receiver
     receiver = Receiver(end_point, batch, SIZE, hwm=4)
     with tf.Graph().as_default(), tf.Session() as session:

@@ -18,7 +18,8 @@ from typing import Any, Dict, List
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 
-from errors import InputError, Parser, run_command  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
+from runtime.command_line import Parser, run_command  # noqa: E402
 from turns import median  # noqa: E402
 
 GROUPS = 32
@@ -30,7 +31,7 @@ DIRECTIONS = ['forward', 'input', 'weights']
 
 def build(size: int, channels: int, stride: int, batch: int) -> Dict[str, List[Any]]:
     """{system: the operations of DIRECTIONS}, on variables. Of 'preparation' those there are."""
-    from compat import tf
+    from runtime.compat import tf
     from cpu_conv import conv2d, frozen_weights, isa
 
     def variable(*shape: int) -> tf.Variable:
@@ -49,7 +50,8 @@ def build(size: int, channels: int, stride: int, batch: int) -> Dict[str, List[A
 
 def measure(layer: Any, batch: int, threads: int, repeats: int) -> Dict[str, List[List[float]]]:
     """{system: the seconds of each of DIRECTIONS}."""
-    from compat import session_config, tf
+    from runtime.hardware import session_config
+    from runtime.compat import tf
     size, channels, stride, _ = layer
     config = session_config()
     config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = threads

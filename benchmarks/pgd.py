@@ -21,7 +21,9 @@ from typing import Any, Callable, Dict, List
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 
-from errors import InputError, Parser, check_writable, run_command  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
+from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.files import check_writable  # noqa: E402
 from turns import PEAK, Worker, draw, markdown_table, report, serve_turns, take_turns  # noqa: E402
 
 PLOTS = ['.png', '.pdf', '.svg']
@@ -31,7 +33,7 @@ MATRIX = 2048  # rows and columns
 
 def matmul_rate(c: Dict[str, Any]) -> Callable[[], float]:
     """Operations a second of float matrix products."""
-    from compat import tf
+    from runtime.compat import tf
     size = min(MATRIX, 16 * c['image_size'])
     matrix = tf.get_variable('matrix', initializer=tf.cast(tf.random_normal([size, size], stddev=size ** -0.5), c['dtype']))
     product = matrix
@@ -43,7 +45,8 @@ def matmul_rate(c: Dict[str, Any]) -> Callable[[], float]:
 def rate_of(op: Any, c: Dict[str, Any], amount: float) -> Callable[[], float]:
     """`amount` per second of running an operation of the default graph, with new variables."""
     import numpy as np
-    from compat import session_config, tf
+    from runtime.hardware import session_config
+    from runtime.compat import tf
     config = session_config()
     config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = c['threads']
     session = tf.Session(config=config)
@@ -59,38 +62,31 @@ def rate_of(op: Any, c: Dict[str, Any], amount: float) -> Callable[[], float]:
     return measure
 
 
-def without_shortcuts() -> None:
-    """Makes resnet_model a plain port: for the benchmark alone."""
-    import resnet_model
-    resnet_model.folds = lambda mode: False
-
-
 def attack_rate(c: Dict[str, Any]) -> Callable[[], float]:
     import numpy as np
     from adv_model import PGDAttacker
-    from precision import attack_settings
-    from compat import tf
+    from kernels.mode import attack_settings
+    from runtime.compat import tf
     from nets import find_network
-    if c['system'] == 'plain port':
-        without_shortcuts()
     arch, depth = c['network'].rsplit('-', 1)
     network = find_network(arch, int(depth))
     settings = attack_settings(c['dtype'])
+    mode = settings['attack_mode']._replace(plain=c['system'] == 'plain port')
     shape = [c['batch'], c['image_size'], c['image_size'], 3]
     image = tf.get_variable('image', initializer=np.random.RandomState(0).uniform(-1, 1, shape).astype(np.float32))
     # of a batch size that the graph does not know, as in training and evaluation
     image = tf.placeholder_with_default(image, [None] + shape[1:])
     label = tf.placeholder_with_default(tf.range(c['batch']), [None])
     attacker = PGDAttacker(c['steps'], 16., 1., num_classes=network.num_classes, loss_scale=settings['loss_scale'])
-    adversarial, _ = attacker.attack(image, label, lambda x: network.logits(x, settings['attack_mode']))
+    adversarial, _ = attacker.attack(image, label, lambda x: network.logits(x, mode))
     return rate_of(adversarial.op, c, c['batch'] * c['steps'])
 
 
 def convolution_operations(network: str, image_size: int) -> float:
     """Multiplications and additions of the convolutions' forward pass, for one image."""
-    from compat import tf
+    from runtime.compat import tf
     from nets import find_network
-    from resnet_model import Mode
+    from kernels.mode import Mode
     arch, depth = network.rsplit('-', 1)
     total = 0.0
     with tf.Graph().as_default() as graph:  # of the layout in which groups are one convolution

@@ -6,7 +6,7 @@ It is PGDAttacker but for the direction of a step: the sign of a decaying sum of
 norm of 1, in place of the last gradient's sign. The published attack starts from the clean image, and so does this one.
 """
 from adv_model import PGDAttacker
-from compat import tf
+from runtime.compat import tf
 
 DECAY = 1.0  # of the sum, per step: mu in the article
 

@@ -5,8 +5,8 @@ import pytest
 import helpers
 from adv_model import (CLEAN_START_PROBABILITY, NoOpAttacker, PGDAttacker, adversarial_logits, effective_step_size,
                        is_target, is_wrong, scale_pixels, smoothed_loss, unscale_pixels)
-from compat import tf
-from resnet_model import Mode
+from runtime.compat import tf
+from kernels.mode import Mode
 
 CLASSES = 6
 SHAPE = (4, 4, 3)

@@ -59,10 +59,11 @@ def test_an_attacker_that_leaves_its_budget_is_caught(python, data, weights_file
 def test_momentum_is_that_of_the_article(weights_of):
     """One step is FGSM towards the target; three follow the sum of normalised gradients, computed here in NumPy."""
     from checkpoint import assign_weights
-    from compat import session_config, tf
+    from runtime.hardware import session_config
+    from runtime.compat import tf
     from examples.momentum_attacker import MomentumAttacker
     from nets import Network
-    from resnet_model import Mode
+    from kernels.mode import Mode
     network = Network('ResNet', 14, 10)
     clean = np.random.RandomState(0).uniform(-0.5, 0.5, (2, 32, 32, 3)).astype(np.float32)
     target = np.array([3, 4], np.int32)

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from callbacks import Events
-from compat import tf
+from runtime.compat import tf
 from tensorpack import logger
 from tensorpack.train import Trainer
 

@@ -12,14 +12,15 @@ import pytest
 import checkpoint
 import helpers
 from adv_model import AdversarialModel, NoOpAttacker
-from compat import session_config, tf  # before tensorpack
+from runtime.hardware import session_config  # before tensorpack
+from runtime.compat import tf  # before tensorpack
 from tensorpack.tfutils.tower import TrainTowerContext
 
-from errors import InputError
+from runtime.errors import InputError
 from helpers import NumpyNetwork
 from inference import load_classifier
 from nets import Network
-from resnet_model import Mode
+from kernels.mode import Mode
 
 
 def refusal(function, *arguments, **options):

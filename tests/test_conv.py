@@ -6,10 +6,12 @@ import pytest
 
 import cpu_conv
 import helpers
-from compat import session_config, tf, xla_compile
+from runtime.hardware import session_config
+from runtime.compat import tf, xla_compile
 from cpu_conv import conv2d
 from other_cpus import call_as, check_threads
-from resnet_model import Mode, apply_convolution
+from kernels.mode import Mode
+from kernels.convolution import convolution
 
 
 def compute(x, w, upstream, stride, threads=2, known=True):
@@ -118,7 +120,7 @@ def test_second_derivatives(groups, channels, out, kernel, stride):
 @pytest.mark.parametrize('dtype, used', [('float32', True), ('bfloat16', False)])
 def test_where_the_op_is_used(dtype, used):
     with tf.Graph().as_default() as graph:
-        apply_convolution(tf.zeros([1, 4, 4, 8], dtype), tf.zeros([3, 3, 2, 8], dtype), Mode(), 1)
+        convolution(tf.zeros([1, 4, 4, 8], dtype), tf.zeros([3, 3, 2, 8], dtype), Mode(), 1)
         assert ('GroupedConv2D' in {op.type for op in graph.get_operations()}) == used
 
 
@@ -180,7 +182,7 @@ def test_other_dtypes(dtype):
     with tf.Graph().as_default():
         inputs = [tf.constant(a) for a in (x, w, upstream)]
         low = [tf.cast(a, dtype) for a in inputs]
-        y = apply_convolution(low[0], low[1], Mode(dtype=tf.as_dtype(dtype)), 2)
+        y = convolution(low[0], low[1], Mode(dtype=tf.as_dtype(dtype)), 2)
         results = [tf.cast(t, tf.float32) for t in [y] + tf.gradients(y, low[:2], low[2])]
         with tf.Session(config=session_config()) as session:
             results = session.run(results)
@@ -194,7 +196,7 @@ def test_in_xla():
     x, w, upstream = arrays(np.random.RandomState(5), 2, (9, 8), 4, 8, 8, 3, 2)
 
     def build(features, weights, factors):
-        y = apply_convolution(features, weights, Mode(), 2)
+        y = convolution(features, weights, Mode(), 2)
         parts = [y] + tf.gradients(y, [features, weights], factors)
         return tf.concat([tf.reshape(t, [-1]) for t in parts], axis=0)
 

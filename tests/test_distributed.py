@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from compat import has_gpu
+from runtime.hardware import has_gpu
 from tools.mpi import mpirun
 
 # Open MPI says through MPI's tool interface what it goes by, wherever that was set.

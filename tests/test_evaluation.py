@@ -88,11 +88,12 @@ def test_needs_neither_horovod_nor_mpi(root, data, weights_file, tmp_path, pytho
 def test_a_longer_attack_passes_the_shorter_ones(images, weights_of):
     """Strengths that share a trajectory give the outcomes that they have alone."""
     from checkpoint import assign_weights
-    from compat import session_config, tf
+    from runtime.hardware import session_config
+    from runtime.compat import tf
     from evaluation import AttackTower, attack_batch
     from nets import Network
     from outcomes import Strength
-    from resnet_model import Mode
+    from kernels.mode import Mode
     from third_party.batches import Batch
     with tf.Graph().as_default() as graph:
         tower = AttackTower(Network('ResNet', 14, 10), 32, mode=Mode(), attack_mode=Mode())

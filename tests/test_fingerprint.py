@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from provenance import NOT_IN_JOBS, code_files, code_sha256
+from runtime.fingerprint import NOT_IN_JOBS, code_files, code_sha256
 
 
 @pytest.fixture

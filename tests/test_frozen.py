@@ -6,13 +6,13 @@ import pytest
 
 import checkpoint
 import helpers
-import resnet_model
-from compat import FAST_CONVOLUTION_GRADIENTS, session_config, tf
+from runtime.compat import FAST_CONVOLUTION_GRADIENTS, tf
+from runtime.hardware import cpu_flags, session_config
 from cpu_conv import frozen_conv, frozen_weights, has_bfloat16
-from frozen import FrozenConvolution, frozen_bottleneck, frozen_stem
+from kernels.frozen_layers import Bottleneck, FoldedConvolution, fast_stem, fused_bottleneck
 from nets import Network
 from other_cpus import call_as, check_threads
-from resnet_model import Mode
+from kernels.mode import Mode
 
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason='this CPU has no instructions for products of bfloat16')
 DTYPES = ['float32', pytest.param('bfloat16', marks=needs_bfloat16)]
@@ -235,10 +235,10 @@ def test_bottleneck_and_its_gradient(dtype, relu, stride, with_shortcut, size):
         return y + (conv(x, 3, stride) if with_shortcut else x)
 
     with tf.Graph().as_default():
-        parts = [FrozenConvolution(tf.constant(w), tf.constant(b), stride if k in (1, 3) else 1) for k, (w, b) in enumerate(folded)]
-        image = tf.constant(x)
-        ours = tf.cast(frozen_bottleneck(tf.cast(image, dtype), *parts[:3], parts[3] if with_shortcut else None, relu=relu),
-                       tf.float32)
+        parts = [FoldedConvolution(tf.constant(w), tf.constant(b), stride if k in (1, 3) else 1)
+                 for k, (w, b) in enumerate(folded)]
+        image, block = tf.constant(x), Bottleneck(*parts if with_shortcut else parts[:3])
+        ours = tf.cast(fused_bottleneck(tf.cast(image, dtype), block, Mode(), relu=relu), tf.float32)
         computed, expected = run([(y, tf.gradients(y, image, factor)[0]) for y in (ours, plain(image))])
     for a, b in zip(computed, expected):
         # in bfloat16 a gradient may pass a ReLU whose input is close to 0, or not
@@ -264,24 +264,23 @@ def test_gradients_of_the_op(stride, relu):
 
 
 @pytest.mark.parametrize('arch', ['ResNet', 'ResNetDenoise', 'ResNeXtDenoiseAll'])
-def test_second_derivatives_of_a_network(arch, monkeypatch):
+def test_second_derivatives_of_a_network(arch):
     """In a loop, as an attacker may want them: beside those of TensorFlow's own convolutions."""
     network = Network(arch, 14, 5)
     weights = helpers.random_weights(network.variable_shapes(), seed=0)
     rng = np.random.RandomState(5)
     image, direction = rng.uniform(-1, 1, (2, 33, 33, 3)).astype(np.float32), normal(rng, 2, 33, 33, 3)
 
-    def product(x):
+    def product(x, mode):
         """Of the matrix of second derivatives and a direction."""
-        gradient = tf.gradients(tf.reduce_sum(tf.nn.log_softmax(network.logits(x, Mode()))[:, 0] ** 2), x)[0]
+        gradient = tf.gradients(tf.reduce_sum(tf.nn.log_softmax(network.logits(x, mode))[:, 0] ** 2), x)[0]
         return tf.gradients(tf.reduce_sum(gradient * direction), x)[0]
 
     results = []
-    for is_faster in (resnet_model.is_faster_frozen, lambda *_: False):
-        monkeypatch.setattr(resnet_model, 'is_faster_frozen', is_faster)
+    for mode in Mode(), Mode(plain=True):
         with tf.Graph().as_default(), tf.Session(config=session_config()) as session:
             x = tf.placeholder(tf.float32, image.shape)
-            _, y = tf.while_loop(lambda i, _: i < 1, lambda i, _: (i + 1, product(x)), [0, tf.zeros_like(x)],
+            _, y = tf.while_loop(lambda i, _: i < 1, lambda i, _: (i + 1, product(x, mode)), [0, tf.zeros_like(x)],
                                  back_prop=False)
             checkpoint.assign_weights(session, weights)
             results.append(session.run(y, {x: image}))
@@ -295,7 +294,9 @@ def test_where_the_op_is_used(arch, used):
             Network(arch, 14, 10).logits(tf.zeros([1, 64, 64, 3]), mode)
             return sum(op.type == 'FrozenConv' for op in graph.get_operations())
     assert count(Mode()) == used
-    assert count(Mode(dtype=tf.bfloat16)) == (used if has_bfloat16() else 0)
+    # TensorFlow's own convolutions use matrix units
+    assert count(Mode(dtype=tf.bfloat16)) == (used if has_bfloat16() and 'amx_bf16' not in cpu_flags() else 0)
+    assert count(Mode(plain=True)) == 0
     assert count(Mode(dtype=tf.float16)) == count(Mode(data_format='NCHW')) == 0
     # in training 3x3 ones of stride 1 on large maps, or all but those with a stride in groups
     # and 1x1 ones on up to 16 positions, which are matrix products
@@ -320,7 +321,7 @@ def test_stem_and_its_gradient(height, width):
     x, w, bias = normal(rng, 2, height, width, 3), normal(rng, 7, 7, 3, 64), normal(rng, 64)
     with tf.Graph().as_default():
         image = tf.placeholder(tf.float32, [None, height, width, 3])
-        ours = tf.nn.relu(frozen_stem(image, tf.constant(w), tf.constant(bias)))
+        ours = tf.nn.relu(fast_stem(image, tf.constant(w), tf.constant(bias)))
         plain = tf.nn.relu(tf.nn.conv2d(image, w, strides=[1, 2, 2, 1], padding='SAME') + bias)
         plain = tf.nn.max_pool(plain, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
         upstream = normal(rng, 2, *plain.shape.as_list()[1:])

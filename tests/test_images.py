@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from errors import InputError
+from runtime.errors import InputError
 from third_party import images
 from third_party.images import decode, training_image, validation_image
 

@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from errors import InputError
+from runtime.errors import InputError
 from journal import Journal
 from outcomes import OUTCOME, Tally
 

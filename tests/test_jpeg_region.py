@@ -9,7 +9,7 @@ from jpeg_region import decode_region, jpeg_size
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from errors import InputError
+from runtime.errors import InputError
 from third_party.images import decode, load_training_image, training_image
 
 PHOTO = load_sample_images().images[0][:301, :403]  # RGB; sizes that no block of a JPEG divides

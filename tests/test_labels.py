@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from errors import InputError
+from runtime.errors import InputError
 from third_party.imagenet import class_names, count_images, find_images, ilsvrc_names, load_dataset
 
 

@@ -7,12 +7,15 @@ import pytest
 
 import checkpoint
 import helpers
-from compat import session_config, tf, xla_compile
+from runtime.hardware import session_config
+from runtime.compat import tf, xla_compile
 from helpers import ARCHITECTURES, NumpyNetwork
 from nets import ARCHITECTURES as ZOO
 from nets import DEPTHS, Network, find_network
-from errors import InputError
-from resnet_model import Mode, apply_convolution, non_local_dot_product, non_local_softmax
+from runtime.errors import InputError
+from kernels.mode import Mode
+from kernels.convolution import convolution
+from denoising import non_local_dot_product, non_local_softmax
 
 NHWC, NCHW = Mode(data_format='NHWC'), Mode(data_format='NCHW')
 slow = pytest.mark.slow
@@ -228,7 +231,7 @@ def test_convolution_and_its_gradients(size, groups, channels, out, kernel, stri
     upstream = rng.standard_normal(expected.shape).astype(np.float32)
 
     def build(features, weights, factors):
-        y = apply_convolution(features, weights, mode, stride)
+        y = convolution(features, weights, mode, stride)
         of_x, of_w = tf.gradients(tf.reduce_sum(y * factors), [features, weights])
         return tf.concat([tf.reshape(t, [-1]) for t in (y, of_x, of_w)], axis=0)
 

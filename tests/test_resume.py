@@ -11,7 +11,7 @@ NAME = 'PGD-ResNet14-Batch4-%dGPUs-iter0-epsilon16.0-step1.0'
 
 
 def save(folder, step, value=1.0, **more):
-    from compat import tf
+    from runtime.compat import tf
     with tf.Graph().as_default(), tf.Session() as session:
         tf.get_variable('w', initializer=tf.fill([1000], value))
         for name, number in dict(global_step=step, **more).items():
@@ -62,7 +62,7 @@ def test_a_place_in_the_schedule_under_another_number_of_steps(tmp_path):
 
 
 def test_the_directory_that_resume_means(tmp_path, monkeypatch):
-    from errors import InputError
+    from runtime.errors import InputError
     from options import parse_options
     from resume import directory_to_resume
     monkeypatch.chdir(tmp_path)
@@ -132,7 +132,7 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(root, tmp_path):
         assert r['learning_rate'] == pytest.approx(of_these.at(r['global_step'] - 1), rel=1e-5)
 
     # all that a training has is in its checkpoint, momentum too
-    from compat import tf
+    from runtime.compat import tf
     reader = tf.train.load_checkpoint(str(log / 'model-64'))
     assert reader.get_tensor('global_step') == 64 and np.abs(reader.get_tensor('linear/W/Momentum')).max() > 0
 

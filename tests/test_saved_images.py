@@ -2,7 +2,7 @@
 import numpy as np
 import pytest
 
-from errors import InputError
+from runtime.errors import InputError
 from outcomes import OUTCOME, Strength
 from saved_images import check_directory, file_name, prepare_directory, quantised, read_manifest, scaled
 

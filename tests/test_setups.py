@@ -22,7 +22,7 @@ NAME = 'PGD-ResNet14-Batch4-%dGPUs-iter%d-epsilon16.0-step1.0'
     ('--resume --overwrite', 'give one of them'), ('--reset-head', '--load'), ('--accumulate 0', '--accumulate'),
     ('--save-every-steps x', '--save-every-steps'), ('--resume --eval --load x --data y', 'training')])
 def test_wrong_flags(flags, said):
-    from errors import InputError
+    from runtime.errors import InputError
     from options import parse_options
     with pytest.raises(InputError, match=said):
         parse_options(['--fake'] + flags.split(), '')
@@ -30,7 +30,7 @@ def test_wrong_flags(flags, said):
 
 def test_a_head_for_other_classes(weights_of):
     from checkpoint import without_head
-    from errors import InputError
+    from runtime.errors import InputError
     from nets import Network
     weights = weights_of(classes=10)
     kept = without_head(weights, 'x.npz', Network('ResNet', 14, 3))
@@ -123,7 +123,7 @@ def test_three_ranks_an_empty_class_and_a_partial_epoch(root, tmp_path, weights_
 
 def adversarial_images(log):
     """The first of the images that TensorBoard shows, RGB, and the tags of all summaries."""
-    from compat import tf
+    from runtime.compat import tf
     images, tags = [], set()
     for path in glob.glob(str(log / 'events*')):
         for event in tf.train.summary_iterator(path):

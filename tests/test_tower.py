@@ -6,13 +6,14 @@ import checkpoint
 import helpers
 from adv_model import (CLEAN_START_PROBABILITY, AdversarialModel, NoOpAttacker, PGDAttacker, scale_pixels,
                        unscale_pixels)
-from compat import session_config, tf  # before tensorpack
+from runtime.hardware import session_config  # before tensorpack
+from runtime.compat import tf  # before tensorpack
 from tensorpack.tfutils.tower import TrainTowerContext
 
 from helpers import NumpyNetwork
 from nets import Network
-from precision import attack_settings
-from resnet_model import Mode
+from kernels.mode import attack_settings
+from kernels.mode import Mode
 from test_attack import LOOPS, pgd_attacker
 
 

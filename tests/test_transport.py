@@ -11,7 +11,7 @@ import pytest
 import zmq
 from zmq_ops.wire import dump_arrays
 
-from errors import InputError
+from runtime.errors import InputError
 from third_party import transport
 from third_party.transport import Receiver, check_endpoint, default_endpoint
 

@@ -15,7 +15,7 @@ import zmq
 from zmq_ops import ZMQPullSocket, dump_arrays, load_arrays
 from zmq_ops.wire import DTYPES
 
-from compat import tf
+from runtime.compat import tf
 from messages import damaged
 
 GOOD = [np.arange(6, dtype=np.int32).reshape(2, 3)]

@@ -23,7 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Dict, List, Optional, Tuple
 
-from errors import InputError
+from runtime.errors import InputError
 
 ILSVRC_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'ilsvrc2012_synsets.txt')
 # What is meant as an image, and is not left out silently. A GIF is named as one that cannot be read.
@@ -42,6 +42,10 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def listing(self, data_dir: str) -> List[object]:
+        """Class names, and every image's path in the folder and label: what the set is, as far as no file is read."""
+        return [self.class_names, [os.path.relpath(path, data_dir) for path in self.paths], self.labels]
 
     def digest(self, data_dir: str) -> str:
         """SHA-256 of every image's path in the folder, label and content: what makes it this set, wherever it is.

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 from jpeg_region import decode_region, jpeg_size
 
-from errors import InputError
+from runtime.errors import InputError
 
 # OpenCV's own lines on stderr about a bad file; the InputError says the same, with the file's name.
 if hasattr(cv2, 'setLogLevel'):

@@ -5,6 +5,7 @@
       `-- distributor: NAME.workers --> NAME, where every rank takes the next message
 """
 import fcntl
+import logging
 import os
 import tempfile
 import time
@@ -15,11 +16,13 @@ import numpy as np
 import zmq
 from zmq_ops.wire import new_message
 
-from errors import InputError
+from runtime.errors import InputError
 from third_party.images import MIN_CROP_AREA, load_training_image
 from third_party.imagenet import Dataset
-from third_party.supervisor import Endpoint, Supervisor, fork, warn
+from third_party.supervisor import Endpoint, Supervisor, fork
 from third_party.transport import batch_specs, socket_directory
+
+log = logging.getLogger(__name__)
 
 
 class Settings(NamedTuple):
@@ -234,7 +237,7 @@ class UnreadableImages:
         if int(i) in self._seen:
             return
         self._seen.add(int(i))
-        warn('skipping %s (%d of %d images so far)' % (problem, len(self._seen), self._size))
+        log.warning('skipping %s (%d of %d images so far)', problem, len(self._seen), self._size)
         if len(self._seen) == self._size:
             raise InputError('not one of the %d images can be read' % self._size)
 

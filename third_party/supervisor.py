@@ -6,16 +6,16 @@ not fork. Linux only: the others end with the first one, also when it is killed.
 import ctypes
 import fcntl
 import hashlib
+import logging
 import multiprocessing
 import multiprocessing.connection
 import os
 import signal
 import stat
-import sys
 import time
 from typing import Any, Callable, Dict, List, Optional, Sequence
 
-from errors import InputError
+from runtime.errors import InputError
 from third_party.transport import check_endpoint, socket_directory
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -23,11 +23,9 @@ PR_SET_PDEATHSIG = 1
 SHORT_LIFE = 5.  # seconds; a process that dies sooner is started again with a pause, and not for ever
 MAX_SHORT_LIVES = 5
 fork = multiprocessing.get_context('fork')
+log = logging.getLogger(__name__)
 
 
-def warn(text: str) -> None:
-    """One line on stderr."""
-    print('serve-data.py: %s' % ' '.join(text.split()), file=sys.stderr, flush=True)
 
 
 class Endpoint:
@@ -201,7 +199,7 @@ class Supervisor:
         try:
             child.target(*child.args)
         except Exception as e:
-            warn('%s: %s: %s' % (child.name, type(e).__name__, e))
+            log.warning('%s: %s: %s', child.name, type(e).__name__, e)
             os._exit(1)
 
     @staticmethod
@@ -221,7 +219,7 @@ class Supervisor:
                              % (child.name, pid, how, child.short_lives))
         child.due = now + 0.5 * child.short_lives
         child.short_lives += 1
-        warn('%s (process %d) %s: starting another' % (child.name, pid, how))
+        log.warning('%s (process %d) %s: starting another', child.name, pid, how)
 
     def _read_reports(self, report: Callable[[str], None]) -> None:
         lines = (self._unfinished + os.read(self._reports, 65536)).split(b'\n')

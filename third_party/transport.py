@@ -20,7 +20,7 @@ import zmq
 
 from zmq_ops.wire import MAX_MESSAGE, Spec, load_arrays
 
-from errors import InputError
+from runtime.errors import InputError
 
 SOCKET_PATH_LIMIT = 107  # of Linux, in bytes
 DEFAULT_HWM = 8

@@ -18,10 +18,12 @@ from typing import IO, Any, Dict, List, NamedTuple
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from compat import USES_BFLOAT16_UNITS, has_gpu  # noqa: E402
-from distributed import cpu_flags  # noqa: E402
-from errors import InputError, Parser, run_command  # noqa: E402
-from precision import cost_of_dtype  # noqa: E402
+from runtime.compat import USES_BFLOAT16_UNITS  # noqa: E402
+from runtime.hardware import has_gpu  # noqa: E402
+from runtime.hardware import cpu_flags  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
+from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.hardware import cost_of_dtype  # noqa: E402
 from resume import evaluated_epochs, newest_complete  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402

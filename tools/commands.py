@@ -9,7 +9,7 @@ import tempfile
 import time
 from typing import Iterator, Sequence
 
-from errors import InputError, RunError
+from runtime.errors import InputError, RunError
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 

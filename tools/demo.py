@@ -13,7 +13,8 @@ from typing import Dict, NamedTuple
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from errors import InputError, run_command  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
+from runtime.command_line import run_command  # noqa: E402
 from resume import newest_complete  # noqa: E402
 from tools import demo_data  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402

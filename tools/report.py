@@ -19,7 +19,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import cv2
 import numpy as np
 
-from errors import InputError, Parser, run_command
+from runtime.errors import InputError
+from runtime.command_line import Parser, run_command
 from outcomes import Strength
 from saved_images import MANIFEST
 from third_party.images import decode, validation_image

@@ -180,7 +180,7 @@ install_packages() {
 }
 
 # Python packages with compiled code; those of ops are built against this lane's TensorFlow.
-native=(third_party/zmq_ops third_party/jpeg_region third_party/cpu_conv)
+native=(third_party/zmq_ops third_party/jpeg_region kernels/cpu_conv)
 native_sources() {
     find "${native[@]}" -type f ! -path '*/build/*' ! -path '*.egg-info/*' ! -name '*.pyc' 2>/dev/null | sort
 }

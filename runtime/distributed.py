@@ -1,12 +1,13 @@
-"""Which of a job's processes this is, and sums over all of them. One process alone needs neither MPI nor Horovod."""
+"""Which of a job's processes this is, and what ranks tell each other. One process alone needs neither MPI nor Horovod."""
+import json
 import os
-import sys
-from typing import Any, FrozenSet, Optional
+from typing import Any, Optional
 
 import numpy as np
 
-from compat import has_gpu, num_gpus, session_config, tf
-from errors import InputError
+from runtime.compat import tf
+from runtime.errors import InputError
+from runtime.hardware import has_gpu, num_gpus, session_config
 
 
 class World:
@@ -21,11 +22,6 @@ class World:
         """The rank that writes files and talks to the user."""
         return self.rank == 0
 
-    def warn(self, text: str) -> None:
-        """One line on stderr, from the chief for all."""
-        if self.is_chief:
-            print('main.py: warning: %s' % text, file=sys.stderr, flush=True)
-
     def sum(self, values: Any) -> np.ndarray:
         """Sum of every rank's numbers, float64 of the same shape. All ranks must call it, in the same order."""
         return np.asarray(values, np.float64)
@@ -33,6 +29,14 @@ class World:
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """Every rank's rows, (n, k) of any dtype, one after the other; n may differ. All ranks must call it."""
         return rows
+
+    def from_chief(self, values: Any) -> Any:
+        """Return the chief's `values`, of which JSON must know a form, on every rank; those of the others are ignored.
+
+        All ranks must call it. Tuples come back as lists.
+        """
+        text = np.frombuffer(json.dumps(values if self.is_chief else None).encode(), np.uint8)
+        return json.loads(self.gather(text[:len(text) if self.is_chief else 0, None]).tobytes().decode())
 
     def session_config(self) -> Any:
         """For sessions of this rank: its GPU, and its share of the machine's cores.
@@ -93,15 +97,6 @@ class HorovodWorld(World):
             self._session = tf.Session(graph=graph, config=self.session_config())
         given, result = self._operations[operation]
         return self._session.run(result, {given: values})
-
-
-def cpu_flags() -> FrozenSet[str]:
-    """What the machine's CPU can do, in the words of /proc/cpuinfo; nothing where there is no such file."""
-    try:
-        with open('/proc/cpuinfo') as f:
-            return frozenset(next((line for line in f if line.startswith('flags')), '').split())
-    except OSError:
-        return frozenset()
 
 
 def started_by_mpi() -> bool:

@@ -1,36 +1,24 @@
-"""What a result depends on: the code, the libraries, the checkpoint, the data and the flags, as digests and versions."""
-import argparse
+"""What a result depends on beside its data and flags: the code and the libraries, as a digest and versions."""
 import hashlib
-import inspect
 import os
 import sys
 from importlib import import_module
-from typing import Any, Dict, Iterable, List, Sequence
+from typing import Dict, Iterable, List
 
-from checkpoint import checkpoint_files
-from nets import Network
-from outcomes import Strength
-from third_party.imagenet import Dataset
-
-ROOT = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOURCES = ('.py', '.c', '.cc', '.h', '.inc')
 # Folders of the checkout whose code no job runs, or that jobs fill with their output
 NOT_IN_JOBS = ('tests', 'tools', 'benchmarks', 'examples', 'train_log', 'demo', 'cifar10-results')
 
 
 def sha256_of_files(files: Iterable[str]) -> str:
-    """Of their bytes, in this order."""
+    """Return the SHA-256 of the files' bytes, in this order."""
     digest = hashlib.sha256()
     for path in files:
         with open(path, 'rb') as f:
             for block in iter(lambda: f.read(1 << 20), b''):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def attacker_sha256(attacker: type) -> str:
-    """Of the file that an attacker's class is in, which need not be this project's."""
-    return sha256_of_files([inspect.getfile(attacker)])
 
 
 def code_files(root: str = ROOT) -> List[str]:
@@ -52,20 +40,8 @@ def code_sha256(root: str = ROOT) -> str:
 
 
 def versions() -> Dict[str, str]:
-    """Of Python and of the libraries that the figures depend on."""
+    """Return the versions of Python and of the libraries that figures depend on, {name: version}."""
     found = {'python': '%d.%d.%d' % sys.version_info[:3]}
     for name in ('tensorflow', 'tensorpack', 'numpy', 'cv2'):
         found[name] = import_module(name).__version__
     return found
-
-
-def evaluation_facts(options: argparse.Namespace, network: Network, dataset: Dataset, attacker: type,
-                     strengths: Sequence[Strength]) -> Dict[str, Any]:
-    """All that the outcomes of an evaluation depend on, but for rounding: two with the same facts are the same one."""
-    return dict(
-        arch=network.arch, depth=network.depth, classes=network.num_classes, image_size=options.image_size,
-        checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)), data_sha256=dataset.digest(options.data),
-        num_images=len(dataset), seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
-        attacker='%s:%s' % (attacker.__module__, attacker.__name__),
-        attacker_sha256=attacker_sha256(attacker), strengths=[list(s) for s in strengths],
-        saves_images=bool(options.save_adversarial), code_sha256=code_sha256(), versions=versions())

@@ -1,29 +1,44 @@
-"""What the attack computes in, and what that costs where the hardware has no units for it."""
-import sys
-from typing import Any, Dict, FrozenSet, Optional
+"""What this machine computes with: GPUs, the CPU's units, and what a dtype costs where there are none for it."""
+import logging
+from typing import Any, FrozenSet, Optional
 
-from compat import USES_BFLOAT16_UNITS, has_gpu, tf
-from distributed import cpu_flags
-from resnet_model import native_mode
+from runtime.compat import USES_BFLOAT16_UNITS, tf
 
-FLOAT16_LOSS_SCALE = 128.0
+log = logging.getLogger(__name__)
+
 BFLOAT16_FLAGS = frozenset(['avx512_bf16', 'amx_bf16'])  # as /proc/cpuinfo names them
 
 
-def attack_settings(dtype: str = 'float32', xla: bool = False) -> Dict[str, Any]:
-    """How the attacker computes, as keyword arguments: `attack_mode`, `xla`, `loss_scale`.
+def num_gpus() -> int:
+    """How many GPUs TensorFlow can use. Doesn't initialise them, so that a session can still choose one."""
+    return len(tf.config.experimental.list_physical_devices('GPU'))
 
-    The image, its steps and the loss stay in float32 whatever `dtype` says; it is what features and weights are in.
-    """
-    return dict(attack_mode=native_mode()._replace(dtype=tf.as_dtype(dtype)), xla=xla,
-                loss_scale=FLOAT16_LOSS_SCALE if dtype == 'float16' else 1.0)
+
+def has_gpu() -> bool:
+    return num_gpus() > 0
+
+
+def session_config() -> Any:
+    """A ConfigProto for all sessions: a GPU's memory is taken as it is needed."""
+    config = tf.ConfigProto(allow_soft_placement=True)
+    config.gpu_options.allow_growth = True
+    return config
+
+
+def cpu_flags() -> FrozenSet[str]:
+    """What the machine's CPU can do, in the words of /proc/cpuinfo; nothing where there is no such file."""
+    try:
+        with open('/proc/cpuinfo') as f:
+            return frozenset(next((line for line in f if line.startswith('flags')), '').split())
+    except OSError:
+        return frozenset()
 
 
 def warn_of_cost(dtype: str, xla: bool) -> None:
     """One line on stderr where an attack in reduced precision will not be the faster one."""
     cost = cost_of_dtype(dtype, xla, gpu=has_gpu(), cpu_flags=cpu_flags(), kernels=USES_BFLOAT16_UNITS)
     if cost:
-        print('main.py: note: ' + cost, file=sys.stderr, flush=True)
+        log.info(cost)
 
 
 def cost_of_dtype(dtype: str, xla: bool, *, gpu: bool, cpu_flags: FrozenSet[str], kernels: bool) -> Optional[str]:

@@ -3,7 +3,7 @@ import errno
 import os
 from typing import Any
 
-from errors import InputError, RunError
+from runtime.errors import InputError, RunError
 
 
 class WholeFile:
@@ -42,6 +42,19 @@ class WholeFile:
                 os.unlink(self._temporary)
         if isinstance(error, OSError):
             raise cannot_write(self._path, error)
+
+
+def check_writable(path: str) -> None:
+    """Raises InputError where no file can be written: better known before the work than after it."""
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.path.isdir(path):
+        raise InputError('cannot write %s: it is a folder' % path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise InputError('cannot write %s: it is not a file, and would be replaced by one' % path)
+    if not os.path.isdir(folder):
+        raise InputError('cannot write %s: there is no folder %s' % (path, folder))
+    if not os.access(folder, os.W_OK):
+        raise InputError('cannot write %s: you may not write to %s' % (path, folder))
 
 
 def cannot_write(path: str, error: OSError) -> Exception:

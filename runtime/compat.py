@@ -65,19 +65,3 @@ def max_pool_gradient(x: Any, pooled: Any, upstream: Any) -> Any:
 
 def gradient_of_pooling(x: Any, pooled: Any, upstream: Any) -> Any:
     return gen_nn_ops.max_pool_grad(x, pooled, upstream, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
-
-
-def num_gpus() -> int:
-    """How many GPUs TensorFlow can use. Doesn't initialise them, so that a session can still choose one."""
-    return len(tensorflow.config.experimental.list_physical_devices('GPU'))
-
-
-def has_gpu() -> bool:
-    return num_gpus() > 0
-
-
-def session_config() -> Any:
-    """A ConfigProto for all sessions: a GPU's memory is taken as it is needed."""
-    config = tf.ConfigProto(allow_soft_placement=True)
-    config.gpu_options.allow_growth = True
-    return config

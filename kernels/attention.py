@@ -1,7 +1,7 @@
 """Softmax attention that never holds the matrix of all pairs of positions, which in a 56x56 map is 39 MB an image."""
 from typing import List, Tuple
 
-from compat import tf
+from runtime.compat import tf
 
 FEW_POSITIONS = 1024  # up to which the matrices of a whole batch are small beside the network's other features
 ROWS_TOGETHER = 448  # of a larger matrix: with 3136 columns of float32 they are 5.6 MB, and stay in a CPU's cache

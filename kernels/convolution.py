@@ -1,0 +1,83 @@
+"""Which kernel computes a convolution: TensorFlow's, a matrix product, or this project's ops for CPUs (cpu_conv)."""
+from typing import Optional
+
+from cpu_conv import FROZEN_CHANNELS, conv2d, isa
+
+from kernels.mode import Mode, constant_during_attack, num_channels, spatial
+from runtime.compat import FAST_CONVOLUTION_GRADIENTS, in_xla, tf
+from runtime.hardware import has_gpu
+
+FEW_POSITIONS = 16  # up to which a CPU is faster with a matrix product than with a convolution
+TILED_POSITIONS = 64  # above which Winograd's algorithm pays where weights are used once: preparing them takes time too
+
+
+def convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -> tf.Tensor:
+    """Convolve a feature map, padding SAME.
+
+    Args:
+        x: (N, H, W, C), or in NCHW (N, C, H, W); H, W and C must be known. w: (kernel height, kernel width, C / groups,
+            channels out) of the same dtype. stride: in both directions.
+    Returns:
+        (N, ceil(H / stride), ceil(W / stride), channels out), in the mode's layout.
+    """
+    groups = num_channels(x, mode) // int(w.shape[2])
+    if mode.data_format == 'NHWC':
+        if groups > 1:
+            return grouped_convolution(x, w, groups, stride, plain=mode.plain)
+        if not mode.plain:
+            y = convolution_on_few_positions(x, w, stride)
+            if y is not None:
+                return y
+            if mode.training and trains_faster(x, w, stride):
+                return conv2d(x, w, stride)
+    return tf.nn.conv2d(x, w, strides=spatial([stride, stride], mode), padding='SAME', data_format=mode.data_format)
+
+
+def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int, *, plain: bool = False) -> tf.Tensor:
+    """Convolve NHWC features in groups. TensorFlow's kernels for CPUs have no gradient of it; XLA's and those of GPUs have.
+
+    On CPUs an op of this project's computes it in float32; in other dtypes, and `plain`, TensorFlow does, group by group.
+    """
+    strides = [1, stride, stride, 1]
+    if in_xla() or has_gpu():
+        return tf.nn.conv2d(x, w, strides=strides, padding='SAME')
+    if w.dtype == tf.float32 and not plain:
+        return conv2d(x, w, stride)
+    with constant_during_attack():
+        weights = tf.split(w, groups, axis=3)
+    return tf.concat([tf.nn.conv2d(a, b, strides=strides, padding='SAME')
+                      for a, b in zip(tf.split(x, groups, axis=3), weights)], axis=3)
+
+
+def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int) -> Optional[tf.Tensor]:
+    """Convolve NHWC features, padding SAME, by a matrix product; None where that would not be faster.
+
+    On a few positions the time goes into the weights, which TensorFlow's CPU convolutions reorder at every call.
+    """
+    kernel, channels_in, channels_out = int(w.shape[0]), int(w.shape[2]), int(w.shape[3])
+    height, width = int(x.shape[1]), int(x.shape[2])
+    if kernel == 1 and height * width <= FEW_POSITIONS * stride ** 2:
+        x, out, used = x[:, ::stride, ::stride], [-(-height // stride), -(-width // stride)], w
+    elif max(height, width) <= stride:
+        # One position is left: a linear layer of the whole map and the part of the kernel that lies on it. SAME pads
+        # kernel - size, the smaller half of it before.
+        top, left = [max(0, kernel - size) // 2 for size in (height, width)]
+        with constant_during_attack():
+            used, out = w[top:top + height, left:left + width], [1, 1]
+    else:
+        return None
+    with constant_during_attack():
+        matrix = tf.reshape(used, [-1, channels_out])
+    product = tf.matmul(tf.reshape(x, [-1, int(used.shape[0]) * int(used.shape[1]) * channels_in]), matrix)
+    return tf.reshape(product, [-1] + out + [channels_out])
+
+
+def trains_faster(x: tf.Tensor, w: tf.Tensor, stride: int) -> bool:
+    """Tell whether conv2d with its gradients is faster than TensorFlow's convolution of NHWC features, where weights
+    change at every step."""
+    if in_xla() or has_gpu() or isa() == 'any_cpu' or x.dtype != tf.float32:
+        return False
+    if any(int(n) % FROZEN_CHANNELS for n in w.shape[2:]):
+        return False
+    in_tiles = int(w.shape[0]) == 3 and stride == 1
+    return not FAST_CONVOLUTION_GRADIENTS or (in_tiles and int(x.shape[1]) * int(x.shape[2]) > TILED_POSITIONS)

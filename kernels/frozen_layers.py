@@ -1,0 +1,150 @@
+"""A network's parts for CPUs while its weights are constant, as during an attack: the same up to rounding, but faster.
+
+NHWC features; BatchNorm is folded into the weights. Gradients reach the features alone.
+"""
+from typing import Any, Callable, NamedTuple, Optional, Tuple
+
+from cpu_conv import FEW_GROUPED_POSITIONS, FROZEN_CHANNELS, frozen_conv, frozen_weights, has_bfloat16, isa
+
+from kernels.convolution import convolution
+from kernels.mode import Mode, constant_during_attack, num_positions
+from runtime.compat import in_xla, max_pool_gradient, tf
+from runtime.hardware import cpu_flags, has_gpu
+
+# --- the stem --------------------------------------------------------------------------------------------------------
+
+
+def has_fast_stem(x: tf.Tensor, mode: Mode) -> bool:
+    """Tell whether `fast_stem` computes the stem on images of this size."""
+    return mode.folds_batch_norm and mode.data_format == 'NHWC' and not any(int(n) % 2 for n in x.shape[1:3])
+
+
+def space_to_channels(w: tf.Tensor) -> tf.Tensor:
+    """Return the weights of the stride-1 4x4 convolution that makes the gradient of a stride-2 7x7 one's input.
+
+    (7, 7, c, out) -> (4, 4, out, 4 c), whose output holds the 2x2 input pixels of a position in its channels. An input
+    pixel 2p + a reaches the output i by the tap k = 2 (p - i) + a + 2: four of them for a = 0, three and a zero for a = 1.
+    """
+    channels, out = int(w.shape[2]), int(w.shape[3])
+    taps = tf.reshape(tf.pad(w, [[0, 1], [0, 1], [0, 0], [0, 0]]), [4, 2, 4, 2, channels, out])
+    taps = tf.transpose(tf.reverse(taps, [0, 2]), [0, 2, 5, 1, 3, 4])
+    return tf.reshape(taps, [4, 4, out, 4 * channels])
+
+
+def fast_stem(x: tf.Tensor, w: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+    """Convolve NHWC images by 7x7/2 weights, add the bias, max-pool; the gradient is fast on CPUs and the image's alone.
+
+    Height and width must be even. The convolutions of CPUs are three times slower than need be where few channels come
+    out, as with the three of an image's gradient; here all four pixels under a stride are channels of one position.
+    """
+    with constant_during_attack():
+        backwards = space_to_channels(w)
+
+    @tf.custom_gradient
+    def stem(image: tf.Tensor, forwards: tf.Tensor, bias: tf.Tensor, backwards: tf.Tensor):
+        features = tf.nn.bias_add(tf.nn.conv2d(image, forwards, strides=[1, 2, 2, 1], padding='SAME'), bias)
+        pooled = tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
+
+        def gradient(upstream: tf.Tensor):
+            d_features = max_pool_gradient(features, pooled, upstream)
+            d_features = tf.pad(d_features, [[0, 0], [2, 1], [2, 1], [0, 0]])
+            d_image = tf.nn.conv2d(d_features, backwards, strides=[1] * 4, padding='VALID')
+            return tf.depth_to_space(d_image, 2), None, None, None
+        return pooled, gradient
+    return stem(x, w, bias, backwards)
+
+
+# --- the bottleneck --------------------------------------------------------------------------------------------------
+
+class FoldedConvolution(NamedTuple):
+    """A convolution with the BatchNorm after it as a part of it: constants of float32."""
+    w: tf.Tensor  # (height, width, channels in / groups, channels out)
+    bias: tf.Tensor
+    stride: int = 1
+
+
+class Bottleneck(NamedTuple):
+    """The layers of a residual block, of any one kind. Without a shortcut its input is added as it is."""
+    conv1: Any
+    conv2: Any
+    conv3: Any
+    shortcut: Optional[Any] = None
+
+
+class Fused(NamedTuple):
+    """A layer of a fused block: features before their ReLU, and what makes the gradient to its input."""
+    features: tf.Tensor
+    gradient: Callable[..., tf.Tensor]
+
+
+def is_fused(block: Bottleneck, x: tf.Tensor, mode: Mode) -> bool:
+    """Tell whether `fused_bottleneck` computes a block of layers with weights `w` on x, and is the faster way here."""
+    if not mode.folds_batch_norm or mode.data_format != 'NHWC' or in_xla() or has_gpu():
+        return False
+    if any(int(n) % FROZEN_CHANNELS for n in [block.conv1.w.shape[2], block.conv2.w.shape[3], block.conv3.w.shape[3]]):
+        return False
+    if mode.dtype == tf.bfloat16:  # TensorFlow's own convolutions make use of matrix units
+        return has_bfloat16() and 'amx_bf16' not in cpu_flags()
+    return mode.dtype == tf.float32 and isa() != 'any_cpu'
+
+
+def fused_bottleneck(x: tf.Tensor, block: Bottleneck, mode: Mode, *, relu: bool) -> tf.Tensor:
+    """Compute conv3(relu(conv2(relu(conv1(relu(x)))))) + shortcut(relu(x)), without a shortcut + relu(x).
+
+    ReLUs, sums and their gradients are computed where the convolutions read and write, and only what is before a ReLU is
+    kept for the gradient: beside the convolutions a block's time goes into moving features.
+
+    Args:
+        x: (N, H, W, channels in). block: of FoldedConvolution. relu: whether x is still before its ReLU.
+    Returns:
+        (N, ceil(H / stride), ceil(W / stride), channels out), before its ReLU. Its gradient reaches x alone.
+    """
+    with constant_during_attack():  # TensorFlow follows whatever a custom gradient depends on back to variables
+        conv1, conv2, conv3, shortcut = [layer and layer._replace(w=tf.stop_gradient(layer.w), bias=tf.stop_gradient(layer.bias))
+                                         for layer in block]
+    # on a single position a matrix product is as fast; so is what there is in groups with a stride or on few positions
+    groups, positions = int(conv1.w.shape[3]) // int(conv2.w.shape[2]), num_positions(x, mode)
+    middle = fused if (positions > 1 if groups == 1 else conv2.stride == 1 and positions > FEW_GROUPED_POSITIONS) else unfused
+
+    @tf.custom_gradient
+    def compute(x: tf.Tensor):
+        a = fused(x, conv1, mode, relu=relu)
+        b = middle(a.features, conv2, mode, relu=True)
+        other = None if shortcut is None else fused(x, shortcut, mode, relu=relu)
+        c = fused(b.features, conv3, mode, relu=True, addend=x if other is None else other.features,
+                  relu_addend=relu and other is None)
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            other_way = upstream if other is None else other.gradient(upstream, to_relu=True)
+            return a.gradient(b.gradient(c.gradient(upstream)), addend=other_way,
+                              addend_stride=1 if shortcut is None else shortcut.stride)
+        return c.features, gradient
+    return compute(x)
+
+
+def fused(x: tf.Tensor, layer: FoldedConvolution, mode: Mode, *, relu: bool, **sum_with: Any) -> Fused:
+    """Convolve x, or its ReLU, and add frozen_conv's `addend`.
+
+    The gradient's function can add something to the gradient to the ReLU (`addend`) or leave the ReLU's own gradient out
+    (`to_relu`). With a stride that of a 1x1 convolution makes only the rows and columns that are used.
+    """
+    is_3x3 = int(layer.w.shape[0]) == 3
+    kind = dict(stride=layer.stride if is_3x3 else 1, groups=int(x.shape[3]) // int(layer.w.shape[2]))
+    with constant_during_attack():
+        weights, bias = frozen_weights(layer.w, x.dtype, **kind), tf.cast(layer.bias, x.dtype)
+
+    def gradient(upstream: tf.Tensor, to_relu: bool = False, **sum_with: Any) -> tf.Tensor:
+        with constant_during_attack():
+            turned = frozen_weights(layer.w, upstream.dtype, turned=True, **kind)
+        if kind['stride'] > 1:
+            sum_with = dict(sum_with, stride=layer.stride, like=x)
+        return frozen_conv(upstream, turned, mask=x if relu and not to_relu else None, **sum_with)
+    return Fused(frozen_conv(x, weights, relu=relu, bias=bias, stride=layer.stride, **sum_with), gradient)
+
+
+def unfused(x: tf.Tensor, layer: FoldedConvolution, mode: Mode, *, relu: bool) -> Fused:
+    """Convolve x, or its ReLU, by the kernel that `convolution` chooses."""
+    with constant_during_attack():
+        w, bias = tf.cast(layer.w, x.dtype), tf.cast(layer.bias, x.dtype)
+    y = tf.nn.bias_add(convolution(tf.nn.relu(x) if relu else x, w, mode, layer.stride), bias)
+    return Fused(y, lambda upstream: tf.gradients(y, x, upstream)[0])

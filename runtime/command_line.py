@@ -1,0 +1,132 @@
+"""How a program of this project starts, speaks and ends: flags, one way out for messages, interrupts, exit statuses.
+
+All rooms speak through `logging.getLogger(__name__)`, and here alone is said where that goes: one line on stderr,
+`PROGRAM: warning: TEXT`. Used as a library, the project leaves logging as it finds it.
+"""
+import argparse
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from typing import Callable
+
+from runtime.errors import InputError, RunError
+
+log = logging.getLogger(__name__)
+
+# What stands before a message of a level, unless the record has a `word` of its own
+WORDS = {logging.INFO: 'note', logging.WARNING: 'warning', logging.ERROR: 'error', logging.CRITICAL: 'failed'}
+# Loggers whose notes are shown too; of other libraries' messages only what is a warning
+ROOMS = ('runtime', 'kernels', 'evaluation', 'training', 'interop', 'third_party', 'inference', 'checkpoint', '__main__')
+# log.warning(..., extra=THIS_RANK): what this rank alone has seen, so that it, too, says so
+THIS_RANK = {'this_rank': True}
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong flags are an InputError like any other wrong input: one line."""
+
+    def error(self, message):
+        raise InputError('%s (see --help)' % message)
+
+
+class Messages(logging.Handler):
+    """Writes each message as one line on stderr; what all ranks would say alike, the chief alone says."""
+
+    def __init__(self, program: str):
+        super().__init__()
+        self.program = program
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        alike = record.levelno < logging.ERROR and not hasattr(record, 'this_rank')
+        return rank() == '0' or not alike
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            word = getattr(record, 'word', WORDS.get(record.levelno, 'note'))
+            whose = this_rank() if hasattr(record, 'this_rank') else ''
+            text = '%s: %s: %s%s' % (self.program, word, whose, ' '.join(record.getMessage().split()))
+            bars = sys.modules.get('tqdm')  # where a program shows a bar, the line goes above it
+            if bars is not None:
+                bars.tqdm.write(text, file=sys.stderr)
+            else:  # in one piece, whatever the buffering: lines of several ranks meet on one terminal
+                sys.stderr.write(text + '\n')
+            sys.stderr.flush()
+        except Exception:
+            self.handleError(record)
+
+
+def start_messages(program: str) -> None:
+    """Send all messages of this process to stderr, in the name of a program."""
+    root = logging.getLogger()
+    root.handlers[:] = [Messages(program)]  # some libraries put one of their own there when they are imported
+    root.setLevel(logging.WARNING)
+    for room in ROOMS:
+        logging.getLogger(room).setLevel(logging.INFO)
+
+
+def end_on_interrupt(program: str) -> None:
+    """End this process within two seconds of a Ctrl-C. For programs that don't fork: it starts a thread.
+
+    Python's own way comes first; but a main thread inside of TensorFlow, which may attack a batch for an hour, doesn't
+    see a signal until it is through. The C-level handler, which writes to the pipe, does.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        while signal.SIGINT not in os.read(reader, 1):
+            pass
+        time.sleep(1.5)
+        print('\n%s: interrupted' % program, file=sys.stderr, flush=True)
+        os._exit(130)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def rank() -> str:
+    """Return this process's number among those that a launcher started, as the launcher says it; '0' without one."""
+    return os.environ.get('OMPI_COMM_WORLD_RANK') or os.environ.get('PMI_RANK') or '0'
+
+
+def this_rank() -> str:
+    """Name this process, one of several, for the front of a message; '' when there is only one."""
+    size = os.environ.get('OMPI_COMM_WORLD_SIZE') or os.environ.get('PMI_SIZE')
+    return 'rank %s on %s: ' % (rank(), socket.gethostname()) if size not in (None, '1') else ''
+
+
+def run_command(program: str, command: Callable[[], int]) -> None:
+    """Run `command` and end the process with the status it returns; never returns.
+
+    An InputError becomes one line on stderr and status 2, a RunError one line and status 1, an interrupt status
+    130. The process ends without running exit handlers: under MPI, Horovod's would wait for ranks that may be
+    stuck in a collective, while a rank that is simply gone makes mpirun end the others.
+    """
+    start_messages(program)
+    try:
+        status = command()
+    except InputError as e:
+        # Where all ranks find the same wrong, the first one's line is enough: it ends, and mpirun ends the others.
+        if rank() != '0':
+            time.sleep(1)
+        log.error('%s', e)
+        status = 2
+    except RunError as e:
+        log.critical('%s%s', this_rank(), e)
+        status = 1
+    except KeyboardInterrupt:
+        print('%s: interrupted' % program, file=sys.stderr)
+        status = 130
+    except Exception as e:  # a bug, or a machine's failure
+        traceback.print_exc()
+        log.critical('%s%s: %s', this_rank(), type(e).__name__, str(e).split('\n')[0])
+        status = 1
+    if status:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(0)

@@ -1,0 +1,9 @@
+"""What ends a job: the user's input is wrong, or a run that began well can't go on. command_line.py says it."""
+
+
+class InputError(ValueError):
+    """Wrong flags, files or data. Its text is one line that says what is wrong and what to do about it."""
+
+
+class RunError(RuntimeError):
+    """A run that began well cannot go on: its loss is not a number, its disk is full. Its text is one line."""
