@@ -1,7 +1,7 @@
 """Which kernel computes a convolution: TensorFlow's, a matrix product, or this project's ops for CPUs (cpu_conv)."""
 from typing import Optional
 
-from cpu_conv import FROZEN_CHANNELS, conv2d, isa
+from cpu_conv import conv2d, isa, takes
 
 from kernels.mode import Mode, constant_during_attack, num_channels, spatial
 from runtime.compat import FAST_CONVOLUTION_GRADIENTS, in_xla, tf
@@ -36,12 +36,12 @@ def convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -> tf.T
 def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int, *, plain: bool = False) -> tf.Tensor:
     """Convolve NHWC features in groups. TensorFlow's kernels for CPUs have no gradient of it; XLA's and those of GPUs have.
 
-    On CPUs an op of this project's computes it in float32; in other dtypes, and `plain`, TensorFlow does, group by group.
+    On CPUs TensorFlow does it group by group, but for wide maps that are trained in float32 without being `plain`.
     """
     strides = [1, stride, stride, 1]
     if in_xla() or has_gpu():
         return tf.nn.conv2d(x, w, strides=strides, padding='SAME')
-    if w.dtype == tf.float32 and not plain:
+    if not plain and takes(x, w, stride):
         return conv2d(x, w, stride)
     with constant_during_attack():
         weights = tf.split(w, groups, axis=3)
@@ -75,9 +75,7 @@ def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int) -> Opt
 def trains_faster(x: tf.Tensor, w: tf.Tensor, stride: int) -> bool:
     """Tell whether conv2d with its gradients is faster than TensorFlow's convolution of NHWC features, where weights
     change at every step."""
-    if in_xla() or has_gpu() or isa() == 'any_cpu' or x.dtype != tf.float32:
-        return False
-    if any(int(n) % FROZEN_CHANNELS for n in w.shape[2:]):
+    if in_xla() or has_gpu() or isa() == 'any_cpu' or not takes(x, w, stride):
         return False
     in_tiles = int(w.shape[0]) == 3 and stride == 1
     return not FAST_CONVOLUTION_GRADIENTS or (in_tiles and int(x.shape[1]) * int(x.shape[2]) > TILED_POSITIONS)

@@ -44,14 +44,6 @@ def test_scaling(root, python):
         assert slow['exposed_share'] >= middle['exposed_share'] >= fast['exposed_share']
 
 
-def test_grouped(root, python):
-    done = python(os.path.join(root, 'benchmarks', 'grouped.py'), '--batch', '1', '--repeats', '1')
-    assert done.returncode == 0, done.stderr
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [line['direction'] for line in lines] == ['forward', 'input', 'weights'] * 8
-    assert all(line['ratio'] == pytest.approx(line['loop_ms'] / line['op_ms'], rel=0.1) for line in lines)
-
-
 @pytest.mark.parametrize('script, unit, steps', [('pgd.py', 'image_steps_per_second', '--steps'),
                                                  ('train.py', 'images_per_second', '--attack-iter')])
 def test_attack_and_training_step(script, unit, steps, root, tmp_path, python):
@@ -79,7 +71,7 @@ def test_convolutions_are_counted():
 @pytest.mark.parametrize('script, flags, named', [
     ('pgd.py', ['--network', 'ResNet50'], 'ResNet-50'), ('pgd.py', ['--network', 'ResNet-²'], 'ResNet-50'),
     ('train.py', ['--dtypes', 'float8'], 'float8'),
-    ('grouped.py', ['--batch', '0'], '--batch'), ('pgd.py', ['--table', 'nowhere/table.md'], 'nowhere'),
+    ('pgd.py', ['--table', 'nowhere/table.md'], 'nowhere'),
     ('train.py', ['--plot', 'nowhere/plot.png'], 'nowhere'), ('pgd.py', ['--plot', 'plot.foo'], '.png'),
     ('pgd.py', ['--dtypes', 'float32', '--peer-dtypes', 'float64'], '--peer-dtypes'),
     ('pgd.py', ['--peer', 'torch'], 'requirements/bench.txt'),

@@ -15,10 +15,10 @@ from kernels.convolution import convolution
 
 
 def compute(x, w, upstream, stride, threads=2, known=True):
-    """The convolution and its gradients to x and w, by the ops; `known`: whether shapes are, but for the batch's."""
+    """The convolution and its gradients to x and w; `known`: whether the features' height and width are."""
     with tf.Graph().as_default():
-        shapes = [[None] + list(x.shape[1:]), w.shape, [None] + list(upstream.shape[1:])]
-        inputs = [tf.placeholder(tf.float32, shape if known else None) for shape in shapes]
+        shapes = [[None] + list(a.shape[1:]) if known else [None] * (a.ndim - 1) + [a.shape[-1]] for a in (x, upstream)]
+        inputs = [tf.placeholder(tf.float32, shape) for shape in (shapes[0], w.shape, shapes[1])]
         y = conv2d(*inputs[:2], stride=stride)
         config = session_config()
         config.intra_op_parallelism_threads = threads
@@ -117,19 +117,23 @@ def test_second_derivatives(groups, channels, out, kernel, stride):
     assert computed == pytest.approx((moved[1] - moved[0]) / 0.006, rel=5e-3)
 
 
-@pytest.mark.parametrize('dtype, used', [('float32', True), ('bfloat16', False)])
-def test_where_the_op_is_used(dtype, used):
+@pytest.mark.parametrize('dtype, size, stride, plain, used', [
+    ('float32', 8, 1, False, True), ('bfloat16', 8, 1, False, False), ('float32', 4, 1, False, False),
+    ('float32', 8, 2, False, False), ('float32', 8, 1, True, False)])
+def test_where_the_op_is_used_in_groups(dtype, size, stride, plain, used):
     with tf.Graph().as_default() as graph:
-        convolution(tf.zeros([1, 4, 4, 8], dtype), tf.zeros([3, 3, 2, 8], dtype), Mode(), 1)
-        assert ('GroupedConv2D' in {op.type for op in graph.get_operations()}) == used
+        mode = Mode(dtype=tf.as_dtype(dtype), plain=plain)
+        convolution(tf.zeros([1, size, size, 32], dtype), tf.zeros([3, 3, 8, 32], dtype), mode, stride)
+        types = [op.type for op in graph.get_operations()]
+        assert (types.count('FrozenConv'), types.count('Conv2D')) == ((1, 0) if used else (0, 4))
 
 
 def print_digests(threads):
     for i, (groups, channels, out, kernel, stride) in enumerate([
-            (6, 12, 20, 3, 2), (1, 64, 64, 3, 1), (3, 32, 32, 3, 1), (8, 8, 8, 3, 1), (1, 32, 64, 3, 2), (1, 32, 64, 1, 1),
-            (32, 8, 8, 3, 1)]):
+            (1, 64, 64, 3, 1), (3, 32, 32, 3, 1), (8, 8, 8, 3, 1), (1, 32, 64, 3, 2), (1, 32, 64, 1, 1), (32, 8, 8, 3, 1)]):
         inputs = arrays(np.random.RandomState(i), 11, (15, 13), groups, channels, out, kernel, stride)
-        print([hashlib.sha1(a.tobytes()).hexdigest() for a in compute(*inputs, stride=stride, threads=threads)])
+        by_ops = compute(*inputs, stride=stride, threads=threads)[:2 if channels < 32 else 3]
+        print([hashlib.sha1(a.tobytes()).hexdigest() for a in by_ops])
 
 
 def test_threads_change_nothing():
@@ -149,15 +153,15 @@ def test_no_images(groups, channels):
     ((1, 5, 5, 8), (0, 3, 4, 8)), ((1, 5, 5, 0), (3, 3, 4, 8)), ((1, 5, 5, 32), (3, 3, 32, 0)), ((1, 5, 5, 32), (3, 3, 0, 32)),
     ((1, 5, 5, 0), (3, 3, 32, 32)), ((1, 5, 5, 32), (0, 0, 32, 32))])
 def test_shapes_that_do_not_fit_are_an_error(x_shape, w_shape, known):
-    with pytest.raises((tf.errors.InvalidArgumentError, ValueError), match='groups|dimension|empty|rank'):
+    with pytest.raises(ValueError, match='groups|dimensions'):
         compute(np.zeros(x_shape, np.float32), np.zeros(w_shape, np.float32), np.zeros((1, 5, 5, 8), np.float32), 1, known=known)
 
 
-@pytest.mark.parametrize('channels, known', [(8, False), (32, False), (32, True)])
-def test_a_gradient_of_another_shape_is_an_error(channels, known):
+def test_a_gradient_of_another_shape_is_an_error():
     """Where the graph can't tell: its height."""
+    channels = 32
     with tf.Graph().as_default():
-        x, upstream = [tf.placeholder(tf.float32, [None, None, None, channels] if known else None) for _ in range(2)]
+        x, upstream = [tf.placeholder(tf.float32, [None, None, None, channels]) for _ in range(2)]
         w = tf.zeros([3, 3, channels, channels])
         gradients = tf.gradients(conv2d(x, w, 1), [x, w], upstream)
         for gradient in gradients:

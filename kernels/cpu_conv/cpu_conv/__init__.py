@@ -1,4 +1,4 @@
-"""Convolutions on CPUs which TensorFlow lacks there or computes slowly: in groups, trained, and with constant weights."""
+"""Convolutions which TensorFlow computes slowly on CPUs: with constant weights, and trained."""
 import ctypes
 import functools
 import importlib.util
@@ -6,7 +6,8 @@ from typing import Any, Optional
 
 import tensorflow as tf
 
-__all__ = ['FEW_GROUPED_POSITIONS', 'FROZEN_CHANNELS', 'conv2d', 'frozen_conv', 'frozen_weights', 'has_bfloat16', 'isa']
+__all__ = ['FEW_GROUPED_POSITIONS', 'FROZEN_CHANNELS', 'conv2d', 'frozen_conv', 'frozen_weights', 'has_bfloat16', 'isa',
+           'takes']
 
 FROZEN_CHANNELS = 32  # in and out, of frozen_conv: multiples of it
 FEW_GROUPED_POSITIONS = 16  # of a map, up to which preparing the weights would take longer than Winograd's algorithm saves
@@ -26,7 +27,10 @@ def _library() -> Any:
 
 @functools.lru_cache(maxsize=None)
 def isa() -> str:
-    """What the ops compute with: any_cpu, avx2, avx512 or avx512_bf16; with CPU_CONV_ISA in the environment no more than it."""
+    """Return what the ops compute with: any_cpu, avx2, avx512 or avx512_bf16.
+
+    With CPU_CONV_ISA, one of the first three, in the environment it is no more than that: for tests.
+    """
     _library()
     name = ctypes.CDLL(_compiled()).cpu_conv_isa
     name.restype = ctypes.c_char_p
@@ -42,17 +46,24 @@ def has_bfloat16() -> bool:
 # A convolution is linear in x and in w: the gradients of its gradients are the same three operations.
 
 def conv2d(x: Any, w: Any, stride: int) -> Any:
-    """Convolution, in groups or not, padding SAME. It has derivatives of any order, all by these ops.
+    """Convolve, in groups or not, padding SAME. Its derivatives, of any order, are computed alike.
+
+    By this package's ops where they take it: float32, 1x1 or 3x3, channels in multiples of FROZEN_CHANNELS; elsewhere by
+    TensorFlow, group by group, since its kernels for CPUs have no gradient of a convolution in groups.
 
     Args:
-        x: (N, height, width, channels) float32. Its channels are in as many groups as w's third dimension goes into them.
-        w: (kernel height, kernel width, channels / groups, channels out) float32; neighbouring outputs form a group.
+        x: (N, height, width, channels) of a float dtype; the number of channels must be known. They are in as many groups as
+            w's third dimension goes into them.
+        w: (kernel height, kernel width, channels / groups, channels out), of known shape; neighbouring outputs form a group.
         stride: in both directions.
     Returns:
-        (N, ceil(height / stride), ceil(width / stride), channels out) float32. The same numbers for any number of threads.
-        When run it raises InvalidArgumentError where the channels don't divide into groups. What is not a number in one of
-        several narrow groups may spread to others.
+        (N, ceil(height / stride), ceil(width / stride), channels out). By the ops the same numbers for any number of
+        threads. What is not a number in one of several narrow groups may spread to others.
+    Raises:
+        ValueError: a shape is not known, or the channels don't divide into groups.
     """
+    _check_groups(x, w)
+
     @tf.custom_gradient
     def convolution(x: Any, w: Any):
         return _forward(x, w, stride), lambda upstream: (_input_gradient(x, w, upstream, stride),
@@ -63,7 +74,7 @@ def conv2d(x: Any, w: Any, stride: int) -> Any:
 # Whatever these depend on must be an argument of the inner function: TensorFlow follows everything else back to variables.
 
 def _input_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
-    """Only the shape of x matters."""
+    """Return the gradient to x, of which only the shape matters."""
     @tf.custom_gradient
     def to_x(x: Any, w: Any, upstream: Any):
         return _to_input(x, w, upstream, stride), lambda second: (None, _filter_gradient(second, w, upstream, stride),
@@ -72,7 +83,7 @@ def _input_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
 
 
 def _filter_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
-    """Only the shape of w matters."""
+    """Return the gradient to w, of which only the shape matters."""
     @tf.custom_gradient
     def to_w(x: Any, w: Any, upstream: Any):
         return _to_filter(x, w, upstream, stride), lambda second: (_input_gradient(x, second, upstream, stride), None,
@@ -80,45 +91,64 @@ def _filter_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
     return to_w(x, w, upstream)
 
 
-def _groups(x: Any, w: Any, stride: int) -> int:
-    """In how many groups the convolution is if the ops for constant weights take it, otherwise 0."""
+def _check_groups(x: Any, w: Any) -> None:
     if x.shape.ndims != 4 or w.shape.ndims != 4 or None in w.shape.as_list() + x.shape[3:].as_list():
-        return 0
+        raise ValueError('x and w have four dimensions, and all but those of images are known; not %s and %s'
+                         % (x.shape, w.shape))
+    (_, _, of_group, channels_out), channels = w.shape.as_list(), int(x.shape[3])
+    if 0 in [channels] + w.shape.as_list() or channels % of_group or channels_out % (channels // of_group):
+        raise ValueError('channels don\'t divide into groups, or something is empty: x %s, w %s' % (x.shape, w.shape))
+
+
+def takes(x: Any, w: Any, stride: int) -> bool:
+    """Tell whether the ops compute a convolution, rather than TensorFlow."""
     (height, width, of_group, channels_out), channels = w.shape.as_list(), int(x.shape[3])
-    if 0 in (of_group, channels_out, channels):
-        return 0
-    if height != width or height not in (1, 3) or stride > 3 or channels % FROZEN_CHANNELS or channels_out % FROZEN_CHANNELS:
-        return 0
+    if x.dtype != tf.float32 or height != width or height not in (1, 3) or stride > 3:
+        return False
+    if channels % FROZEN_CHANNELS or channels_out % FROZEN_CHANNELS:
+        return False
     if of_group == channels:
-        return 1
+        return True
     rows, columns = x.shape[1:3].as_list()
     if isa() == 'any_cpu' or (rows and columns and rows * columns <= FEW_GROUPED_POSITIONS):
-        return 0
-    fits = (height == 3 and stride == 1 and channels_out == channels and channels % of_group == 0 and
+        return False
+    return (height == 3 and stride == 1 and channels_out == channels and
             (of_group % FROZEN_CHANNELS == 0 or of_group in (2, 4, 8, 16)))
-    return channels // of_group if fits else 0
+
+
+def _by_group(compute: Any, groups: int, inputs: Any, axis: int) -> Any:
+    """Apply `compute` to each group's part of `inputs`, which are cut along their last axis, and join along `axis`."""
+    if groups == 1:
+        return compute(*inputs)
+    parts = zip(*[tf.split(t, groups, axis=3) for t in inputs])
+    return tf.concat([compute(*of_group) for of_group in parts], axis=axis)
 
 
 def _forward(x: Any, w: Any, stride: int) -> Any:
-    groups = _groups(x, w, stride)
-    if groups:
+    groups, strides = int(x.shape[3]) // int(w.shape[2]), [1, stride, stride, 1]
+    if takes(x, w, stride):
         return frozen_conv(x, frozen_weights(w, tf.float32, stride=stride, groups=groups), stride=stride)
-    return _library().grouped_conv2d(x, w, stride=stride)
+    return _by_group(lambda x, w: tf.nn.conv2d(x, w, strides=strides, padding='SAME'), groups, [x, w], axis=3)
 
 
 def _to_input(x: Any, w: Any, upstream: Any, stride: int) -> Any:
-    groups = _groups(x, w, stride)
-    if not groups:
-        return _library().grouped_conv2d_input_gradient(tf.shape(input=x), w, upstream, stride=stride)
-    turned = frozen_weights(w, tf.float32, stride=stride, groups=groups, turned=True)
-    return frozen_conv(upstream, turned, stride=stride, like=x)
+    groups, strides = int(x.shape[3]) // int(w.shape[2]), [1, stride, stride, 1]
+    if takes(x, w, stride):
+        turned = frozen_weights(w, tf.float32, stride=stride, groups=groups, turned=True)
+        return frozen_conv(upstream, turned, stride=stride, like=x)
+    shape = tf.concat([tf.shape(input=x)[:3], [int(w.shape[2])]], axis=0)
+    return _by_group(lambda w, upstream: tf.compat.v1.nn.conv2d_backprop_input(shape, w, upstream, strides, 'SAME'),
+                     groups, [w, upstream], axis=3)
 
 
 def _to_filter(x: Any, w: Any, upstream: Any, stride: int) -> Any:
+    kernel, groups, strides = w.shape.as_list(), int(x.shape[3]) // int(w.shape[2]), [1, stride, stride, 1]
     # for narrow groups the zeros between them would cost more than Winograd's algorithm saves
-    if _groups(x, w, stride) and int(w.shape[2]) >= FROZEN_CHANNELS:
+    if takes(x, w, stride) and kernel[2] >= FROZEN_CHANNELS:
         return _library().conv_filter_gradient(x, tf.shape(input=w), upstream, stride=stride)
-    return _library().grouped_conv2d_filter_gradient(x, tf.shape(input=w), upstream, stride=stride)
+    shape = kernel[:3] + [kernel[3] // groups]
+    return _by_group(lambda x, upstream: tf.compat.v1.nn.conv2d_backprop_filter(x, shape, upstream, strides, 'SAME'),
+                     groups, [x, upstream], axis=3)
 
 
 # --- convolutions with constant weights ------------------------------------------------------------------------------
@@ -195,25 +225,25 @@ def _of_frozen_conv(op: Any, upstream: Any) -> Any:
     prepared = _preparation(weights)
     if op.get_attr('masked'):
         upstream = _where_positive(mask, upstream)
-    of_addend = None
+    d_addend = None
     if addend.shape.ndims != 1:
         step = op.get_attr('addend_stride')
-        of_addend = upstream[:, ::step, ::step]
-        of_addend = _where_positive(addend, of_addend) if op.get_attr('relu_addend') else of_addend
-    of_x = _gradient_of_convolution(prepared, x, upstream, op.get_attr('stride'), op.get_attr('turned'))
-    of_x = _where_positive(x, of_x) if op.get_attr('relu') else of_x
-    return of_x, None, None, of_addend, None
+        d_addend = upstream[:, ::step, ::step]
+        d_addend = _where_positive(addend, d_addend) if op.get_attr('relu_addend') else d_addend
+    d_x = _gradient_of_convolution(prepared, x, upstream, op.get_attr('stride'), op.get_attr('turned'))
+    d_x = _where_positive(x, d_x) if op.get_attr('relu') else d_x
+    return d_x, None, None, d_addend, None
 
 
 def _gradient_of_convolution(prepared: Any, x: Any, upstream: Any, stride: int, turned: bool) -> Any:
-    """To x. `prepared`: the FrozenWeights; `turned`: of the FrozenConv."""
+    """Return the gradient to x. `prepared`: the FrozenWeights; `turned`: the attribute of the FrozenConv."""
     w, groups = prepared.inputs[0], prepared.get_attr('groups')
     if prepared.get_attr('turned') and groups == 1 and not turned:
         w = tf.transpose(w[::-1, ::-1], [0, 1, 3, 2])
     if groups > 1:  # of stride 1
         wide, upstream = tf.cast(x, tf.float32), tf.cast(upstream, tf.float32)
-        of_x = conv2d(upstream, w, 1) if prepared.get_attr('turned') else _input_gradient(wide, w, upstream, 1)
-        return tf.cast(of_x, x.dtype)
+        d_x = conv2d(upstream, w, 1) if prepared.get_attr('turned') else _input_gradient(wide, w, upstream, 1)
+        return tf.cast(d_x, x.dtype)
     w, strides = tf.cast(w, x.dtype), [1, stride, stride, 1]
     if turned:
         return tf.nn.conv2d(upstream, w, strides=strides, padding='SAME')

@@ -78,3 +78,6 @@ const FilterKernels& BestFilterKernels() {
 }
 
 }  // namespace frozen
+
+// The instruction set that the ops use here.
+extern "C" const char* cpu_conv_isa() { return cpu_conv::Name(cpu_conv::BestIsa()); }
