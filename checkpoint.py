@@ -5,11 +5,12 @@ import re
 import zipfile
 from typing import Dict, List
 
+from runtime.compat import tf
+
 import numpy as np
 
-from runtime.compat import tf
-from runtime.errors import InputError
 from nets import ARCHITECTURES, DEPTHS, Network
+from runtime.errors import InputError
 
 # Variables that training keeps beside the network's: the optimizer's, the schedule's, the smoothed summaries
 TRAINING_ONLY = re.compile(r'^(global_step|learning_rate|training/.*|EMA/.*|.*/Momentum|.*/EMA/(biased|local_step))$')

@@ -1,11 +1,12 @@
 """Denoising blocks: an operation that denoises a feature map, a 1x1 convolution, and the sum with the map (Section 4)."""
 from typing import Callable
 
+from runtime.compat import tf
+
 from kernels.attention import softmax_attention
 from kernels.convolution import convolution
 from kernels.mode import Mode, constant_during_attack, num_channels, num_positions
 from resnet_model import Block, conv_norm, conv_norm_layer, weight
-from runtime.compat import tf
 
 # A feature map, after its ReLU -> a denoised one of the same shape
 Operation = Callable[[tf.Tensor, Mode], tf.Tensor]

@@ -1,14 +1,21 @@
-"""A trained network as a Python object: logits, loss gradients and PGD on NumPy arrays. Needs neither Horovod nor MPI."""
-from typing import Any, Dict, List, Optional, Tuple
+"""A trained network as a Python object: logits, loss gradients and PGD on NumPy arrays. Needs neither Horovod nor MPI.
+
+    clf = load_classifier('R152-Denoise.npz', arch='ResNetDenoise', depth=152)
+    adversarial, targets = clf.pgd(images, labels, steps=100)
+    predictions = clf.logits(adversarial).argmax(axis=1)
+"""
+from typing import Any, Dict, Optional, Sequence, Tuple
+
+from runtime.compat import tf
 
 import numpy as np
 
 import checkpoint
-from adv_model import PGDAttacker, effective_step_size, scale_pixels, unscale_pixels
-from runtime.hardware import has_gpu, session_config
-from runtime.compat import tf, xla_compile
-from nets import Network, find_network
+from adv_model import AttackTower
 from kernels.mode import native_mode
+from nets import Network, find_network
+from runtime.hardware import has_gpu, session_config
+from runtime.pixels import PIXEL, unscale_pixels
 
 
 def load_classifier(path: str, arch: str = 'ResNet', depth: int = 50, *, image_size: int = 224,
@@ -22,11 +29,11 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: int = 50, *, image_s
             through XLA, since TensorFlow has no kernels for it there.
         batch: how many images are computed at once; any number can be given to the methods.
     Raises:
-        errors.InputError: no such network or checkpoint, or one that does not fit the other.
+        runtime.errors.InputError: no such network or checkpoint, or one that does not fit the other.
     """
+    network = find_network(arch, depth)
     weights = checkpoint.read_checkpoint(path)
-    find_network(arch, depth)
-    network = find_network(arch, depth, checkpoint.num_classes(weights, path))
+    network = network._replace(num_classes=checkpoint.num_classes(weights, path))
     return Classifier(network, checkpoint.fit_checkpoint(weights, network, path), image_size=image_size,
                       data_format=data_format, batch=batch)
 
@@ -34,51 +41,44 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: int = 50, *, image_s
 class Classifier:
     """Made by `load_classifier`. Images are (N, image_size, image_size, 3), BGR, uint8 or float, in [0, 255]."""
 
-    def __init__(self, network: Network, weights: Dict[str, np.ndarray], *, image_size: int = 224,
+    def __init__(self, network: Network, weights: checkpoint.Weights, *, image_size: int = 224,
                  data_format: Optional[str] = None, batch: int = 32):
         self.network = network
         self.image_size = image_size
         self.batch = batch
         mode = native_mode(data_format)
-        compiled = mode.data_format == 'NCHW' and not has_gpu()
         with tf.Graph().as_default() as graph:
-            self._image = tf.placeholder(tf.float32, [None, image_size, image_size, 3])
-            self._label = tf.placeholder(tf.int32, [None])
-            self._index = tf.placeholder(tf.int64, [None])
-            self._seed, self._steps = tf.placeholder(tf.int64, []), tf.placeholder(tf.int32, [])
-            self._epsilon, self._step_size = tf.placeholder(tf.float32, []), tf.placeholder(tf.float32, [])
-            self._noise = tf.placeholder(tf.bool, [])
-
-            scaled = scale_pixels(self._image)
-            self._logits = xla_compile(lambda x: network.logits(x, mode), scaled) if compiled else \
-                network.logits(scaled, mode)
-            attacker = PGDAttacker(self._steps, self._epsilon, self._step_size, num_classes=network.num_classes,
-                                   seed=self._seed, xla=compiled)
-            self._gradient = attacker.gradient(scaled, self._label, lambda x: network.logits(x, mode)) * (2.0 / 255)
-            self._target = attacker.targets(self._label, self._index)
-            start = tf.cond(self._noise, lambda: attacker.start(scaled, self._index), lambda: tf.identity(scaled))
-            start.set_shape(scaled.shape)
-            self._adversarial = unscale_pixels(attacker.iterate(
-                start, scaled, self._target, lambda x: network.logits(x, mode), num_iter=self._steps))
+            self._seed = tf.placeholder(tf.int64, [])
+            self._tower = tower = AttackTower(network, image_size, mode=mode, attack_mode=mode, seed=self._seed,
+                                              xla=mode.data_format == 'NCHW' and not has_gpu())
+            self._gradient = PIXEL * tower.attacker.gradient(tower.clean, tower.label, tower.attack_logits)
+            self._adversarial = unscale_pixels(tower.advanced)
         self._session = tf.Session(graph=graph, config=session_config())
         checkpoint.assign_weights(self._session, weights)
         graph.finalize()
 
     def logits(self, images: np.ndarray) -> np.ndarray:
-        """(N, S, S, 3) images in [0, 255] -> (N, classes) float32."""
+        """Compute logits: (N, S, S, 3) images in [0, 255] -> (N, classes) float32."""
+        return self._run([self._tower.logits], {self._tower.image: self._checked(images)})[0]
+
+    def classify(self, images: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """Return the (N,) int32 predictions of images, -1 where logits are no numbers, and whether (N,) labels are in the
+        top 5."""
         images = self._checked(images)
-        return self._run(self._logits, len(images), {self._image: images}, [self.network.num_classes])
+        feed = {self._tower.image: images, self._tower.label: self._checked_labels(labels, len(images))}
+        prediction, in_top5 = self._run([self._tower.prediction, self._tower.in_top5], feed)
+        return prediction, in_top5
 
     def loss_gradient(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """d CE(f(x), label) / d x of each image, x in [0, 255]: float32 like `images`."""
+        """Compute d CE(f(x), label) / d x of each image, x in [0, 255]: float32 like `images`."""
         images = self._checked(images)
-        labels = self._checked_labels(labels, len(images))
-        return self._run(self._gradient, len(images), {self._image: images, self._label: labels}, images.shape[1:])
+        return self._run([self._gradient], {self._tower.image: images,
+                                            self._tower.label: self._checked_labels(labels, len(images))})[0]
 
     def pgd(self, images: np.ndarray, labels: np.ndarray, targets: Optional[np.ndarray] = None, steps: int = 10,
             epsilon: float = 16., step_size: float = 1., start_from_noise: bool = True,
             seed: int = 0) -> Tuple[np.ndarray, np.ndarray]:
-        """Targeted PGD, the paper's attack (Section 5.1).
+        """Attack images by targeted PGD, the paper's attack (Section 5).
 
         Args:
             images, labels: (N, S, S, 3) in [0, 255], (N,) integers. targets: (N,) integers; drawn from the wrong labels
@@ -87,6 +87,8 @@ class Classifier:
                 max(step_size, epsilon / steps).
         Returns:
             adversarial images, float32 in [0, 255], within epsilon of `images`; (N,) int32 target labels.
+        Raises:
+            ValueError: an argument is not as above.
         """
         images = self._checked(images)
         labels = self._checked_labels(labels, len(images))
@@ -96,21 +98,23 @@ class Classifier:
             raise ValueError('steps, epsilon and step_size are numbers that are not negative')
         if not 0 <= seed < 2 ** 31:
             raise ValueError('seed is from 0 to 2**31 - 1')
-        feed: Dict[Any, np.ndarray] = {self._image: images, self._label: labels,
-                                       self._index: np.arange(len(images), dtype=np.int64)}
-        constants = {self._seed: seed}
+        tower = self._tower
+        feed: Dict[Any, np.ndarray] = {tower.image: images, tower.label: labels,
+                                       tower.index: np.arange(len(images), dtype=np.int64)}
         if targets is None:
             if self.network.num_classes < 2:
-                raise ValueError('a network of one class has no wrong label to aim at')
-            targets = self._run(self._target, len(images), feed, [], constants, np.int32)
+                raise ValueError('a network of one class has no wrong label to be attacked towards')
+            targets = self._run([tower.target], feed, {self._seed: seed})[0]
         else:
             targets = self._checked_labels(targets, len(images))
         if steps == 0:
             return images.copy(), targets
-        feed[self._target] = targets
-        constants.update({self._steps: steps, self._epsilon: epsilon, self._noise: start_from_noise,
-                          self._step_size: effective_step_size(steps, epsilon, step_size)})
-        adversarial = self._run(self._adversarial, len(images), feed, images.shape[1:], constants)
+        settings = {self._seed: seed, tower.num_iter: steps, tower.steps: steps, tower.epsilon: epsilon,
+                    tower.step_size: step_size}
+        feed[tower.towards] = targets
+        if start_from_noise:
+            feed[tower.current] = self._run([tower.start], feed, settings)[0]
+        adversarial = self._run([self._adversarial], feed, settings)[0]
         # the way to [-1, 1] and back rounds; the budget is exact
         return np.clip(adversarial, np.maximum(images - epsilon, 0), np.minimum(images + epsilon, 255)), targets
 
@@ -118,12 +122,15 @@ class Classifier:
         """Free the session. The object is of no use afterwards."""
         self._session.close()
 
-    def _run(self, tensor: tf.Tensor, count: int, feed: Dict[Any, np.ndarray], shape: List[int],
-             constants: Optional[Dict[Any, Any]] = None, dtype: Any = np.float32) -> np.ndarray:
-        out = np.empty([count] + list(shape), dtype)
+    def _run(self, tensors: Sequence[tf.Tensor], feed: Dict[Any, np.ndarray],
+             settings: Optional[Dict[Any, Any]] = None) -> Sequence[np.ndarray]:
+        """Compute tensors, each with an element an image, `batch` images at a time. settings: fed to every batch."""
+        count = len(feed[self._tower.image])
+        out = [np.empty([count] + t.shape.as_list()[1:], t.dtype.as_numpy_dtype) for t in tensors]
         for i in range(0, count, self.batch):
             part = {key: value[i:i + self.batch] for key, value in feed.items()}
-            out[i:i + self.batch] = self._session.run(tensor, {**part, **(constants or {})})
+            for whole, values in zip(out, self._session.run(list(tensors), {**part, **(settings or {})})):
+                whole[i:i + self.batch] = values
         return out
 
     def _checked(self, images: np.ndarray) -> np.ndarray:

@@ -6,172 +6,192 @@
     mpirun -np 16 ... python main.py --data DIR --batch 32 --arch A -d N                training, beside a data server
 """
 import argparse
-import logging
+import math
+import os
 import sys
-from typing import Any
+from typing import Any, Callable, List
 
+from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
-from runtime.files import check_writable
-from runtime.command_line import end_on_interrupt, run_command
-from options import parse_options
-
-log = logging.getLogger(__name__)
-
-
-def run_evaluation(options: argparse.Namespace) -> int:
-    """--eval: the figures of every attack on stdout, and what --results, --per-image and --save-adversarial name."""
-    import checkpoint
-    from runtime import distributed
-    import evaluation
-    import results
-    import saved_images
-    from adv_model import PGDAttacker
-    from runtime.agreement import check_agreement
-    from runtime.compat import ask_for_determinism, tf
-    from runtime.hardware import has_gpu
-    from cpu_conv import isa
-    from journal import Journal
-    from nets import find_network
-    from outcomes import Strength, Tally
-    from kernels.mode import attack_settings
-    from runtime.hardware import warn_of_cost
-    from kernels.mode import native_mode
-    from setup_check import suspicions
-    from third_party.imagenet import load_dataset
-
-    # What the flags name, and whether it fits
-    find_network(options.arch, options.depth)
-    dataset = load_dataset(options.data, 'val', options.classes)
-    network = find_network(options.arch, options.depth, len(dataset.class_names))
-    weights = checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
-    attacker = evaluation.load_attacker(options.attacker) if options.attacker else PGDAttacker
-    strengths = [Strength(k, epsilon, options.attack_step_size)
-                 for epsilon in options.attack_epsilons for k in options.attack_iters]
-    saving = options.save_adversarial
-
-    # Where it goes on: the chief has the journal, and all ranks begin at the same image
-    world = distributed.connect()
-    check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
-                    data=dataset.listing(options.data), more_code=evaluation.attacker_sha256(attacker))
-    journal, begin, token, facts = None, 0, 0, {}
-    if world.is_chief:
-        warn_of_cost(options.attack_dtype, options.xla)
-        for path in filter(None, [options.results, options.per_image]):
-            check_writable(path)
-        if options.results or options.journal:  # it reads the whole data set
-            facts = results.evaluation_facts(options, network, dataset, attacker, strengths)
-        if options.journal:
-            journal = Journal(options.journal, facts, num_images=len(dataset), num_strengths=len(strengths))
-            begin = journal.num_done
-        if saving:
-            token = saved_images.prepare_directory(saving, strengths, done=begin,
-                                                   continued=journal is not None and journal.existed)
-    begin, token = world.from_chief([begin, token])
-    if saving:
-        saved_images.check_directory(saving, token)
-
-    ask_for_determinism()
-    with tf.Graph().as_default() as graph:
-        tower = evaluation.AttackTower(network, options.image_size, mode=native_mode(), seed=options.seed,
-                                       attacker=attacker, **attack_settings(options.attack_dtype, options.xla))
-    with tf.Session(graph=graph, config=world.session_config()) as session, \
-            results.ImageTables(options.per_image, saving, dataset, strengths, world) as tables:
-        checkpoint.assign_weights(session, weights)
-        if begin == 0:
-            for suspicion in suspicions(tower, session, dataset, world, image_size=options.image_size,
-                                        batch=options.batch):
-                log.warning(suspicion)
-        tally = Tally(dataset.labels, len(strengths))
-        for positions, outcomes in journal.replay() if journal else ():
-            tally.add(positions, outcomes)
-            tables.write(positions, outcomes)
-        rounds = evaluation.evaluate(
-            tower, session, dataset, strengths, world, image_size=options.image_size, batch=options.batch, begin=begin,
-            keep=saved_images.ImageWriter(saving) if saving else None)
-        for positions, outcomes in evaluation.with_progress(rounds, tally, world, total=len(dataset), begin=begin):
-            if journal:
-                journal.append(positions, outcomes)
-            tables.write(positions, outcomes)
-
-    if world.is_chief:
-        for strength, figures in zip(strengths, tally.figures):
-            print_figures(strength, figures, saved=bool(saving))
-        if options.results:
-            results.write_results(
-                options.results, dict(facts, checkpoint=options.load, data=options.data, ranks=world.size,
-                                      batch=options.batch, instruction_set='gpu' if has_gpu() else isa(),
-                                      saved_adversarial=saving),
-                [results.attack_record(*of_strength, saved=bool(saving))
-                 for of_strength in zip(strengths, tally.figures)])
-    return 0
-
-
-def print_figures(strength: Any, figures: Any, *, saved: bool = False) -> None:
-    """An outcomes.Strength and its Figures."""
-    print('%d images, %d attack steps, epsilon %g, step size %g' % (
-        figures.num_images, strength.num_iter, strength.epsilon, strength.step_used))
-    if saved:
-        print('as saved: top-1 error %.6f, attack success rate %.6f, top-5 error %.6f' % tuple(
-            figures.rate('saved_' + count) for count in ('wrong_top1', 'successes', 'wrong_top5')))
-    print_rates(figures)
-
-
-def print_rates(figures: Any) -> None:
-    for title, count in [('Top1 Error', 'wrong_top1'), ('Attack Success Rate', 'successes'),
-                         ('Top5 Error', 'wrong_top5')]:
-        print('%s: %.6f' % (title, figures.rate(count)))
-
-
-def run_prediction(options: argparse.Namespace) -> int:
-    """--eval-directory: a file of predictions, with --labels the figures too; status 1 when some file was not scored."""
-    from runtime import distributed
-    from inference import load_classifier
-    from prediction import find_manifest, write_predictions
-    from third_party.imagenet import find_images
-
-    if distributed.started_by_mpi():
-        raise InputError('--eval-directory runs in one process, without mpirun')
-    find_images(options.eval_directory)
-    check_writable(options.prediction_file)
-    listed = find_manifest(options.eval_directory, options.labels)
-    classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
-                                 batch=options.batch)
-    scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
-                               ignored=filter(None, [options.labels]))
-    print('predictions are in %s' % options.prediction_file)
-    if options.labels:
-        print_scores(scores, len(listed))
-    if scores.num_failed:
-        log.error('%d files were not scored; they are named above', scores.num_failed)
-    return 1 if scores.num_failed else 0
-
-
-def print_scores(scores: Any, num_listed: int) -> None:
-    """A prediction.Scores of the images that a manifest of `num_listed` lists."""
-    for strength, figures in sorted(scores.figures.items()):
-        print('%d images%s' % (figures.num_images,
-                               ', %g attack steps, epsilon %g' % strength if len(strength) == 2 else ''))
-        print_rates(figures)
-    scored = sum(figures.num_images for figures in scores.figures.values())
-    if scored < num_listed:
-        log.warning('%d of the %d images of --labels were not scored: the figures are of the others',
-                    num_listed - scored, num_listed)
-
-
-def run_training(options: argparse.Namespace) -> int:
-    import training
-    training.train(options)
-    return 0
 
 
 def main() -> int:
-    options = parse_options(sys.argv[1:], __doc__)
+    """Do the job that the flags name. TensorFlow is loaded by the jobs, after the flags were checked."""
+    options = parse_options(sys.argv[1:])
     end_on_interrupt('main.py')
     if options.eval:
+        from evaluation.run import run_evaluation
         return run_evaluation(options)
     if options.eval_directory:
-        return run_prediction(options)
+        from evaluation.scoring import run_scoring
+        return run_scoring(options)
+    from training.run import run_training
     return run_training(options)
+
+
+# --- flags -----------------------------------------------------------------------------------------------------------
+
+LARGEST = 2 ** 31 - 1
+MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before its end
+ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
+
+
+def positive_int(text: str) -> int:
+    value = int(text)
+    if not 1 <= value <= LARGEST:
+        raise argparse.ArgumentTypeError('%s is not a positive number below 2**31' % text)
+    return value
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if not 0 <= value <= LARGEST:
+        raise argparse.ArgumentTypeError('%s is not from 0 to 2**31 - 1' % text)
+    return value
+
+
+def positive_float(text: str) -> float:
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError('%s is not a positive number' % text)
+    return value
+
+
+def several(of_one: Callable[[str], Any]) -> Callable[[str], List[Any]]:
+    """Return a parser of values with commas between them, without repetitions."""
+    def parse(text: str) -> List[Any]:
+        try:
+            return list(dict.fromkeys(of_one(part) for part in text.split(',')))
+        except ValueError:
+            raise argparse.ArgumentTypeError('%r is no number, or several with commas between them' % text)
+    return parse
+
+
+def parse_options(arguments: List[str]) -> argparse.Namespace:
+    """Return the command line as a plain object. Raises InputError for flags that are wrong or don't go together."""
+    options = command_line().parse_args(arguments)
+    check_options(options)
+    options.xla = options.xla or options.use_fp16xla
+    options.attack_dtype = options.attack_dtype or ('float16' if options.use_fp16xla else 'float32')
+    return options
+
+
+def command_line() -> Parser:
+    """Return the flags, with their defaults and their help."""
+    parser = Parser(prog='main.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('-d', '--depth', type=int, default=50, help='layers: 50, 101 or 152; 14 for small images (50)')
+    parser.add_argument('--arch', default='ResNet', help='ResNet, ResNetDenoise or ResNeXtDenoiseAll (ResNet)')
+    parser.add_argument('--load', metavar='CKPT', help='an .npz file or a TF checkpoint: to evaluate, or to start from')
+    parser.add_argument('--batch', type=positive_int, default=32, help='images per GPU or process (32)')
+    data = parser.add_argument_group('data')
+    data.add_argument('--data', metavar='DIR', help='folder with train/ and val/')
+    data.add_argument('--classes', metavar='FILE', help='class names, one a line, in label order')
+    data.add_argument('--image-size', type=positive_int, default=224, metavar='S', help='height and width (224)')
+    data.add_argument('--fake', action='store_true', help='train on constant data, without a data server')
+    data.add_argument('--no-zmq-ops', action='store_true', help='receive training data in Python instead of by the native op')
+    data.add_argument('--endpoint', help='of the data server; by default the one of this batch and image size')
+    attack = parser.add_argument_group('attack')
+    attack.add_argument('--attack-iter', type=several(natural), default=[30], metavar='K[,K...]',
+                        help='steps; 0 is no attack; an evaluation takes several (30)')
+    attack.add_argument('--attack-epsilon', type=several(positive_float), default=[16.0], metavar='E[,E...]',
+                        help='budget in pixels, of 255; an evaluation takes several (16)')
+    attack.add_argument('--attack-step-size', type=positive_float, default=1.0,
+                        help='in pixels; epsilon / K where that is more (1)')
+    attack.add_argument('--attack-dtype', choices=ATTACK_DTYPES,
+                        help='what the attack computes in; not of evaluations during training (float32)')
+    attack.add_argument('--xla', action='store_true', help='compile the attack by XLA')
+    attack.add_argument('--use-fp16xla', action='store_true', help='--attack-dtype float16 --xla')
+    attack.add_argument('--seed', type=natural, default=0, help='of an evaluation\'s targets and noise (0)')
+    job = parser.add_argument_group('evaluation and scoring')
+    which = job.add_mutually_exclusive_group()
+    which.add_argument('--eval', action='store_true', help='evaluate --load on the validation images of --data')
+    which.add_argument('--eval-directory', metavar='DIR', help='classify all images below a folder with --load')
+    job.add_argument('--results', metavar='FILE', help='where the figures of --eval go, as JSON')
+    job.add_argument('--per-image', metavar='FILE', help='where a row for each image and attack goes, as CSV')
+    job.add_argument('--save-adversarial', metavar='DIR', help='where the attacked images go, as PNG with a manifest.csv')
+    job.add_argument('--journal', metavar='FILE',
+                     help='keeps what --eval has finished; the same command continues from it')
+    job.add_argument('--attacker', metavar='MODULE:CLASS', help='another attack in place of PGD')
+    job.add_argument('--prediction-file', default='predictions.txt', metavar='FILE',
+                     help='where the lines `path,label` go (predictions.txt)')
+    job.add_argument('--labels', metavar='MANIFEST', help='of the images of --eval-directory, for error and success rates')
+    training = parser.add_argument_group('training')
+    training.add_argument('--logdir', help='a suffix for the log directory\'s name below train_log/')
+    earlier = training.add_mutually_exclusive_group()
+    earlier.add_argument('--overwrite', action='store_true', help='delete a log directory that is there already')
+    earlier.add_argument('--resume', nargs='?', const='', metavar='DIR',
+                         help='go on from the newest complete checkpoint of this log directory; without DIR: of the one '
+                              'of these flags, under any number of ranks and batch; begin where there is none yet')
+    training.add_argument('--reset-head', action='store_true',
+                          help='--load all but the last layer, which begins anew: for other classes')
+    training.add_argument('--accumulate', type=positive_int, default=1, metavar='N',
+                          help='a step is N batches on every rank: few GPUs train with a large total batch (1)')
+    training.add_argument('--save-every-steps', type=positive_int, metavar='N',
+                          help='checkpoints within epochs too; by default one after every epoch')
+    training.add_argument('--starting-epoch', type=positive_int, default=1)
+    training.add_argument('--max-epoch', type=positive_int, default=110,
+                          help='number of epochs; the schedule scales with it (110)')
+    training.add_argument('--steps-per-epoch', type=positive_int, help='by default one pass over the training images')
+    training.add_argument('--base-lr', type=positive_float, default=0.1, help='learning rate per 256 images (0.1)')
+    training.add_argument('--training-eval', choices=['all', 'clean', 'none'], default='all',
+                          help='evaluations between epochs: those of the paper, clean ones, or none (all)')
+    training.add_argument('--data-timeout', type=positive_float, default=300, metavar='SECONDS',
+                          help='how long to wait for the data server (300)')
+    return parser
+
+
+def check_outputs(options: argparse.Namespace) -> None:
+    """Raise InputError where a job would write to what it reads, or twice to the same file."""
+    outputs = [(flag, getattr(options, flag)) for flag in ('results', 'per_image', 'journal') if getattr(options, flag)]
+    if options.save_adversarial:
+        outputs.append(('save_adversarial', os.path.join(options.save_adversarial, 'manifest.csv')))
+    if options.eval_directory:
+        outputs.append(('prediction_file', options.prediction_file))
+    taken = {os.path.realpath(path): flag for flag, path in (('load', options.load), ('classes', options.classes),
+                                                             ('labels', options.labels)) if path}
+    data = os.path.realpath(options.data) + os.sep if options.data else None
+    for flag, path in outputs:
+        path, named = os.path.realpath(path), '--' + flag.replace('_', '-')
+        if path in taken:
+            raise InputError('%s and --%s are the same file: give each another name'
+                             % (named, taken[path].replace('_', '-')))
+        if data and any(path.startswith(os.path.join(data, split) + os.sep) for split in ('train', 'val')):
+            raise InputError('%s lies among the images of --data: give another place' % named)
+        taken[path] = flag
+
+
+def check_options(options: argparse.Namespace) -> None:
+    """Raise InputError for flags that are wrong or don't go together."""
+    for flag in ('load', 'data', 'classes', 'endpoint', 'results', 'per_image', 'save_adversarial', 'journal', 'attacker',
+                 'eval_directory', 'prediction_file', 'labels'):
+        if getattr(options, flag) == '':  # most likely a shell variable that is not set
+            raise InputError('--%s is empty' % flag.replace('_', '-'))
+    if options.logdir and ('/' in options.logdir or options.logdir in ('.', '..')):
+        raise InputError('--logdir is a suffix for a name below train_log/, without a slash: %s' % options.logdir)
+    if options.accumulate > MOST_ACCUMULATED:
+        raise InputError('--accumulate is at most %d' % MOST_ACCUMULATED)
+    if (options.eval or options.eval_directory) and not options.load:
+        raise InputError('nothing to evaluate: give the checkpoint with --load')
+    if options.eval and not options.data:
+        raise InputError('--eval needs --data, a folder with val/')
+    if not (options.eval or options.eval_directory or options.data or options.fake):
+        raise InputError('training needs --data, a folder with train/ and val/ (or --fake)')
+    if not options.eval and len(options.attack_iter) * len(options.attack_epsilon) > 1:
+        raise InputError('several values of --attack-iter or --attack-epsilon go with --eval alone')
+    for flag in ('results', 'per_image', 'save_adversarial', 'journal', 'attacker'):
+        if getattr(options, flag) and not options.eval:
+            raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
+    check_outputs(options)
+    if options.labels and not options.eval_directory:
+        raise InputError('--labels goes with --eval-directory')
+    if options.resume is not None and (options.eval or options.eval_directory):
+        raise InputError('--resume goes with training; an evaluation reads the checkpoint of --load')
+    if options.reset_head and (not options.load or options.eval or options.eval_directory):
+        raise InputError('--reset-head goes with a training that begins with --load')
+    if options.use_fp16xla and options.attack_dtype not in (None, 'float16'):
+        raise InputError('--use-fp16xla means --attack-dtype float16, not %s: give one of them' % options.attack_dtype)
+    if options.starting_epoch > options.max_epoch:
+        raise InputError('--starting-epoch %d comes after --max-epoch %d' % (options.starting_epoch, options.max_epoch))
 
 
 if __name__ == '__main__':

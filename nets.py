@@ -5,10 +5,11 @@
 """
 from typing import Any, Dict, List, NamedTuple, Tuple
 
+from runtime.compat import tf
+
 from denoising import denoising_block, non_local_dot_product, non_local_softmax
 from kernels.mode import Mode
 from resnet_model import backbone
-from runtime.compat import tf
 from runtime.errors import InputError
 
 # name -> what its backbone is called with (Section 6): denoising after each of the four groups is the paper's default; the

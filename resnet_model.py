@@ -5,10 +5,11 @@ the same function builds the training tower and the attacker's copy of the netwo
 """
 from typing import Callable, List, NamedTuple, Optional
 
-from kernels.convolution import convolution
-from kernels.frozen_layers import (Bottleneck, FoldedConvolution, fast_stem, fused_bottleneck, has_fast_stem, is_fused)
-from kernels.mode import Mode, constant_during_attack, num_channels, positions_axes, spatial
 from runtime.compat import tf
+
+from kernels.convolution import convolution
+from kernels.frozen_layers import Bottleneck, FoldedConvolution, fast_stem, fused_bottleneck, has_fast_stem, is_fused
+from kernels.mode import Mode, constant_during_attack, num_channels, positions_axes, spatial
 
 BATCH_NORM_MOMENTUM = 0.9  # the moving averages of a mini-batch's statistics keep nine tenths in each step
 BATCH_NORM_EPSILON = 1e-5

@@ -27,10 +27,10 @@ import numpy as np  # noqa: E402
 import zmq  # noqa: E402
 from zmq_ops.wire import dump_arrays, load_arrays  # noqa: E402
 
-from runtime.errors import InputError  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
-from third_party.images import LIGHTING_COMPONENTS, LIGHTING_EIGENVALUES, load_training_image  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
 from third_party.imagenet import load_dataset  # noqa: E402
+from third_party.images import LIGHTING_COMPONENTS, LIGHTING_EIGENVALUES, load_training_image  # noqa: E402
 from third_party.transport import batch_specs  # noqa: E402
 
 SIZE = 224
@@ -130,6 +130,7 @@ def send_for_ever(end_point: str, batch: int) -> None:
 
 def native_op(end_point: str, batch: int) -> Iterator[None]:
     from runtime.compat import tf
+
     from zmq_ops import ZMQPullSocket
     with tf.Graph().as_default(), tf.Session() as session:
         images, labels = ZMQPullSocket(end_point, [tf.uint8, tf.int32], hwm=4, bind=False, timeout=60).pull()
@@ -161,7 +162,9 @@ def feed_dict(end_point: str, batch: int) -> Iterator[None]:
 def python_queue(end_point: str, batch: int) -> Iterator[None]:
     """As --no-zmq-ops: a thread that fills TensorFlow's queue."""
     import threading
+
     from runtime.compat import tf
+
     from third_party.transport import Receiver
     receiver = Receiver(end_point, batch, SIZE, hwm=4)
     with tf.Graph().as_default(), tf.Session() as session:

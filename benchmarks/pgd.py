@@ -21,10 +21,11 @@ from typing import Any, Callable, Dict, List
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 
-from runtime.errors import InputError  # noqa: E402
-from runtime.command_line import Parser, run_command  # noqa: E402
-from runtime.files import check_writable  # noqa: E402
 from turns import PEAK, Worker, draw, markdown_table, report, serve_turns, take_turns  # noqa: E402
+
+from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
+from runtime.files import check_writable  # noqa: E402
 
 PLOTS = ['.png', '.pdf', '.svg']
 UNIT = 'image_steps_per_second'
@@ -44,9 +45,11 @@ def matmul_rate(c: Dict[str, Any]) -> Callable[[], float]:
 
 def rate_of(op: Any, c: Dict[str, Any], amount: float) -> Callable[[], float]:
     """`amount` per second of running an operation of the default graph, with new variables."""
-    import numpy as np
-    from runtime.hardware import session_config
     from runtime.compat import tf
+
+    import numpy as np
+
+    from runtime.hardware import session_config
     config = session_config()
     config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = c['threads']
     session = tf.Session(config=config)
@@ -63,10 +66,12 @@ def rate_of(op: Any, c: Dict[str, Any], amount: float) -> Callable[[], float]:
 
 
 def attack_rate(c: Dict[str, Any]) -> Callable[[], float]:
+    from runtime.compat import tf
+
     import numpy as np
+
     from adv_model import PGDAttacker
     from kernels.mode import attack_settings
-    from runtime.compat import tf
     from nets import find_network
     arch, depth = c['network'].rsplit('-', 1)
     network = find_network(arch, int(depth))
@@ -85,8 +90,9 @@ def attack_rate(c: Dict[str, Any]) -> Callable[[], float]:
 def convolution_operations(network: str, image_size: int) -> float:
     """Multiplications and additions of the convolutions' forward pass, for one image."""
     from runtime.compat import tf
-    from nets import find_network
+
     from kernels.mode import Mode
+    from nets import find_network
     arch, depth = network.rsplit('-', 1)
     total = 0.0
     with tf.Graph().as_default() as graph:  # of the layout in which groups are one convolution

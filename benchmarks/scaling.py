@@ -15,7 +15,7 @@ from typing import Any, Dict, List, NamedTuple
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 from runtime.command_line import Parser, run_command  # noqa: E402
-from schedule import attack_iters_after  # noqa: E402
+from training.schedule import attack_iters_after  # noqa: E402
 
 IMAGES, VALIDATION, EPOCHS, BATCH, GPUS_PER_NODE = 1281167, 50000, 110, 32, 8
 IMAGE_BYTES = 224 * 224 * 3
@@ -73,9 +73,10 @@ def predict(job: Job) -> Dict[str, Any]:
 
 
 def measure_allreduce(size: int, repeats: int) -> None:
+    from runtime.compat import tf
+
     import numpy as np
 
-    from runtime.compat import tf
     from runtime.distributed import HorovodWorld
     world = HorovodWorld()
     with tf.Graph().as_default() as graph, tf.device('/cpu:0'):

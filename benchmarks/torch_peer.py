@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 import torchattacks
 from torch import nn
-
 from turns import serve_turns
 
 BLOCKS = {14: [1, 1, 1, 1], 50: [3, 4, 6, 3], 101: [3, 4, 23, 3], 152: [3, 8, 36, 3]}

@@ -15,22 +15,23 @@ from typing import Any, Callable, Dict
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 
-from runtime.command_line import Parser, run_command  # noqa: E402
 from pgd import add_flags, check_flags, rate_of, run_benchmark  # noqa: E402
 from turns import serve_turns  # noqa: E402
+
+from runtime.command_line import Parser, run_command  # noqa: E402
 
 UNIT = 'images_per_second'
 
 
 def training_rate(c: Dict[str, Any]) -> Callable[[], float]:
-    import numpy as np
-    from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, PGDAttacker
-    from kernels.mode import attack_settings
     from runtime.compat import tf  # before tensorpack
+
+    import numpy as np
     from tensorpack.tfutils.tower import TrainTowerContext
 
+    from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, PGDAttacker
+    from kernels.mode import attack_settings, native_mode
     from nets import find_network
-    from kernels.mode import native_mode
     arch, depth = c['network'].rsplit('-', 1)
     network, settings = find_network(arch, int(depth)), attack_settings(c['dtype'])
     attacker = PGDAttacker(c['steps'], 16., 1., num_classes=network.num_classes,

@@ -5,27 +5,23 @@
 It is PGDAttacker but for the direction of a step: the sign of a decaying sum of the gradients so far, each scaled to an L1
 norm of 1, in place of the last gradient's sign. The published attack starts from the clean image, and so does this one.
 """
-from adv_model import PGDAttacker
 from runtime.compat import tf
+
+from adv_model import PGDAttacker
 
 DECAY = 1.0  # of the sum, per step: mu in the article
 
 
 class MomentumAttacker(PGDAttacker):
-    """Targeted MI-FGSM. Not `memoryless`: a step depends on the gradients before it, so every strength runs by itself."""
+    """Targeted MI-FGSM."""
 
     def start(self, image, index=None):
         return image
 
-    def iterate(self, start, image, target, logits, *, num_iter):
-        def step(i, adversarial, momentum):
-            gradient = self.gradient(adversarial, target, logits)
-            norm = tf.reduce_sum(tf.abs(gradient), axis=[1, 2, 3], keepdims=True)
-            momentum = DECAY * momentum + gradient / tf.maximum(norm, 1e-30)
-            momentum.set_shape(adversarial.shape)
-            return i + 1, self.move(adversarial, momentum, image), momentum
+    def initial_state(self, image):
+        return [tf.zeros_like(image)]
 
-        _, adversarial, _ = tf.while_loop(lambda i, *_: i < num_iter, step,
-                                          [tf.constant(0), start, tf.zeros_like(start)],
-                                          back_prop=False, parallel_iterations=1)
-        return tf.stop_gradient(adversarial)
+    def direction(self, gradient, state):
+        norm = tf.reduce_sum(tf.abs(gradient), axis=[1, 2, 3], keepdims=True)
+        momentum = DECAY * state[0] + gradient / tf.maximum(norm, 1e-30)
+        return momentum, [momentum]

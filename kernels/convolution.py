@@ -1,14 +1,20 @@
 """Which kernel computes a convolution: TensorFlow's, a matrix product, or this project's ops for CPUs (cpu_conv)."""
 from typing import Optional
 
+from runtime.compat import FAST_CONVOLUTION_GRADIENTS, in_xla, tf
+
 from cpu_conv import conv2d, isa, takes
 
 from kernels.mode import Mode, constant_during_attack, num_channels, spatial
-from runtime.compat import FAST_CONVOLUTION_GRADIENTS, in_xla, tf
 from runtime.hardware import has_gpu
 
 FEW_POSITIONS = 16  # up to which a CPU is faster with a matrix product than with a convolution
 TILED_POSITIONS = 64  # above which Winograd's algorithm pays where weights are used once: preparing them takes time too
+
+
+def instruction_set() -> str:
+    """Return what convolutions are computed by: 'gpu', or the instructions of the CPU that the ops use."""
+    return 'gpu' if has_gpu() else isa()
 
 
 def convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -> tf.Tensor:

@@ -2,13 +2,14 @@
 
 NHWC features; BatchNorm is folded into the weights. Gradients reach the features alone.
 """
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, NamedTuple, Optional
+
+from runtime.compat import in_xla, max_pool_gradient, tf
 
 from cpu_conv import FEW_GROUPED_POSITIONS, FROZEN_CHANNELS, frozen_conv, frozen_weights, has_bfloat16, isa
 
 from kernels.convolution import convolution
 from kernels.mode import Mode, constant_during_attack, num_positions
-from runtime.compat import in_xla, max_pool_gradient, tf
 from runtime.hardware import cpu_flags, has_gpu
 
 # --- the stem --------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 from typing import Any, ContextManager, Dict, List, NamedTuple, Optional
 
 from runtime.compat import tf
+
 from runtime.hardware import has_gpu
 
 FLOAT16_LOSS_SCALE = 128.0  # of the loss whose gradient an attack in float16 takes: small gradients would vanish there

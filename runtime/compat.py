@@ -5,7 +5,7 @@ Import `tf` from here before anything else of tensorpack's; it is TensorFlow's v
 import logging
 import os
 import warnings
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 # Set before TensorFlow loads: its notes about missing CUDA libraries would bury the one line that matters.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -40,14 +40,27 @@ def in_xla() -> bool:
     return context is not None and control_flow_util.GetContainingXLAContext(context) is not None
 
 
+def depends_on(tensors: Sequence[Any], source: Any, *, but_for: Any) -> bool:
+    """Tell whether the graph leads from `source` to one of the tensors, other than by way of the tensor `but_for`."""
+    seen, waiting = {tf.convert_to_tensor(but_for).op}, [t.op for t in tensors]
+    while waiting:
+        op = waiting.pop()
+        if op is source.op:
+            return True
+        if op not in seen:
+            seen.add(op)
+            waiting += [t.op for t in op.inputs] + list(op.control_inputs)
+    return False
+
+
 def ask_for_determinism() -> None:
-    """Of GPU kernels, before the first session: cuDNN's fastest gradients, and its choice of a kernel by time, vary."""
+    """Have GPUs compute the same each time, before the first session: cuDNN's fastest gradients vary, and its choice of one."""
     for name, value in [('TF_CUDNN_DETERMINISTIC', '1'), ('TF_DETERMINISTIC_OPS', '1'), ('TF_CUDNN_USE_AUTOTUNE', '0')]:
         os.environ.setdefault(name, value)
 
 
 def max_pool_gradient(x: Any, pooled: Any, upstream: Any) -> Any:
-    """Of 3x3/2 max-pooling of NHWC features, padding SAME, with respect to `x`.
+    """Return the gradient of 3x3/2 max-pooling of NHWC features, padding SAME, with respect to `x`.
 
     TensorFlow 2 has a fast kernel for it, which it takes when it sees the pooling before its gradient in the graph; in a
     `while_loop`, which is a circle, that is a matter of chance. So here both are in a function of their own, which has

@@ -3,9 +3,10 @@ import json
 import os
 from typing import Any, Optional
 
+from runtime.compat import tf
+
 import numpy as np
 
-from runtime.compat import tf
 from runtime.errors import InputError
 from runtime.hardware import has_gpu, num_gpus, session_config
 

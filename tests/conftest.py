@@ -93,7 +93,8 @@ def classifier(weights_file):
 @pytest.fixture
 def session():
     """A session of a new graph, which is the default one."""
-    from runtime.hardware import session_config
     from runtime.compat import tf
+
+    from runtime.hardware import session_config
     with tf.Graph().as_default(), tf.Session(config=session_config()) as session:
         yield session

@@ -3,6 +3,7 @@ import csv
 import subprocess
 
 from forked import run_main
+
 from tools.mpi import mpirun
 
 SMALL = ['--arch', 'ResNet', '-d', '14', '--image-size', '32']

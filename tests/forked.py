@@ -14,7 +14,7 @@ import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _context = multiprocessing.get_context('forkserver')
-_context.set_forkserver_preload(['evaluation', 'inference', 'prediction', 'results', 'training'])
+_context.set_forkserver_preload(['evaluation.run', 'evaluation.scoring', 'training.run'])
 
 
 def start_main(*arguments, outputs=(os.devnull, os.devnull), cwd=ROOT):

@@ -21,7 +21,7 @@ MAX_SECONDS = 6
 
 def rounds(root, folder, count, rng):
     """`count` kills of a rank or of mpirun. Raises AssertionError where anything is lost or left."""
-    from resume import damage, newest_complete, step_of
+    from training.log_directory import damage, newest_complete, step_of
     log, newest, endings = None, 0, []
     flags = FAKE + ['--steps-per-epoch', '50', '--max-epoch', '10000', '--save-every-steps', '1', '--resume']
     for number in range(count):

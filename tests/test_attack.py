@@ -1,12 +1,22 @@
 """The attackers, loss and metrics, against NumPy: on a linear classifier where the network does not matter."""
+from runtime.compat import tf
+
+import helpers
 import numpy as np
 import pytest
 
-import helpers
-from adv_model import (CLEAN_START_PROBABILITY, NoOpAttacker, PGDAttacker, adversarial_logits, effective_step_size,
-                       is_target, is_wrong, scale_pixels, smoothed_loss, unscale_pixels)
-from runtime.compat import tf
+from adv_model import (
+    CLEAN_START_PROBABILITY,
+    NoOpAttacker,
+    PGDAttacker,
+    adversarial_logits,
+    is_target,
+    is_wrong,
+    scale_pixels,
+    smoothed_loss,
+)
 from kernels.mode import Mode
+from runtime.pixels import effective_step_size, unscale_pixels
 
 CLASSES = 6
 SHAPE = (4, 4, 3)
@@ -55,7 +65,7 @@ def pgd_attacker(steps=10, epsilon=16.0, step_size=1.0, num_classes=CLASSES, **o
 def test_step_size(session, steps, epsilon, step_size, alpha):
     assert effective_step_size(steps, epsilon, step_size) == pytest.approx(alpha)
     tensors = [tf.placeholder(tf.int32, []), tf.placeholder(tf.float32, []), tf.placeholder(tf.float32, [])]
-    computed = session.run(effective_step_size(*tensors), dict(zip(tensors, [steps, epsilon, step_size])))
+    computed = session.run(pgd_attacker(*tensors).step_size, dict(zip(tensors, [steps, epsilon, step_size])))
     assert computed == pytest.approx(alpha)
 
 

@@ -4,9 +4,9 @@ import re
 
 import numpy as np
 import pytest
-
 from evaluating import alone, evaluate
 from photos import photographs, write_split
+
 from tools.mpi import read_figures
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -58,12 +58,13 @@ def test_an_attacker_that_leaves_its_budget_is_caught(python, data, weights_file
 
 def test_momentum_is_that_of_the_article(weights_of):
     """One step is FGSM towards the target; three follow the sum of normalised gradients, computed here in NumPy."""
-    from checkpoint import assign_weights
-    from runtime.hardware import session_config
     from runtime.compat import tf
+
+    from checkpoint import assign_weights
     from examples.momentum_attacker import MomentumAttacker
-    from nets import Network
     from kernels.mode import Mode
+    from nets import Network
+    from runtime.hardware import session_config
     network = Network('ResNet', 14, 10)
     clean = np.random.RandomState(0).uniform(-0.5, 0.5, (2, 32, 32, 3)).astype(np.float32)
     target = np.array([3, 4], np.int32)

@@ -5,8 +5,8 @@ import subprocess
 
 import numpy as np
 import pytest
-
 from photos import write_split
+
 from tools.mpi import mpirun
 
 SMALL = ['-d', '14', '--image-size', '32']
@@ -38,7 +38,7 @@ CASES = [
     # flags; what the line says
     ('--eval --load {good}', '--data'),
     ('--eval --data {data}', '--load'),
-    ('--eval --eval-directory {data} --load {good} --data {data}', 'two jobs'),
+    ('--eval --eval-directory {data} --load {good} --data {data}', 'not allowed with'),
     ('--eval --load {missing}.npz --data {data}', 'no checkpoint .*missing.npz'),
     ('--eval --load {missing} --data {data}', 'no checkpoint .*missing'),
     ('--eval --load {truncated.npz} --data {data}', r'truncated\.npz can\'t be read'),

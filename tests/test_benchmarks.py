@@ -3,7 +3,6 @@ import json
 import os
 
 import pytest
-
 from photos import write_split
 
 pytestmark = pytest.mark.slow

@@ -3,12 +3,13 @@ import glob
 import threading
 import time
 
-import pytest
-
-from callbacks import Events
 from runtime.compat import tf
+
+import pytest
 from tensorpack import logger
 from tensorpack.train import Trainer
+
+from training.progress import Events
 
 
 class SlowGraph(Events):

@@ -6,21 +6,21 @@ import os
 import pickle
 import zipfile
 
+from runtime.compat import tf  # before tensorpack
+
+import helpers
 import numpy as np
 import pytest
-
-import checkpoint
-import helpers
-from adv_model import AdversarialModel, NoOpAttacker
-from runtime.hardware import session_config  # before tensorpack
-from runtime.compat import tf  # before tensorpack
+from helpers import NumpyNetwork
 from tensorpack.tfutils.tower import TrainTowerContext
 
-from runtime.errors import InputError
-from helpers import NumpyNetwork
+import checkpoint
+from adv_model import AdversarialModel, NoOpAttacker
 from inference import load_classifier
-from nets import Network
 from kernels.mode import Mode
+from nets import Network
+from runtime.errors import InputError
+from runtime.hardware import session_config  # before tensorpack
 
 
 def refusal(function, *arguments, **options):
@@ -163,7 +163,8 @@ def test_zip_of_other_files(tmp_path):
 
 REFUSE_ALL = '''
 import sys
-from errors import InputError, run_command
+from runtime.command_line import run_command
+from runtime.errors import InputError
 from inference import load_classifier
 
 def command():

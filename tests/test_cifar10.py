@@ -8,7 +8,6 @@ import time
 
 import psutil
 import pytest
-
 from photos import write_split
 
 pytestmark = pytest.mark.slow

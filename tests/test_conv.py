@@ -1,17 +1,18 @@
 """Trained convolutions on CPUs, in groups or not: the ops beside NumPy, on every instruction set, and where they are used."""
 import hashlib
 
-import numpy as np
-import pytest
+from runtime.compat import tf, xla_compile
 
 import cpu_conv
 import helpers
-from runtime.hardware import session_config
-from runtime.compat import tf, xla_compile
+import numpy as np
+import pytest
 from cpu_conv import conv2d
 from other_cpus import call_as, check_threads
-from kernels.mode import Mode
+
 from kernels.convolution import convolution
+from kernels.mode import Mode
+from runtime.hardware import session_config
 
 
 def compute(x, w, upstream, stride, threads=2, known=True):

@@ -11,7 +11,7 @@ from tools.mpi import mpirun
 # Open MPI says through MPI's tool interface what it goes by, wherever that was set.
 SHOW = '''
 import ctypes, os
-import distributed
+from runtime import distributed
 world = distributed.connect()
 mpi = ctypes.CDLL('libmpi.so.40')
 index, handle, count, yields = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_int(), ctypes.c_bool()

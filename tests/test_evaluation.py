@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 import pytest
-
 from evaluating import SMALL, alone, evaluate
 from photos import write_split
-from results import wilson_interval
+
+from evaluation.results import wilson_interval
 from tools.mpi import mpirun, read_figures
 
 
@@ -87,13 +87,15 @@ def test_needs_neither_horovod_nor_mpi(root, data, weights_file, tmp_path, pytho
 
 def test_a_longer_attack_passes_the_shorter_ones(images, weights_of):
     """Strengths that share a trajectory give the outcomes that they have alone."""
-    from checkpoint import assign_weights
-    from runtime.hardware import session_config
     from runtime.compat import tf
-    from evaluation import AttackTower, attack_batch
-    from nets import Network
-    from outcomes import Strength
+
+    from adv_model import AttackTower
+    from checkpoint import assign_weights
+    from evaluation.attack import attack_batch
+    from evaluation.outcomes import Strength
     from kernels.mode import Mode
+    from nets import Network
+    from runtime.hardware import session_config
     from third_party.batches import Batch
     with tf.Graph().as_default() as graph:
         tower = AttackTower(Network('ResNet', 14, 10), 32, mode=Mode(), attack_mode=Mode())

@@ -12,10 +12,10 @@ import time
 import cv2
 import numpy as np
 import pytest
-
 from evaluating import SMALL, alone, evaluate, evaluation, ranks, read_table
 from forked import start_main
 from photos import write_split
+
 from tools.mpi import read_figures
 
 FLAGS = ['--attack-iter', '0,3,20', '--attack-epsilon', '16,5.5', '--batch', '7']

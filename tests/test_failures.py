@@ -8,9 +8,9 @@ import time
 
 import psutil
 import pytest
-
 from jobs import FAKE, Job
 from photos import write_split
+
 from tools.mpi import mpirun
 
 pytestmark = pytest.mark.slow
@@ -35,7 +35,7 @@ def test_a_rank_that_is_killed_ends_the_job(root, tmp_path):
 
 def test_sigterm_at_mpirun(root, tmp_path):
     """With this option it hands it on after so many seconds, and gives its ranks as many again to save a checkpoint."""
-    from resume import newest_complete, saved_checkpoints
+    from training.log_directory import newest_complete, saved_checkpoints
     log = str(tmp_path / 'train_log' / (NAME % 2))
     job = Job(root, tmp_path, 2, *(ENDLESS[:-1] + ['1000000']), launcher=['--mca', 'odls_base_sigkill_timeout', '12'])
     job.wait_for('Start Epoch 1')
@@ -94,7 +94,7 @@ def test_a_loss_that_is_not_a_number(root, tmp_path):
     lines = [line for line in text.splitlines() if 'main.py: failed: ' in line]
     assert len(lines) == 1 and 'rank 0 on ' in lines[0] and 'lower --base-lr' in lines[0], text[-3000:]
     # nothing was saved that a training could not go on from
-    from resume import damage, saved_checkpoints
+    from training.log_directory import damage, saved_checkpoints
     assert all(damage(path) is None for path in saved_checkpoints(str(tmp_path / 'train_log' / (NAME % 2))))
 
 
@@ -107,7 +107,7 @@ def test_a_full_disk(root, tmp_path):
         pytest.skip('a small disk can be mounted by root alone')
     try:
         text = Job(root, tmp_path, None, *ENDLESS).end(status=1)
-        from resume import newest_complete, saved_checkpoints
+        from training.log_directory import newest_complete, saved_checkpoints
         log = str(disk / (NAME % 1))
         assert 'main.py: failed: cannot write to train_log' in text and 'No space left' in text, text[-3000:]
         assert saved_checkpoints(log) == [log + '/model-2'] == [newest_complete(log)]

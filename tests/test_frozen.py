@@ -1,18 +1,19 @@
 """What CPUs compute while weights are constant: the op beside NumPy, on every instruction set, and blocks made of it."""
 import hashlib
 
+from runtime.compat import FAST_CONVOLUTION_GRADIENTS, tf
+
+import helpers
 import numpy as np
 import pytest
+from cpu_conv import frozen_conv, frozen_weights, has_bfloat16
+from other_cpus import call_as, check_threads
 
 import checkpoint
-import helpers
-from runtime.compat import FAST_CONVOLUTION_GRADIENTS, tf
-from runtime.hardware import cpu_flags, session_config
-from cpu_conv import frozen_conv, frozen_weights, has_bfloat16
 from kernels.frozen_layers import Bottleneck, FoldedConvolution, fast_stem, fused_bottleneck
-from nets import Network
-from other_cpus import call_as, check_threads
 from kernels.mode import Mode
+from nets import Network
+from runtime.hardware import cpu_flags, session_config
 
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason='this CPU has no instructions for products of bfloat16')
 DTYPES = ['float32', pytest.param('bfloat16', marks=needs_bfloat16)]

@@ -1,9 +1,9 @@
 """The Python API, on networks of 14 layers for images of 32 pixels."""
+import helpers
 import numpy as np
 import pytest
-
-import helpers
 from helpers import NumpyNetwork
+
 from inference import load_classifier
 
 SIZE = 32

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
+from evaluation.journal import Journal
+from evaluation.outcomes import OUTCOME, Tally
 from runtime.errors import InputError
-from journal import Journal
-from outcomes import OUTCOME, Tally
 
 FACTS = dict(arch='ResNet', seed=0, strengths=[[10, 16.0, 1.0], [100, 16.0, 1.0]])
 NUM_IMAGES = 23
@@ -127,7 +127,7 @@ def test_a_lost_beginning_is_an_error(tmp_path):
 
 
 def test_one_evaluation_at_a_time(tmp_path, root):
-    program = 'import sys; sys.path.insert(0, %r)\nfrom journal import Journal\n' \
+    program = 'import sys; sys.path.insert(0, %r)\nfrom evaluation.journal import Journal\n' \
               'j = Journal(sys.argv[1], {}, num_images=1, num_strengths=1)\nprint("open", flush=True)\ninput()' % root
     with subprocess.Popen([sys.executable, '-c', program, str(tmp_path / 'j')], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as other:

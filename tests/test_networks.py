@@ -2,20 +2,21 @@
 import json
 import os
 
+from runtime.compat import tf, xla_compile
+
+import helpers
 import numpy as np
 import pytest
+from helpers import ARCHITECTURES, NumpyNetwork
 
 import checkpoint
-import helpers
-from runtime.hardware import session_config
-from runtime.compat import tf, xla_compile
-from helpers import ARCHITECTURES, NumpyNetwork
+from denoising import non_local_dot_product, non_local_softmax
+from kernels.convolution import convolution
+from kernels.mode import Mode
 from nets import ARCHITECTURES as ZOO
 from nets import DEPTHS, Network, find_network
 from runtime.errors import InputError
-from kernels.mode import Mode
-from kernels.convolution import convolution
-from denoising import non_local_dot_product, non_local_softmax
+from runtime.hardware import session_config
 
 NHWC, NCHW = Mode(data_format='NHWC'), Mode(data_format='NCHW')
 slow = pytest.mark.slow

@@ -1,19 +1,19 @@
 """What an attack computes in: dtypes, attention in parts, folded weights, gradients written by hand; and the flags for it."""
+from runtime.compat import USES_BFLOAT16_UNITS, tf, xla_compile
+
+import helpers
 import numpy as np
 import pytest
 
 import checkpoint
-import helpers
-from adv_model import PGDAttacker, scale_pixels, unscale_pixels
+from adv_model import PGDAttacker, scale_pixels
 from kernels.attention import softmax_attention
-from runtime.compat import USES_BFLOAT16_UNITS, tf, xla_compile
-from runtime.hardware import session_config
-from runtime.errors import InputError
+from kernels.mode import Mode, attack_settings
+from main import parse_options
 from nets import Network
-from options import parse_options
-from kernels.mode import attack_settings
-from runtime.hardware import cost_of_dtype
-from kernels.mode import Mode
+from runtime.errors import InputError
+from runtime.hardware import cost_of_dtype, session_config
+from runtime.pixels import unscale_pixels
 
 slow = pytest.mark.slow
 
@@ -137,7 +137,7 @@ def test_attack_in_reduced_precision_is_about_as_strong(settings, weights_of):
     (['--use-fp16xla'], 'float16', True), (['--use-fp16xla', '--attack-dtype', 'float16'], 'float16', True),
     (['--attack-dtype', 'float16'], 'float16', False)])
 def test_flags_say_what_the_attack_computes_in(flags, dtype, xla):
-    options = parse_options(['--fake'] + flags, '')
+    options = parse_options(['--fake'] + flags)
     assert (options.attack_dtype, options.xla) == (dtype, xla)
     settings = attack_settings(options.attack_dtype, options.xla)
     assert settings['attack_mode'].dtype == tf.as_dtype(dtype) and settings['xla'] == xla
@@ -146,7 +146,7 @@ def test_flags_say_what_the_attack_computes_in(flags, dtype, xla):
 
 def test_flags_that_contradict_each_other():
     with pytest.raises(InputError, match='float16, not bfloat16'):
-        parse_options(['--fake', '--use-fp16xla', '--attack-dtype', 'bfloat16'], '')
+        parse_options(['--fake', '--use-fp16xla', '--attack-dtype', 'bfloat16'])
 
 
 def test_program_says_where_reduced_precision_costs():

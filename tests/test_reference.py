@@ -1,20 +1,20 @@
 """Against what the published code computes, in the folder that REFERENCE_DIR names; without it these are skipped."""
 import os
 
+from runtime.compat import tf  # before tensorpack
+
+import helpers
 import numpy as np
 import pytest
-
-import checkpoint
-import helpers
-from adv_model import AdversarialModel, NoOpAttacker, smoothed_loss
-from runtime.hardware import session_config  # before tensorpack
-from runtime.compat import tf  # before tensorpack
 from tensorpack.tfutils.tower import TrainTowerContext
 
-from runtime.errors import InputError
+import checkpoint
+from adv_model import AdversarialModel, NoOpAttacker, smoothed_loss
 from inference import load_classifier
-from nets import Network
 from kernels.mode import native_mode
+from nets import Network
+from runtime.errors import InputError
+from runtime.hardware import session_config  # before tensorpack
 
 pytestmark = pytest.mark.slow
 

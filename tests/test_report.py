@@ -8,7 +8,6 @@ import subprocess
 import cv2
 import numpy as np
 import pytest
-
 from evaluating import alone, evaluate
 from photos import write_split
 

@@ -4,7 +4,6 @@ import signal
 
 import numpy as np
 import pytest
-
 from jobs import FAKE, Job, statistics
 
 NAME = 'PGD-ResNet14-Batch4-%dGPUs-iter0-epsilon16.0-step1.0'
@@ -22,7 +21,7 @@ def save(folder, step, value=1.0, **more):
 
 
 def test_only_a_complete_checkpoint_counts(tmp_path):
-    from resume import newest_complete, saved_checkpoints
+    from training.log_directory import newest_complete, saved_checkpoints
     assert newest_complete(str(tmp_path)) is None
     paths = [save(tmp_path, step) for step in (9, 10, 100)]
     assert saved_checkpoints(str(tmp_path)) == paths[::-1]
@@ -45,7 +44,7 @@ def test_only_a_complete_checkpoint_counts(tmp_path):
 
 
 def test_a_place_in_the_schedule_under_another_number_of_steps(tmp_path):
-    from resume import start_after
+    from training.log_directory import start_after
     place = {'training/steps_per_epoch': 100, 'training/step_offset': 0, 'training/total_batch': 8}
     at_epoch, within = save(tmp_path, 300, **place), save(tmp_path, 350, **place)
     same = start_after(within, 100)
@@ -62,14 +61,17 @@ def test_a_place_in_the_schedule_under_another_number_of_steps(tmp_path):
 
 
 def test_the_directory_that_resume_means(tmp_path, monkeypatch):
+    from evaluation.outcomes import Strength
+    from main import parse_options
     from runtime.errors import InputError
-    from options import parse_options
-    from resume import directory_to_resume
+    from training.log_directory import LogName, directory_to_resume
     monkeypatch.chdir(tmp_path)
 
     def found(ranks, *flags):
-        options = parse_options(['--fake', '-d', '14', '--attack-iter', '0', '--batch', '4'] + list(flags), '')
-        return directory_to_resume(options, ranks)
+        options = parse_options(['--fake', '-d', '14', '--attack-iter', '0', '--batch', '4'] + list(flags))
+        attack = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
+        name = LogName(options.arch, options.depth, options.batch, ranks, attack, options.logdir)
+        return directory_to_resume(name, options.resume)
 
     assert found(2, '--resume') is None
     for name in [NAME % 2, NAME % 2 + '-other', (NAME % 2).replace('iter0', 'iter1')]:
@@ -92,10 +94,23 @@ def test_the_directory_that_resume_means(tmp_path, monkeypatch):
         found(3, '--resume', '--overwrite')
 
 
+@pytest.mark.parametrize('suffix', ['BATCH256', 'RANKS', 'Batch4-2GPUs', 'a.b[c]+', '-', 'BATCH-RANKS-'])
+def test_any_suffix_is_found_again_under_other_ranks(tmp_path, monkeypatch, suffix):
+    from evaluation.outcomes import Strength
+    from training.log_directory import LogName, directory_to_resume
+    monkeypatch.chdir(tmp_path)
+    name = LogName('ResNet', 14, 4, 2, Strength(0), suffix)
+    for suffixed in (suffix, suffix + 'x', 'x' + suffix, None):
+        path = tmp_path / name._replace(suffix=suffixed).path()
+        path.mkdir(parents=True)
+        save(path, 5)
+    assert directory_to_resume(name._replace(ranks=16, batch=256), '') == name.path()
+
+
 @pytest.mark.slow
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(root, tmp_path):
     """Stopped by a signal within an epoch, its last checkpoint lost, resumed, then on one rank without mpirun."""
-    from schedule import LearningRate
+    from training.schedule import LearningRate
     flags = FAKE + ['--steps-per-epoch', '16', '--max-epoch', '4', '--base-lr', '0.64', '--save-every-steps', '3']
     log = tmp_path / 'train_log' / (NAME % 2)
 

@@ -2,9 +2,14 @@
 import numpy as np
 import pytest
 
+from evaluation.outcomes import OUTCOME, Strength
+from evaluation.saved_images import check_directory, file_name, prepare_directory, quantised, read_manifest
 from runtime.errors import InputError
-from outcomes import OUTCOME, Strength
-from saved_images import check_directory, file_name, prepare_directory, quantised, read_manifest, scaled
+
+
+def scaled(pixels):
+    return pixels.astype(np.float32) * np.float32(2 / 255) - 1
+
 
 STRENGTHS = [Strength(10, 16.0), Strength(100, 0.5)]
 
@@ -69,26 +74,21 @@ class FakeWorld:
 
 @pytest.mark.parametrize('size', [1, 2, 3, 8])
 @pytest.mark.parametrize('batch, begin', [(1, 0), (7, 0), (32, 0), (64, 0), (7, 14), (7, 15), (5, 36), (7, 37)])
-def test_every_position_once_in_the_same_batches(monkeypatch, size, batch, begin):
-    import evaluation
-    count = 37
-    monkeypatch.setattr(evaluation, 'validation_batches', lambda dataset, parts, image_size: iter(parts))
+def test_every_position_once_in_the_same_batches(size, batch, begin):
+    from evaluation.attack import in_rounds, parts_of
+    count, parts = 37, parts_of(37, batch, begin)
 
-    def attack(tower, session, part, strengths, keep):
+    def outcomes(part):
         rows = np.zeros((len(part), 1), OUTCOME)
         rows['target'][:, 0] = part
         return rows
 
-    monkeypatch.setattr(evaluation, 'attack_batch', attack)
-    dealt, yielded = [], []
+    dealt, yielded = [[] for _ in range(size)], []
     for rank in range(size):
-        dealt.append([])
-        yielded.append([positions for positions, _ in evaluation.evaluate(
-            None, None, range(count), [Strength(1)], FakeWorld(rank, size, dealt[-1]), image_size=32, batch=batch,
-            begin=begin)])
+        world = FakeWorld(rank, size, dealt[rank])
+        yielded.append([positions for positions, _ in in_rounds(parts, map(outcomes, parts[rank::size]), world, 1)])
     assert all(y == yielded[0] for y in yielded) and len(set(map(len, dealt))) == 1  # all ranks meet as often
     in_order = [int(p) for shares in zip(*dealt) for rows in shares for p in rows['target'][:, 0]]
     assert in_order == list(range(begin, count)) == [p for positions in yielded[0] for p in positions]
     whole = {tuple(range(i, min(i + batch, count))) for i in range(0, count, batch)}
-    parts = {tuple(rows['target'][:, 0].tolist()) for shares in dealt for rows in shares if len(rows)}
-    assert parts <= whole or begin % batch  # but for the rest of a batch that another batch size left
+    assert set(map(tuple, parts)) <= whole or begin % batch  # but for the rest of a batch that another batch size left

@@ -1,7 +1,7 @@
 """The learning rate of a step and the evaluations after an epoch, with the figures of the paper."""
 import pytest
 
-from schedule import LearningRate, attack_iters_after
+from training.schedule import LearningRate, attack_iters_after
 
 
 def at_epoch(schedule, epoch):

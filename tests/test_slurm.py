@@ -7,10 +7,10 @@ import tempfile
 import time
 
 import pytest
-
 import slurm_cluster
 from jobs import statistics
 from photos import write_split
+
 from tools.mpi import read_figures
 
 pytestmark = pytest.mark.slow

@@ -1,20 +1,19 @@
 """The training tower of a small network, against NumPy: its graph, its cost, and what an attack leaves alone."""
+from runtime.compat import tf  # before tensorpack
+
+import helpers
 import numpy as np
 import pytest
+from helpers import NumpyNetwork
+from tensorpack.tfutils.tower import TrainTowerContext
+from test_attack import LOOPS, pgd_attacker
 
 import checkpoint
-import helpers
-from adv_model import (CLEAN_START_PROBABILITY, AdversarialModel, NoOpAttacker, PGDAttacker, scale_pixels,
-                       unscale_pixels)
-from runtime.hardware import session_config  # before tensorpack
-from runtime.compat import tf  # before tensorpack
-from tensorpack.tfutils.tower import TrainTowerContext
-
-from helpers import NumpyNetwork
+from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, NoOpAttacker, PGDAttacker, scale_pixels
+from kernels.mode import Mode, attack_settings
 from nets import Network
-from kernels.mode import attack_settings
-from kernels.mode import Mode
-from test_attack import LOOPS, pgd_attacker
+from runtime.hardware import session_config  # before tensorpack
+from runtime.pixels import unscale_pixels
 
 
 class RecordingAttacker(PGDAttacker):

@@ -10,10 +10,10 @@ import time
 
 import numpy as np
 import pytest
-
 from forked import run_main
 from jobs import Job
 from photos import write_split
+
 from tools.mpi import mpirun, read_figures
 
 pytestmark = pytest.mark.slow

@@ -4,9 +4,9 @@ import struct
 
 import numpy as np
 import pytest
+from messages import damaged
 from zmq_ops.wire import DTYPES, dump_arrays, load_arrays, new_message
 
-from messages import damaged
 from third_party.transport import batch_specs
 
 

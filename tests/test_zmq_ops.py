@@ -9,14 +9,14 @@ import tempfile
 import threading
 import time
 
+from runtime.compat import tf
+
 import numpy as np
 import pytest
 import zmq
+from messages import damaged
 from zmq_ops import ZMQPullSocket, dump_arrays, load_arrays
 from zmq_ops.wire import DTYPES
-
-from runtime.compat import tf
-from messages import damaged
 
 GOOD = [np.arange(6, dtype=np.int32).reshape(2, 3)]
 

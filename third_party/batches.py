@@ -3,12 +3,12 @@ import collections
 import itertools
 import os
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Deque, Iterable, Iterator, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Deque, Iterable, Iterator, NamedTuple, Optional, Sequence
 
 import numpy as np
 
-from third_party.images import decode, validation_image
 from third_party.imagenet import Dataset
+from third_party.images import decode, validation_image
 
 
 class Batch(NamedTuple):

@@ -18,8 +18,8 @@ for library in ('OPENBLAS', 'OMP', 'MKL'):
 
 from zmq_ops.wire import MAX_MESSAGE  # noqa: E402
 
-from runtime.errors import InputError  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
 from third_party import imagenet, server  # noqa: E402
 from third_party.images import MIN_CROP_AREA  # noqa: E402
 from third_party.transport import check_endpoint, default_endpoint  # noqa: E402

@@ -17,8 +17,8 @@ import zmq
 from zmq_ops.wire import new_message
 
 from runtime.errors import InputError
-from third_party.images import MIN_CROP_AREA, load_training_image
 from third_party.imagenet import Dataset
+from third_party.images import MIN_CROP_AREA, load_training_image
 from third_party.supervisor import Endpoint, Supervisor, fork
 from third_party.transport import batch_specs, socket_directory
 

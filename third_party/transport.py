@@ -17,7 +17,6 @@ from typing import Iterator, List, Optional, Sequence, Set
 
 import numpy as np
 import zmq
-
 from zmq_ops.wire import MAX_MESSAGE, Spec, load_arrays
 
 from runtime.errors import InputError

@@ -19,14 +19,19 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from runtime.compat import USES_BFLOAT16_UNITS  # noqa: E402
-from runtime.hardware import has_gpu  # noqa: E402
-from runtime.hardware import cpu_flags  # noqa: E402
-from runtime.errors import InputError  # noqa: E402
+
+from evaluation.outcomes import Strength  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
-from runtime.hardware import cost_of_dtype  # noqa: E402
-from resume import evaluated_epochs, newest_complete  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
+from runtime.hardware import (
+    cost_of_dtype,  # noqa: E402
+    cpu_flags,  # noqa: E402
+    has_gpu,  # noqa: E402
+)
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
+from training.log_directory import LogName, newest_complete  # noqa: E402
+from training.records import evaluated_epochs  # noqa: E402
 
 NOTE = 'made-of.txt'  # in the folder of links
 MAIN = os.path.join(ROOT, 'main.py')
@@ -66,8 +71,8 @@ def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
          '--attack-dtype', attack_dtype() if recipe.attack_iter else 'float32', '--max-epoch', str(recipe.max_epoch),
          '--base-lr', '0.2', '--training-eval', 'clean', '--logdir', recipe.training, '--resume'] + SHAPE,
         os.path.join(out, recipe.name + '-training.log'), out)
-    log = os.path.join(out, 'train_log', 'PGD-%s%d-Batch%d-1GPUs-iter%d-epsilon%.1f-step1.0-%s' % (
-        recipe.arch, DEPTH, BATCH, recipe.attack_iter, EPSILON, recipe.training))
+    attack = Strength(recipe.attack_iter, float(EPSILON))
+    log = os.path.join(out, LogName(recipe.arch, DEPTH, BATCH, 1, attack, recipe.training).path())
     epochs = max(evaluated_epochs(log), default=0)
     if epochs < recipe.max_epoch:
         raise InputError('the training was stopped after %d of %d epochs: give the same command again, and it goes on'

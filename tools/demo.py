@@ -13,12 +13,13 @@ from typing import Dict, NamedTuple
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from runtime.errors import InputError  # noqa: E402
+from evaluation.outcomes import Strength  # noqa: E402
 from runtime.command_line import run_command  # noqa: E402
-from resume import newest_complete  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
 from tools import demo_data  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.mpi import mpirun, read_figures  # noqa: E402
+from training.log_directory import LogName, newest_complete  # noqa: E402
 
 RANKS = 2
 BATCH = 32
@@ -47,9 +48,8 @@ def train(recipe: Recipe, data: str, endpoint: str, work: str) -> str:
         '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
         '--max-epoch', str(recipe.max_epoch), '--base-lr', str(recipe.base_lr),
         '--training-eval', 'clean', '--logdir', name, '--overwrite']), os.path.join(work, name + '.log'))
-    log = os.path.join(ROOT, 'train_log', 'PGD-ResNet%d-Batch%d-%dGPUs-iter%d-epsilon%s-step1.0-%s' % (
-        DEPTH, BATCH, RANKS, recipe.attack_iter, EPSILON, name))
-    return newest_complete(log)
+    log = LogName('ResNet', DEPTH, BATCH, RANKS, Strength(recipe.attack_iter, EPSILON), name)
+    return newest_complete(os.path.join(ROOT, log.path()))
 
 
 def evaluate(checkpoint: str, data: str, log: str) -> Dict[int, Dict[str, float]]:

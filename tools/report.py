@@ -19,10 +19,10 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 import cv2
 import numpy as np
 
-from runtime.errors import InputError
+from evaluation.outcomes import Strength
+from evaluation.saved_images import MANIFEST
 from runtime.command_line import Parser, run_command
-from outcomes import Strength
-from saved_images import MANIFEST
+from runtime.errors import InputError
 from third_party.images import decode, validation_image
 
 EXAMPLES = 6

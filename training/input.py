@@ -4,9 +4,9 @@ import contextlib
 import logging
 from typing import Callable, Iterator, List, Optional
 
-import numpy as np
-
 from runtime.compat import tf  # before tensorpack
+
+import numpy as np
 from tensorpack import DataFlow, QueueInput
 from tensorpack.dataflow import DataFlowTerminated
 from tensorpack.input_source import DummyConstantInput, InputSource, TensorInput
@@ -14,8 +14,15 @@ from tensorpack.tfutils.summary import add_moving_summary
 from zmq_ops import ZMQPullSocket
 
 from runtime.errors import InputError
-from third_party.transport import (DEFAULT_HWM, Receiver, batch_specs, check_endpoint, default_endpoint, other_classes,
-                                   server_to_start)
+from third_party.transport import (
+    DEFAULT_HWM,
+    Receiver,
+    batch_specs,
+    check_endpoint,
+    default_endpoint,
+    other_classes,
+    server_to_start,
+)
 
 SCOPE = 'data_server'
 WAIT = 'input-wait'  # a tensor: the seconds that a step waited for its batch

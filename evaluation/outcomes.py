@@ -3,6 +3,8 @@ from typing import List, NamedTuple, Sequence
 
 import numpy as np
 
+from runtime.pixels import effective_step_size
+
 # Of one image and one strength. Predictions are labels, -1 where the logits were not numbers; the target is -1 where
 # there was no attack. `saved_...` are of the image as it was saved, where it was.
 OUTCOME = np.dtype([('target', '<i4'), ('prediction', '<i4'), ('top5_correct', '?'),
@@ -17,8 +19,8 @@ class Strength(NamedTuple):
 
     @property
     def step_used(self) -> float:
-        """alpha, as adv_model.effective_step_size has it; 0 without an attack."""
-        return max(self.step_size, self.epsilon / self.num_iter) if self.num_iter else 0.0
+        """The attack's alpha; 0 without an attack."""
+        return effective_step_size(self.num_iter, self.epsilon, self.step_size) if self.num_iter else 0.0
 
     @property
     def epsilon_text(self) -> str:
@@ -39,15 +41,20 @@ class Figures(NamedTuple):
     seconds: float = 0.0
 
     def rate(self, count: str) -> float:
-        """A count as a fraction of the images; nan for none."""
+        """Return a count as a fraction of the images; nan for none."""
         return getattr(self, count) / self.num_images if self.num_images else float('nan')
+
+    def lines(self) -> str:
+        """Return the three lines that end an evaluation's output."""
+        return '\n'.join('%s: %.6f' % (title, self.rate(count)) for title, count in [
+            ('Top1 Error', 'wrong_top1'), ('Attack Success Rate', 'successes'), ('Top5 Error', 'wrong_top5')])
 
     def plus(self, more: 'Figures') -> 'Figures':
         return Figures(*map(sum, zip(self, more)))
 
 
 def count(labels: np.ndarray, outcomes: np.ndarray) -> Figures:
-    """Of (N,) labels and outcomes."""
+    """Count the figures of (N,) labels and outcomes."""
     figures = [len(labels)]
     for prefix in '', 'saved_':
         prediction = outcomes[prefix + 'prediction']

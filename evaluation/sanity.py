@@ -5,12 +5,12 @@ warning, not an error: a bad network may be what somebody wants to measure.
 """
 from typing import List
 
+from runtime.compat import tf
+
 import numpy as np
 
-from runtime.compat import tf
+from adv_model import AttackTower
 from runtime.distributed import World
-from evaluation import AttackTower
-from saved_images import scaled
 from third_party.batches import validation_batches
 from third_party.imagenet import Dataset
 
@@ -30,7 +30,7 @@ def suspicions(tower: AttackTower, session: tf.Session, dataset: Dataset, world:
     parts = [mine[i:i + batch] for i in range(0, len(mine), batch)]
     rows = [np.zeros((0, 3), np.int64)]
     for b in validation_batches(dataset, parts, image_size=image_size):
-        seen = [tower.classify(session, scaled(pixels), b.labels)[0] for pixels in (b.images, b.images[..., ::-1])]
+        seen = [session.run(tower.prediction, {tower.image: pixels}) for pixels in (b.images, b.images[..., ::-1])]
         rows.append(np.stack([b.labels] + seen, axis=1).astype(np.int64))
     return judge(*world.gather(np.concatenate(rows)).T)
 

@@ -15,9 +15,9 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
+from evaluation.outcomes import OUTCOME
 from runtime.errors import InputError, RunError
 from runtime.files import sync_folder
-from outcomes import OUTCOME
 
 FORMAT = 'evaluation journal 1'
 

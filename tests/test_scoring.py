@@ -4,9 +4,8 @@ import os
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
-
 from photos import photographs
+from PIL import Image
 
 SMALL = ['--arch', 'ResNet', '-d', '14', '--image-size', '32']
 

@@ -10,28 +10,28 @@ import sys
 import cv2
 import numpy as np
 import pytest
-
 from jobs import FAKE, SMALL, Job, statistics
 from photos import write_split
+
 from tools.mpi import read_figures
 
 NAME = 'PGD-ResNet14-Batch4-%dGPUs-iter%d-epsilon16.0-step1.0'
 
 
 @pytest.mark.parametrize('flags, said', [
-    ('--resume --overwrite', 'give one of them'), ('--reset-head', '--load'), ('--accumulate 0', '--accumulate'),
+    ('--resume --overwrite', 'not allowed with'), ('--reset-head', '--load'), ('--accumulate 0', '--accumulate'),
     ('--save-every-steps x', '--save-every-steps'), ('--resume --eval --load x --data y', 'training')])
 def test_wrong_flags(flags, said):
+    from main import parse_options
     from runtime.errors import InputError
-    from options import parse_options
     with pytest.raises(InputError, match=said):
-        parse_options(['--fake'] + flags.split(), '')
+        parse_options(['--fake'] + flags.split())
 
 
 def test_a_head_for_other_classes(weights_of):
     from checkpoint import without_head
-    from runtime.errors import InputError
     from nets import Network
+    from runtime.errors import InputError
     weights = weights_of(classes=10)
     kept = without_head(weights, 'x.npz', Network('ResNet', 14, 3))
     assert set(weights) - set(kept) == {'linear/W', 'linear/b'}

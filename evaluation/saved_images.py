@@ -11,9 +11,10 @@ from typing import Dict, NamedTuple, Sequence, Tuple
 import cv2
 import numpy as np
 
+from evaluation.outcomes import Strength
 from runtime.errors import InputError
 from runtime.files import WholeFile, cannot_write
-from outcomes import Strength
+from runtime.pixels import unscale_pixels
 from third_party.batches import Batch
 
 MANIFEST = 'manifest.csv'
@@ -21,20 +22,15 @@ TOKEN = '.evaluation'  # a file by which all ranks know the folder
 
 
 def quantised(images: np.ndarray, clean: np.ndarray, epsilon: float) -> np.ndarray:
-    """Whole pixel values, uint8, of images in [-1, 1]: the nearest ones within epsilon of the `clean` uint8 images."""
+    """Round images in [-1, 1] to the nearest whole pixel values, uint8, within epsilon of the `clean` uint8 images."""
     radius = int(epsilon)  # clean pixels are whole numbers, so changes are too
     clean = clean.astype(np.int32)
-    nearest = np.rint((images.astype(np.float64) + 1) * 127.5).astype(np.int32)
+    nearest = np.rint(unscale_pixels(images.astype(np.float64))).astype(np.int32)
     return np.clip(np.clip(nearest, clean - radius, clean + radius), 0, 255).astype(np.uint8)
 
 
 def file_name(position: int, strength: Strength) -> str:
     return '%06d-iter%d-epsilon%s.png' % (position, strength.num_iter, strength.epsilon_text)
-
-
-def scaled(images: np.ndarray) -> np.ndarray:
-    """uint8 images -> [-1, 1], float32, as adv_model.scale_pixels."""
-    return images.astype(np.float32) * np.float32(2 / 255) - 1
 
 
 def prepare_directory(path: str, strengths: Sequence[Strength], *, continued: bool, done: int) -> int:
@@ -76,7 +72,7 @@ def check_directory(path: str, token: int) -> None:
 
 
 class ImageWriter:
-    """An evaluation.Keep: writes a batch's images and returns them as written."""
+    """Writes a batch's images and returns them as written, uint8: an attack.Saver."""
 
     def __init__(self, directory: str):
         self._directory = directory
@@ -86,7 +82,7 @@ class ImageWriter:
         for position, image in zip(batch.indices, kept):
             with WholeFile(os.path.join(self._directory, file_name(position, strength)), 'wb') as f:
                 f.write(cv2.imencode('.png', image)[1].tobytes())
-        return scaled(kept)
+        return kept
 
 
 class Listed(NamedTuple):

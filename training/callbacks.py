@@ -1,4 +1,4 @@
-"""What happens around the steps of a training: its place in the schedule, checkpoints, guards, signals, and what people see.
+"""What steers a training: its place in the schedule, checkpoints, guards, signals.
 
 A callback whose `_chief_only` is False runs on all ranks.
 """
@@ -7,31 +7,26 @@ import math
 import os
 import signal
 import time
-from typing import Any, List, Optional
-
-import numpy as np
+from typing import Any, Optional
 
 from runtime.compat import tf  # before tensorpack
-from tensorpack import Callback, HyperParamSetter, ModelSaver, logger
-from tensorpack.callbacks import JSONWriter, TFEventWriter
-from tensorpack.train import StopTraining
-from tensorpack.utils.utils import humanize_time_delta
 
-from adv_model import unscale_pixels
+import numpy as np
+from tensorpack import Callback, HyperParamSetter, ModelSaver, logger
+from tensorpack.train import StopTraining
+
 from runtime.distributed import World
 from runtime.errors import RunError
-from resume import OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, read_statistics, saved_checkpoints, step_of, write_json
-from schedule import LearningRate
+from training.log_directory import OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, saved_checkpoints, step_of
+from training.schedule import LearningRate
 
 CHECKPOINTS_KEPT = 100
 EXPLODED = 100  # a loss of so many times that of guessing is one that will not come down again
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 SECONDS_BETWEEN_CHECKS = 1.0  # of whether a rank got a signal
-SECONDS_BETWEEN_LINES = 20.0
-IMAGES_SHOWN = 4
 
 
-class Place(Callback):
+class ScheduledPosition(Callback):
     """Begins the loop within an epoch where a checkpoint was saved there, and keeps in checkpoints what that takes."""
 
     _chief_only = False
@@ -142,46 +137,6 @@ class errors_of_disk:
             raise RunError('cannot write to %s: %s' % (self.directory, lines[-1]))
 
 
-class Statistics(JSONWriter):
-    """tensorpack's, which goes on in the file of a training that is resumed, and fails where it can't be written."""
-
-    def _before_train(self):
-        self._fname = os.path.join(logger.get_logger_dir(), self.FILENAME)
-        self._stats = read_statistics(logger.get_logger_dir())
-        if self._stat_now and self._stats and self._stats[-1].get('global_step') == self.global_step:
-            # the evaluation of an epoch whose other figures an earlier process wrote
-            self._stat_now = dict(self._stats.pop(), **self._stat_now)
-        self._trigger()
-
-    def _write_stat(self):
-        write_json(self._fname, self._stats)
-
-
-class Events(TFEventWriter):
-    """tensorpack's, which tells TensorBoard to forget what an earlier process wrote of the steps to come."""
-
-    def __new__(cls, global_step):
-        return super().__new__(cls)
-
-    def __init__(self, global_step: int):
-        super().__init__()
-        self.first_step = global_step + 1
-
-    def _setup_graph(self):
-        super()._setup_graph()
-        self._write_graph_thread = None
-        self._writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.first_step)
-
-    def _after_train(self):
-        # With an event after the last one, TensorFlow 1's writer never ends; and a short training may end before tensorpack's
-        # thread has put the graph.
-        try:
-            if self._write_graph_thread is not None:
-                self._write_graph_thread.join()
-        finally:
-            super()._after_train()
-
-
 class LossGuard(Callback):
     """Ends the training when a rank's loss is not a number, or so large that it will not come down again."""
 
@@ -273,101 +228,3 @@ class StopOnSignal(Callback):
             self.saver.save()
         self.stopped = True
         raise StopTraining('a signal came')
-
-
-class Progress(Callback):
-    """A line every few seconds and at the end of an epoch; how much of a step is the attack; a few adversarial images."""
-
-    NAMES = ('smoothed-loss', 'train-error-top1', 'attack-success-rate')
-
-    def __init__(self, start: Start, *, total_batch: int, max_epoch: int, micro_batches: int, attacked: bool):
-        self.start, self.total_batch, self.max_epoch = start, total_batch, max_epoch
-        self.micro_batches, self.attacked = micro_batches, attacked
-        self.between_epochs = self.attack_seconds = 0.0
-        self.epoch_ended: Optional[float] = None
-
-    def _setup_graph(self):
-        fetched = self.get_tensors_maybe_in_tower([name + ':0' for name in self.NAMES] + ['input-wait:0'])
-        self._fetches = tf.train.SessionRunArgs(fetched)
-        tower = self.trainer.towers.training()[0]
-        clean, adversarial = tower.get_tensor('input'), tower.get_tensor('attack/adversarial:0')
-        pair = tf.concat([tf.cast(clean, tf.float32), unscale_pixels(adversarial)], axis=2)[:IMAGES_SHOWN, :, :, ::-1]
-        self._attack = [tf.clip_by_value(tf.round(pair), 0, 255), tower.get_tensor('input-wait:0'), adversarial.op]
-
-    def _before_epoch(self):
-        if self.epoch_ended:
-            self.between_epochs = time.time() - self.epoch_ended
-        self._time_attack()
-        self.line_time = self.epoch_time = time.time()
-        self.epoch_steps = 0
-        self._clear()
-
-    def _time_attack(self) -> None:
-        """The attack alone, on a batch more: of two, as the first one also sets up."""
-        for _ in range(2):
-            begin = time.time()
-            images, wait, _ = self.trainer.sess.run(self._attack)
-            self.attack_seconds = (time.time() - begin - wait) * self.micro_batches * self.attacked
-        self.trainer.monitors.put_image('clean-and-adversarial', images)
-
-    def _clear(self):
-        self.steps, self.sums = 0, np.zeros(len(self.NAMES) + 1)
-
-    def _before_run(self, _):
-        return self._fetches
-
-    def _after_run(self, _, run_values):
-        self.sums += run_values.results
-        self.steps += 1
-        self.epoch_steps += 1
-
-    def _trigger_step(self):
-        if time.time() - self.line_time >= SECONDS_BETWEEN_LINES:
-            self._line()
-
-    def _after_epoch(self):
-        self._line()
-        self.epoch_ended = time.time()
-
-    def _trigger_epoch(self):
-        per_step = (self.epoch_ended - self.epoch_time) / max(1, self.epoch_steps)
-        self.trainer.monitors.put_scalar('attack-share', min(1.0, self.attack_seconds / per_step))
-
-    def _line(self) -> None:
-        if not self.steps:
-            return
-        now = time.time()
-        elapsed, means = now - self.line_time, self.sums / self.steps
-        per_step = elapsed / self.steps
-        epoch_left = (self.trainer.steps_per_epoch - self.local_step - 1) * per_step
-        total = self.start.steps_per_epoch
-        later = (self.max_epoch - self.epoch_num) * (total * per_step + self.between_epochs) + self.between_epochs
-        done = (self.global_step - self.start.offset - 1) % total + 1
-        logger.info('epoch %d/%d, step %d/%d: %.1f images/s, attack %.0f%%, waiting for data %.0f%%, loss %.3f, error %.3f, '
-                    'success %.3f; epoch ends in %s, training in %s' % (
-                        self.epoch_num, self.max_epoch, done, total, self.total_batch / per_step,
-                        100 * min(1, self.attack_seconds / per_step), 100 * means[-1] * self.micro_batches / per_step,
-                        means[0], means[1], means[2], duration(epoch_left), duration(epoch_left + later)))
-        self.line_time = now
-        self._clear()
-
-
-def duration(seconds: float) -> str:
-    return humanize_time_delta(round(seconds)) if seconds >= 1 else '0 seconds'
-
-
-def evaluation_table(directory: str) -> List[str]:
-    """The last evaluation in stats.json, as lines of a table; none where there was no evaluation."""
-    records = [r for r in read_statistics(directory) if 'eval-clean/error-top1' in r]
-    if not records:
-        return []
-    last = records[-1]
-    lines = ['Last evaluation, after epoch %d:' % last['epoch_num'],
-             '%-10s %11s %11s %15s' % ('attack', 'Top1 Error', 'Top5 Error', 'Attack Success')]
-    strengths = [key.split('/')[0] for key in last if key.startswith('eval-') and key.endswith('/error-top1')]
-    for prefix in sorted(strengths, key=lambda p: 0 if p == 'eval-clean' else int(p[len('eval-'):-len('step')])):
-        success = last.get(prefix + '/attack-success-rate')
-        lines.append('%-10s %11.6f %11.6f %15s' % (prefix[len('eval-'):], last[prefix + '/error-top1'],
-                                                   last[prefix + '/error-top5'],
-                                                   '-' if success is None else '%.6f' % success))
-    return lines

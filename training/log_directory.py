@@ -3,21 +3,19 @@
 TensorFlow's saver renames a checkpoint's files when they are written, the index last; where that was interrupted, or
 a disk was full, there is no index or it does not fit the data. So a checkpoint counts when it is read whole.
 """
-import argparse
 import glob
-import json
 import os
 import re
 import shutil
-from typing import Any, Dict, List, NamedTuple, Optional
-
-import numpy as np
+from typing import Any, List, NamedTuple, Optional
 
 from runtime.compat import tf  # before tensorpack
+
+import numpy as np
 from tensorpack import logger
 
+from evaluation.outcomes import Strength
 from runtime.errors import InputError
-from runtime.files import WholeFile
 
 # Saved in every checkpoint beside the weights: they turn its count of steps into epochs
 STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH = ['training/' + n for n in ('steps_per_epoch', 'step_offset', 'total_batch')]
@@ -89,27 +87,38 @@ def newest_complete(directory: str) -> Optional[str]:
     return None
 
 
-def log_directory(options: argparse.Namespace, ranks: Any, batch: Any = None) -> str:
-    name = 'PGD-{o.arch}{o.depth}-Batch{batch}-{ranks}GPUs-iter{o.attack_iter}-epsilon{o.attack_epsilon}' \
-           '-step{o.attack_step_size}'.format(o=options, ranks=ranks, batch=batch or options.batch)
-    return os.path.join('train_log', name + ('-' + options.logdir if options.logdir else ''))
+class LogName(NamedTuple):
+    """What the name of a training's log directory says."""
+    arch: str
+    depth: int
+    batch: Any  # per rank
+    ranks: Any
+    attack: Strength
+    suffix: Optional[str] = None  # --logdir
+
+    def path(self) -> str:
+        """Return the directory, below train_log/."""
+        name = 'PGD-{0.arch}{0.depth}-Batch{0.batch}-{0.ranks}GPUs-iter{1.num_iter}-epsilon{1.epsilon}-step{1.step_size}'
+        return os.path.join('train_log', name.format(self, self.attack) + ('-' + self.suffix if self.suffix else ''))
+
+    def fits(self, path: str) -> bool:
+        """Tell whether a directory's name is this one, but for batch and ranks."""
+        # nothing in a name is a NUL; it is compared as a whole: a --logdir may begin as another one does
+        parts = os.path.basename(self._replace(batch='\0', ranks='\0').path()).split('\0')
+        return re.match(r'\d+'.join(map(re.escape, parts)) + '$', os.path.basename(path)) is not None
 
 
-def directory_to_resume(options: argparse.Namespace, ranks: int) -> Optional[str]:
-    """The log directory that --resume means: the one it names; else the one of these flags; else the only one that
+def directory_to_resume(name: LogName, given: str) -> Optional[str]:
+    """Find the log directory that --resume means: the one it names; else the one of these flags; else the only one that
     differs in ranks and batch alone. None when there is none yet. Raises InputError where that isn't clear."""
-    if options.resume:
-        if not saved_checkpoints(options.resume):
-            raise InputError('--resume: there is no checkpoint in %s' % options.resume)
-        return options.resume
-    own = log_directory(options, ranks)
-    if saved_checkpoints(own):
-        return own
-    # the name is matched as a whole: * would also take a --logdir that begins alike
-    pattern = re.escape(os.path.basename(log_directory(options, 'RANKS', 'BATCH')))
-    pattern = re.compile(pattern.replace('RANKS', r'\d+').replace('BATCH', r'\d+') + '$')
+    if given:
+        if not saved_checkpoints(given):
+            raise InputError('--resume: there is no checkpoint in %s' % given)
+        return given
+    if saved_checkpoints(name.path()):
+        return name.path()
     others = [path for path in sorted(glob.glob(os.path.join('train_log', '*')))
-              if pattern.match(os.path.basename(path)) and saved_checkpoints(path)]
+              if name.fits(path) and saved_checkpoints(path)]
     if len(others) > 1:
         raise InputError('--resume could mean %s: name one of them with --resume DIR' % ' or '.join(others))
     return others[0] if others else None
@@ -136,31 +145,3 @@ def prepare_log_directory(path: str, *, resume: bool, overwrite: bool, keep: Opt
         logger.set_logger_dir(path, action='k')
     except OSError as e:
         raise InputError('cannot write the log directory %s: %s' % (path, e.strerror))
-
-
-def read_statistics(directory: str) -> List[Dict[str, Any]]:
-    """The records of stats.json; none where it is missing or was damaged."""
-    try:
-        with open(os.path.join(directory, 'stats.json')) as f:
-            return json.load(f)
-    except (OSError, ValueError):
-        return []
-
-
-def write_json(path: str, value: Any) -> None:
-    """The file is there as a whole or not at all. Raises RunError on a full disk, else InputError."""
-    with WholeFile(path) as f:
-        json.dump(value, f)
-
-
-def forget_after(directory: str, global_step: int) -> None:
-    """Drop records of steps that are going to be made again."""
-    records = read_statistics(directory)
-    kept = [r for r in records if r.get('global_step', 0) <= global_step]
-    if len(kept) < len(records):
-        write_json(os.path.join(directory, 'stats.json'), kept)
-
-
-def evaluated_epochs(directory: str) -> List[int]:
-    """Those whose evaluation is in stats.json: a training may be stopped before it is there."""
-    return [r['epoch_num'] for r in read_statistics(directory) if 'eval-clean/error-top1' in r and 'epoch_num' in r]

@@ -4,10 +4,10 @@ import os
 import cv2
 import numpy as np
 import pytest
-
 from evaluating import alone, evaluate
 from photos import photographs
-from setup_check import judge
+
+from evaluation.sanity import judge
 
 LABELS = np.arange(64) % 10
 RIGHT = LABELS.copy()

@@ -1,29 +1,22 @@
 """What an evaluation leaves behind: a file with one record for each strength of the attack and all that it depends on, and
 tables with a row for each image."""
-import argparse
 import contextlib
 import csv
 import json
-import os
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import numpy as np
 
-from checkpoint import checkpoint_files
-from evaluation import attacker_sha256
-from nets import Network
-from runtime.distributed import World
-from runtime.fingerprint import code_sha256, sha256_of_files, versions
+from evaluation.outcomes import Figures, Strength
+from evaluation.saved_images import file_name
 from runtime.files import WholeFile
-from outcomes import Figures, Strength
-from saved_images import MANIFEST, file_name
 from third_party.imagenet import Dataset
 
 Z_95 = 1.959963984540054  # the normal distribution's 97.5% quantile
 
 
 def wilson_interval(count: int, total: int) -> Tuple[float, float]:
-    """The 95% interval (Wilson 1927) of a rate of which `count` of `total` independent draws were seen."""
+    """Return the 95% interval (Wilson 1927) of a rate of which `count` of `total` independent draws were seen."""
     if not total:
         return 0.0, 1.0
     rate, z2 = count / total, Z_95 ** 2
@@ -34,7 +27,7 @@ def wilson_interval(count: int, total: int) -> Tuple[float, float]:
 
 
 def attack_record(strength: Strength, figures: Figures, *, saved: bool = False) -> Dict[str, Any]:
-    """One strength's record. Rates are fractions; `seconds` are those of its whole trajectory, of which strengths with
+    """Make one strength's record. Rates are fractions; `seconds` are those of its whole trajectory, of which strengths with
     the same step size share the beginning. `saved`: also the figures of the images as they were saved."""
     seconds = figures.seconds
     record = dict(attack_iter=strength.num_iter, epsilon=strength.epsilon, step_size=strength.step_used,
@@ -51,22 +44,10 @@ def attack_record(strength: Strength, figures: Figures, *, saved: bool = False) 
 
 
 def write_results(path: str, facts: Dict[str, Any], attacks: List[Dict[str, Any]]) -> None:
-    """JSON: `facts`, and the records under `attacks`. The file is there as a whole or not at all."""
+    """Write JSON: `facts`, and the records under `attacks`. The file is there as a whole or not at all."""
     with WholeFile(path) as f:
         json.dump(dict(facts, attacks=attacks), f, indent=1, sort_keys=True)
         f.write('\n')
-
-
-def evaluation_facts(options: argparse.Namespace, network: Network, dataset: Dataset, attacker: type,
-                     strengths: Sequence[Strength]) -> Dict[str, Any]:
-    """All that the outcomes of an evaluation depend on, but for rounding: two with the same facts are the same one."""
-    return dict(
-        arch=network.arch, depth=network.depth, classes=network.num_classes, image_size=options.image_size,
-        checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)), data_sha256=dataset.digest(options.data),
-        num_images=len(dataset), seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
-        attacker='%s:%s' % (attacker.__module__, attacker.__name__),
-        attacker_sha256=attacker_sha256(attacker), strengths=[list(s) for s in strengths],
-        saves_images=bool(options.save_adversarial), code_sha256=code_sha256(), versions=versions())
 
 
 PER_IMAGE_COLUMNS = ('index', 'path', 'label', 'attack_iter', 'epsilon', 'target', 'prediction', 'top5_correct', 'success')
@@ -93,11 +74,10 @@ class ImageTable:
 
 
 class ImageTables:
-    """The tables that were asked for, written by the chief: of the attacks, and the manifest of the saved images."""
+    """The tables that were asked for: of the attacks, and the manifest of the saved images."""
 
-    def __init__(self, per_image: Optional[str], saved: Optional[str], dataset: Dataset, strengths: Sequence[Strength],
-                 world: World):
-        self._wanted = [(per_image, False), (saved and os.path.join(saved, MANIFEST), True)] if world.is_chief else []
+    def __init__(self, per_image: Optional[str], manifest: Optional[str], dataset: Dataset, strengths: Sequence[Strength]):
+        self._wanted = [(per_image, False), (manifest, True)]
         self._dataset, self._strengths = dataset, strengths
 
     def __enter__(self) -> 'ImageTables':

@@ -1,7 +1,7 @@
 """tensorpack's HorovodTrainer, with this rank's share of threads, and with gradients accumulated over micro-batches."""
 from runtime.compat import tf  # before tensorpack
+
 from tensorpack.tfutils.sesscreate import NewSessionCreator
-from tensorpack.tfutils.tower import TrainTowerContext
 from tensorpack.train import HorovodTrainer
 
 from runtime.distributed import World

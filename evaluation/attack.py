@@ -1,0 +1,208 @@
+"""Attack every validation image with every strength, and say what became of each.
+
+An image's target label and noise depend on the seed and on its position in the sorted validation set alone. Images are
+attacked in the same batches whatever the number of ranks, and come back in the order of their positions, so what was
+finished is always the beginning of the set: an evaluation can be continued where it ended.
+"""
+import importlib
+import inspect
+import itertools
+import os
+import sys
+import time
+from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
+
+from runtime.compat import tf
+
+import numpy as np
+from tqdm import tqdm
+
+from adv_model import Attacker, AttackTower
+from evaluation.outcomes import OUTCOME, Strength, Tally
+from runtime import compat
+from runtime.distributed import World
+from runtime.errors import InputError, RunError
+from runtime.fingerprint import sha256_of_files
+from runtime.pixels import PIXEL
+from third_party.batches import Batch, validation_batches
+from third_party.imagenet import Dataset
+
+ROUNDING = 1e-5  # of float32, in [-1, 1], where budgets are compared
+
+
+def load_attacker(name: str) -> Type[Attacker]:
+    """Return the class that `module:Class` names; the module may lie in the current folder.
+
+    Raises InputError where there is none, or it isn't made like PGDAttacker.
+    """
+    module, _, attribute = name.partition(':')
+    before = list(sys.path)
+    sys.path.append(os.getcwd())
+    sys.modules.setdefault('compat', compat)  # attackers of before there were packages import `tf` from there
+    try:
+        attacker = getattr(importlib.import_module(module), attribute)
+        inspect.signature(attacker).bind(10, 16.0, 1.0, num_classes=1000, seed=0, loss_scale=1.0, xla=False)
+    except (Exception, SystemExit) as e:  # whatever somebody else's module does
+        raise InputError('the attacker %s can\'t be used, module:Class with the parameters of adv_model.PGDAttacker is '
+                         'expected (%s: %s)' % (name, type(e).__name__, e))
+    finally:
+        sys.path[:] = before
+    if not (inspect.isclass(attacker) and issubclass(attacker, Attacker)):
+        raise InputError('the attacker %s is no subclass of adv_model.Attacker' % name)
+    return attacker
+
+
+def attacker_sha256(attacker: type) -> str:
+    """Return the SHA-256 of the file that an attacker's class is in, which need not be this project's."""
+    return sha256_of_files([inspect.getfile(attacker)])
+
+
+# --- a batch ---------------------------------------------------------------------------------------------------------
+
+class Attacked(NamedTuple):
+    """A batch after an attack: images float32 in [-1, 1], (N,) target labels, -1 for none, and what it took."""
+    images: np.ndarray
+    targets: np.ndarray
+    seconds: float
+
+
+def same_trajectory(strengths: Sequence[Strength]) -> List[List[Strength]]:
+    """Group the strengths that differ in nothing but how far they go, by ascending steps."""
+    def trajectory(s: Strength) -> Tuple[float, float]:
+        return (s.epsilon, s.step_used) if s.num_iter else (0.0, 0.0)
+
+    ordered = sorted(set(strengths), key=lambda s: (trajectory(s), s.num_iter))
+    return [list(group) for _, group in itertools.groupby(ordered, trajectory)]
+
+
+def attacks(tower: AttackTower, session: tf.Session, batch: Batch, clean: np.ndarray,
+            strengths: Sequence[Strength]) -> Iterator[Tuple[Strength, Attacked]]:
+    """Attack a batch with every strength, in any order. clean: its images, in [-1, 1]."""
+    feed = {tower.image: batch.images, tower.label: batch.labels, tower.index: batch.indices}
+    for group in same_trajectory(strengths):
+        if group[0].num_iter == 0:  # every budget has the same clean images
+            for strength in group:
+                yield strength, Attacked(clean, np.full(len(clean), -1, np.int32), 0.0)
+        elif tower.shares_steps:
+            yield from along_trajectory(tower, session, feed, group)
+        else:
+            for strength in group:
+                begin = time.perf_counter()
+                images, targets = session.run(tower.attacked, {**feed, **settings(tower, strength)})
+                yield strength, Attacked(images, targets, time.perf_counter() - begin)
+
+
+def along_trajectory(tower: AttackTower, session: tf.Session, feed: Dict[tf.Tensor, Any],
+                     group: Sequence[Strength]) -> Iterator[Tuple[Strength, Attacked]]:
+    """Attack a batch once, with the longest of a group, and read the others off on the way."""
+    feed = {**feed, **settings(tower, group[0])}
+    begin, paused, done = time.perf_counter(), 0.0, 0
+    current, state, targets = session.run([tower.start, tower.initial_state, tower.target], feed)
+    for strength in group:
+        feed.update({tower.current: current, tower.towards: targets, tower.steps: strength.num_iter - done})
+        feed.update(zip(tower.state, state))
+        (current, state), done = session.run([tower.advanced, tower.next_state], feed), strength.num_iter
+        now = time.perf_counter()
+        yield strength, Attacked(current, targets, now - begin - paused)
+        paused += time.perf_counter() - now  # what others did with these images
+
+
+def settings(tower: AttackTower, strength: Strength) -> Dict[tf.Tensor, Any]:
+    return {tower.num_iter: strength.num_iter, tower.epsilon: strength.epsilon, tower.step_size: strength.step_size}
+
+
+# What keeps a batch's images after an attack: given the batch, the strength and the images in [-1, 1], returns what was
+# kept of them, uint8.
+Saver = Callable[[Batch, Strength, np.ndarray], np.ndarray]
+
+
+def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strengths: Sequence[Strength],
+                 save: Optional[Saver] = None) -> np.ndarray:
+    """Return (N, number of strengths) of OUTCOME. The seconds of a batch are divided among its images.
+
+    Raises RunError where an attacker leaves its budget, or makes pixels that are no numbers: a record would claim what was
+    not so.
+    """
+    outcomes = np.zeros((len(batch.labels), len(strengths)), OUTCOME)
+    clean = session.run(tower.clean, {tower.image: batch.images})
+    classification = [tower.prediction, tower.in_top5]
+    for strength, attacked in attacks(tower, session, batch, clean, strengths):
+        check_budget(attacked.images, clean, strength)
+        column = outcomes[:, strengths.index(strength)]
+        begin = time.perf_counter()
+        column['prediction'], column['top5_correct'] = session.run(
+            classification, {tower.current: attacked.images, tower.label: batch.labels})
+        # those of the attack; without one, of the classification
+        seconds = attacked.seconds if strength.num_iter else time.perf_counter() - begin
+        column['target'], column['seconds'] = attacked.targets, seconds / len(batch.labels)
+        if save is not None:
+            column['saved_prediction'], column['saved_top5_correct'] = session.run(
+                classification, {tower.image: save(batch, strength, attacked.images), tower.label: batch.labels})
+    return outcomes
+
+
+def check_budget(images: np.ndarray, clean: np.ndarray, strength: Strength) -> None:
+    """Raise RunError where attacked images, in [-1, 1], are not within the budget or not numbers."""
+    if not np.isfinite(images).all():
+        raise RunError('the attack with %g steps and epsilon %g made pixels that are no numbers: the network\'s logits or '
+                       'their gradient overflow (more easily in float16), or the attacker\'s do'
+                       % (strength.num_iter, strength.epsilon))
+    radius = strength.epsilon * PIXEL if strength.num_iter else 0.0
+    change = np.abs(images - clean).max()
+    if not (change <= radius + ROUNDING and np.abs(images).max() <= 1 + ROUNDING):
+        raise RunError('the attacker changed pixels by up to %.3f of 255, or left [0, 255]; its budget was %g'
+                       % (change / PIXEL, strength.epsilon))
+
+
+# --- the whole set ---------------------------------------------------------------------------------------------------
+
+def parts_of(total: int, batch: int, begin: int = 0) -> List[range]:
+    """Deal the positions from `begin` to `total` into batches.
+
+    They are the batches of the whole set: with another number of ranks, or continued, they hold the same images.
+    """
+    starts = [begin] + list(range(begin - begin % batch + batch, total, batch))
+    return [range(i, min(i + batch - i % batch, total)) for i in starts if i < total]
+
+
+def in_rounds(parts: Sequence[range], shares: Iterable[np.ndarray], world: World,
+              num_strengths: int) -> Iterator[Tuple[range, np.ndarray]]:
+    """Put together what ranks computed, one part of every rank at a time.
+
+    shares: the outcomes of this rank's parts, parts[world.rank::world.size]. Yields the same on all ranks: the next
+    positions, and (N, num_strengths) of OUTCOME.
+    """
+    shares = iter(shares)
+    for first in range(0, len(parts), world.size):
+        share = next(shares, None)  # in the last round some ranks have none
+        outcomes = world.gather(np.zeros((0, num_strengths), OUTCOME) if share is None else share)
+        outcomes['seconds'] /= world.size  # ranks work at the same time
+        yield range(parts[first].start, parts[min(first + world.size, len(parts)) - 1].stop), outcomes
+
+
+def evaluate(tower: AttackTower, session: tf.Session, dataset: Dataset, strengths: Sequence[Strength], world: World, *,
+             image_size: int, batch: int, begin: int = 0, save: Optional[Saver] = None) -> Iterator[Tuple[range, np.ndarray]]:
+    """Attack the images from position `begin` on, each rank its batches. All ranks must iterate to the end, or to the same
+    round.
+
+    Yields, on every rank, the next positions and what became of their images on all ranks, (N, number of strengths) of
+    OUTCOME: one batch of every rank at a time, so that nothing grows with the size of the set.
+    """
+    parts = parts_of(len(dataset), batch, begin)
+    batches = validation_batches(dataset, parts[world.rank::world.size], image_size=image_size)
+    shares = (attack_batch(tower, session, of_batch, strengths, save) for of_batch in batches)
+    return in_rounds(parts, shares, world, len(strengths))
+
+
+def with_progress(rounds: Iterator[Tuple[range, np.ndarray]], tally: Tally, world: World, *, total: int, begin: int = 0,
+                  description: str = 'evaluation') -> Iterator[Tuple[range, np.ndarray]]:
+    """Pass the rounds on, counted by `tally`, under a bar with the figures of the last strength."""
+    with tqdm(total=total, initial=begin, desc=description, unit='img', disable=not world.is_chief,
+              mininterval=1.0) as bar:
+        for positions, outcomes in rounds:
+            tally.add(positions, outcomes)
+            shown = tally.figures[-1]
+            bar.set_postfix_str('error %.4f, success %.4f' % (shown.rate('wrong_top1'), shown.rate('successes')),
+                                refresh=False)
+            bar.update(len(positions))
+            yield positions, outcomes

@@ -1,0 +1,230 @@
+"""A training, from its flags to its end: tensorpack's HorovodTrainer on every rank, evaluated between epochs."""
+import argparse
+import logging
+import shlex
+from typing import List, NamedTuple, Optional
+
+import runtime.compat  # noqa: F401  before tensorpack
+
+import numpy as np
+from tensorpack import Callback, TrainConfig, launch_train_with_config, logger
+from tensorpack.callbacks import MergeAllSummaries, MovingAverageSummary, RunUpdateOps, ScalarPrinter, ThroughputTracker
+from tensorpack.tfutils import DictRestore, SaverRestore
+
+import checkpoint
+from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker
+from evaluation.outcomes import Strength
+from kernels.mode import attack_settings, native_mode
+from nets import Network, find_network
+from runtime.agreement import check_agreement
+from runtime.distributed import HorovodWorld, World
+from runtime.errors import InputError
+from runtime.hardware import warn_of_cost
+from third_party.imagenet import Dataset, class_names, count_images, load_dataset
+from training.callbacks import LossGuard, Saver, ScheduledLearningRate, ScheduledPosition, StopOnSignal
+from training.input import errors_of_input, training_input
+from training.log_directory import (
+    OFFSET,
+    STEPS_PER_EPOCH,
+    TOTAL_BATCH,
+    LogName,
+    Start,
+    directory_to_resume,
+    newest_complete,
+    prepare_log_directory,
+    saved_checkpoints,
+    start_after,
+)
+from training.progress import Events, Progress, evaluation_table
+from training.records import Statistics, evaluated_epochs, forget_after
+from training.schedule import LearningRate, attack_iters_after
+from training.trainer import AccumulatingTrainer, SessionCreator
+from training.validation import DistributedEvaluation, Validation
+
+IMAGENET_CLASSES = 1000
+IMAGENET_TRAINING_IMAGES = 1281167  # the length of a --fake epoch
+SUMMARY_STEPS = 100
+
+
+class Inputs(NamedTuple):
+    """What the flags of a training name."""
+    network: Network
+    classes: List[str]
+    validation: Optional[Dataset]
+    weights: Optional[checkpoint.Weights]
+    attack: Strength
+
+
+class Plan(NamedTuple):
+    """Where a training begins, and its learning rate: the same on every rank."""
+    start: Start
+    schedule: LearningRate
+    catch_up: bool  # with the evaluation of the epoch before
+
+
+def run_training(options: argparse.Namespace) -> int:
+    """Run the training that the options describe, as one of its ranks; return 0 when it is complete, or a signal ended it.
+
+    Raises InputError where the options, the data or the checkpoint are wrong, or the data server falls silent, and
+    RunError where the training can't go on.
+    """
+    inputs = find_inputs(options)
+    world = HorovodWorld()
+    stopper = StopOnSignal(world)
+    check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load) if options.load else [],
+                    data=inputs.validation.listing(options.data) if inputs.validation else inputs.classes)
+    warn_of_cost(options.attack_dtype, options.xla)
+    plan = make_plan(options, inputs, world)
+    if plan.start.epoch <= options.max_epoch or plan.catch_up:
+        train(options, inputs, plan, world, stopper)
+    stopper.ignore()
+    if world.is_chief:
+        report_end(options, inputs, stopper)
+    return 0
+
+
+def find_inputs(options: argparse.Namespace) -> Inputs:
+    """Find what the flags name. Raises InputError where something is missing or does not fit."""
+    network = find_network(options.arch, options.depth)
+    classes = ['%d' % k for k in range(IMAGENET_CLASSES)] if options.fake else class_names(options.data, options.classes)
+    network = network._replace(num_classes=len(classes))
+    evaluated = not options.fake and options.training_eval != 'none'
+    validation = load_dataset(options.data, 'val', options.classes) if evaluated else None
+    weights = read_initial_weights(options, network) if options.load else None
+    attack = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
+    return Inputs(network, classes, validation, weights, attack)
+
+
+def read_initial_weights(options: argparse.Namespace, network: Network) -> checkpoint.Weights:
+    """Read the checkpoint of --load: of this network, or with --reset-head of one with other classes."""
+    weights = checkpoint.read_checkpoint(options.load)
+    if options.reset_head:
+        return checkpoint.without_head(weights, options.load, network)
+    return checkpoint.fit_checkpoint(weights, network, options.load)
+
+
+def training_attacker(attack: Strength, network: Network, *, xla: bool, loss_scale: float) -> Attacker:
+    if attack.num_iter == 0:
+        return NoOpAttacker()
+    return PGDAttacker(attack.num_iter, attack.epsilon, attack.step_size, num_classes=network.num_classes,
+                       clean_start_probability=CLEAN_START_PROBABILITY, xla=xla, loss_scale=loss_scale)
+
+
+# --- where it begins -------------------------------------------------------------------------------------------------
+
+def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan:
+    """Create or find the log directory, as the chief, and tell all ranks where in the schedule the training begins."""
+    # one rank lists the training images: a hundred ranks would keep a file server busy
+    images = IMAGENET_TRAINING_IMAGES if options.fake else \
+        world.from_chief(count_images(options.data, 'train') if world.is_chief else None)
+    total_batch = options.batch * world.size * options.accumulate
+    steps_per_epoch = options.steps_per_epoch or max(1, images // total_batch)
+    schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch)
+    start, catch_up = Start(steps_per_epoch), False
+    if world.is_chief:
+        start = prepare_chief(options, inputs, world.size, steps_per_epoch)
+        catch_up = bool(start.checkpoint and inputs.validation and start.epoch > 1 and not start.step_of_epoch
+                        and start.epoch - 1 not in evaluated_epochs(logger.get_logger_dir()))
+        logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
+                    'rate %g' % (len(inputs.classes), images, world.size, total_batch, steps_per_epoch, schedule.peak))
+        if start.former_batch not in (None, total_batch):
+            logger.info('the total batch was %d and is %d now: the learning rate follows it' % (
+                start.former_batch, total_batch))
+    else:
+        logger.setLevel('WARNING')
+    # the chief alone knows its disk
+    global_step, offset, catch_up = world.from_chief([start.global_step, start.offset, catch_up])
+    return Plan(start._replace(global_step=global_step, offset=offset), schedule, catch_up)
+
+
+def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps_per_epoch: int) -> Start:
+    """Create or find the log directory; return where in the schedule the training begins."""
+    name = LogName(options.arch, options.depth, options.batch, ranks, inputs.attack, options.logdir)
+    resumes = options.resume is not None
+    directory = (directory_to_resume(name, options.resume) if resumes else None) or name.path()
+    prepare_log_directory(directory, resume=resumes, overwrite=options.overwrite, keep=options.load)
+    start = find_start(options, directory, inputs.network, steps_per_epoch)
+    if resumes:
+        forget_after(directory, start.global_step)
+    if start.checkpoint:
+        logger.info('resuming from %s: %d steps were made, next is step %d of %d in epoch %d' % (
+            start.checkpoint, start.global_step, start.step_of_epoch + 1, steps_per_epoch, start.epoch))
+    elif resumes:
+        logger.info('--resume: there is no checkpoint yet in %s; the training begins anew' % directory)
+    return start
+
+
+def find_start(options: argparse.Namespace, directory: str, network: Network, steps_per_epoch: int) -> Start:
+    """Return where the chief begins: after the newest complete checkpoint with --resume, else where --starting-epoch says.
+
+    Raises InputError where that checkpoint is of another network.
+    """
+    newest = newest_complete(directory) if options.resume is not None else None
+    if newest:
+        checkpoint.fit_checkpoint(checkpoint.read_checkpoint(newest), network, newest)
+        return start_after(newest, steps_per_epoch)
+    if options.resume is not None and saved_checkpoints(directory):
+        raise InputError('none of the checkpoints in %s is complete: restore one, or delete them to begin anew' % directory)
+    # so that checkpoints and summaries of a training that goes on continue its count of steps
+    return Start(steps_per_epoch, (options.starting_epoch - 1) * steps_per_epoch)
+
+
+# --- its epochs, and its end -----------------------------------------------------------------------------------------
+
+def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World, stopper: StopOnSignal) -> None:
+    """Train for all epochs from the plan's start on."""
+    start, total_batch = plan.start, plan.schedule.total_batch
+    directory = logger.get_logger_dir()  # the chief's
+    settings = attack_settings(options.attack_dtype, options.xla)
+    attacker = training_attacker(inputs.attack, inputs.network, xla=settings['xla'], loss_scale=settings['loss_scale'])
+    model = AdversarialModel(inputs.network, attacker, options.image_size, mode=native_mode(),
+                             attack_mode=settings['attack_mode'])
+    position = ScheduledPosition(start, total_batch)
+    callbacks: List[Callback] = [
+        position, ScheduledLearningRate(plan.schedule, start.offset),
+        LossGuard(inputs.network.num_classes, world.rank, directory), ThroughputTracker(samples_per_step=total_batch),
+        stopper]
+    if world.is_chief:
+        stopper.saver = Saver(directory, options.save_every_steps, start.offset)
+        callbacks += [stopper.saver, Progress(start, total_batch=total_batch, max_epoch=options.max_epoch,
+                                              micro_batches=options.accumulate, attacked=inputs.attack.num_iter > 0)]
+    if inputs.validation is not None:
+        validation = Validation(inputs.network, inputs.validation, options.image_size, options.batch, options.max_epoch,
+                                inputs.attack.epsilon, inputs.attack.step_size, options.training_eval == 'clean')
+        callbacks.append(DistributedEvaluation(validation, world, stopper, catch_up=plan.catch_up))
+    # tensorpack's message about a failed training has an argument too many; logging would print a traceback about it
+    logging.raiseExceptions = False
+    data = training_input(options, inputs.network.num_classes)
+    if start.checkpoint:
+        restored = SaverRestore(start.checkpoint, ignore=[STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH])
+    else:
+        restored = DictRestore(dict(inputs.weights or {}, global_step=np.int64(start.global_step)))
+    with errors_of_input(data):
+        launch_train_with_config(TrainConfig(
+            model=model, data=data, callbacks=callbacks, steps_per_epoch=start.steps_per_epoch,
+            starting_epoch=start.epoch, max_epoch=options.max_epoch, session_creator=SessionCreator(world),
+            session_init=restored, monitors=[Events(start.global_step), Statistics(), ScalarPrinter()]
+            if world.is_chief else [], extra_callbacks=[
+                MovingAverageSummary(), MergeAllSummaries(period=SUMMARY_STEPS), RunUpdateOps()]),
+            AccumulatingTrainer(options.accumulate))
+    if position.completed_epochs < options.max_epoch and not stopper.stopped:
+        raise RuntimeError('the training ended early, after %d of %d epochs: see the log in %s'
+                           % (position.completed_epochs, options.max_epoch, directory))
+
+
+def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSignal) -> None:
+    """Say, as the chief, the last evaluation and the command that repeats it; or how to go on."""
+    directory = logger.get_logger_dir()
+    if stopper.stopped:
+        logger.info('stopped by a signal; the same command with --resume goes on from %s' % saved_checkpoints(directory)[0])
+        return
+    for line in evaluation_table(directory):
+        print(line)
+    if options.data:
+        iters = [0] if options.training_eval == 'clean' else attack_iters_after(options.max_epoch, options.max_epoch)
+        command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], '--arch', options.arch, '-d',
+                   str(options.depth), '--data', options.data, '--image-size', str(options.image_size), '--batch',
+                   str(options.batch), '--attack-iter', ','.join(map(str, iters)), '--attack-epsilon',
+                   '%g' % inputs.attack.epsilon, '--attack-step-size', '%g' % inputs.attack.step_size]
+        command += ['--classes', options.classes] if options.classes else []
+        print('To repeat it: ' + ' '.join(shlex.quote(word) for word in command), flush=True)
