@@ -1,6 +1,8 @@
-"""Attackers, and the towers that attack a network: one trains it on what comes of it, one measures (Section 5 of the paper).
+"""Attackers, and the towers that attack a network: one trains it on what comes of it, one measures (Section 5 of the
+paper).
 
-Inside of a tower images are NHWC, BGR, float32 in [-1, 1]. Budgets are given in units of a pixel, of 255, as in the paper.
+Inside of a tower images are NHWC, BGR, float32 in [-1, 1]. Budgets are given in units of a pixel, of 255, as in the
+paper.
 
     attacker = PGDAttacker(10, 16., 1., num_classes=1000)
     adversarial, target = attacker.attack(images, labels, lambda x: network.logits(x, Mode()))
@@ -64,8 +66,9 @@ class NoOpAttacker(Attacker):
 class PGDAttacker(Attacker):
     """Targeted projected gradient descent in the L-infinity ball (Madry et al. 2018; Section 5 of the paper).
 
-    The paper attacks with epsilon 16 and steps of 1; with 10 steps these are 1.6, as effective_step_size has it. A subclass
-    may replace the direction of a step (`initial_state`, `direction`), where the attack starts (`start`), or its targets.
+    The paper attacks with epsilon 16 and steps of 1; with 10 steps these are 1.6, as effective_step_size has it. A
+    subclass may replace the direction of a step (`initial_state`, `direction`), where the attack starts (`start`), or
+    its targets.
 
     Args:
         num_iter: steps, at least 1. epsilon, step_size: in pixels of 255; the step used is
@@ -114,13 +117,15 @@ class PGDAttacker(Attacker):
             noise *= tf.cast(tf.random_uniform([]) >= self.clean_start_probability, tf.float32)
         return self.project(image + noise, image)
 
-    def iterate(self, start: tf.Tensor, image: tf.Tensor, target: tf.Tensor, logits: Logits, *, num_iter: Any) -> tf.Tensor:
+    def iterate(self, start: tf.Tensor, image: tf.Tensor, target: tf.Tensor, logits: Logits, *,
+                num_iter: Any) -> tf.Tensor:
         """Take `num_iter` (a number or a scalar tensor) steps from `start`, where the state is the initial one."""
         return self.advance(start, self.initial_state(image), image, target, logits, num_iter=num_iter)[0]
 
-    def advance(self, adversarial: tf.Tensor, state: List[tf.Tensor], image: tf.Tensor, target: tf.Tensor, logits: Logits,
-                *, num_iter: Any) -> Tuple[tf.Tensor, List[tf.Tensor]]:
-        """Take `num_iter` steps from anywhere on a trajectory, with the state there; return where they end, and the state."""
+    def advance(self, adversarial: tf.Tensor, state: List[tf.Tensor], image: tf.Tensor, target: tf.Tensor,
+                logits: Logits, *, num_iter: Any) -> Tuple[tf.Tensor, List[tf.Tensor]]:
+        """Take `num_iter` steps from anywhere on a trajectory, with the state there; return where they end, and the
+        state."""
         def step(i: tf.Tensor, x: tf.Tensor, *state: tf.Tensor) -> List[tf.Tensor]:
             direction, after = self.direction(self.gradient(x, target, logits), list(state))
             for new, old in zip(after, state):
@@ -142,8 +147,8 @@ class PGDAttacker(Attacker):
     def move(self, adversarial: tf.Tensor, direction: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
         """Step to x - alpha sign(direction), and back into the ball.
 
-        Where the direction is NaN the pixel becomes NaN: TensorFlow 1's sign of NaN is 0, and an attack that stood still
-        would look like a robust network.
+        Where the direction is NaN the pixel becomes NaN: TensorFlow 1's sign of NaN is 0, and an attack that stood
+        still would look like a robust network.
         """
         moved = self.project(adversarial - self.step_size * PIXEL * tf.sign(direction), image)
         moved.set_shape(adversarial.shape)
@@ -179,7 +184,8 @@ def smoothed_loss(logits: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
 
 
 def is_wrong(logits: tf.Tensor, label: tf.Tensor, k: int) -> tf.Tensor:
-    """Tell of each image, (N,), whether the label is not among the k largest logits; of logits that are no numbers: so."""
+    """Tell of each image, (N,), whether the label is not among the k largest logits; of logits that are no numbers:
+    so."""
     return tf.logical_not(tf.nn.in_top_k(logits, label, min(k, int(logits.shape[1]))))
 
 
@@ -190,7 +196,8 @@ def most_likely(logits: tf.Tensor) -> tf.Tensor:
 
 
 def is_target(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
-    """Tell of each image, (N,), whether it is classified as its target label, the attack's success; not where that is -1."""
+    """Tell of each image, (N,), whether it is classified as its target label, the attack's success; not where that is
+    -1."""
     return tf.logical_and(tf.equal(most_likely(logits), target), target >= 0)
 
 
@@ -257,9 +264,9 @@ class AttackTower:
     """The tower that measures: placeholders, and the tensors of an attack that can be taken in parts.
 
     The attack of a batch can be read off on its way: one of 100 steps of size 1 passes the result of 50 of them. Feed
-    `image` for `clean`, `target` and `start`; then `image`, `current`, `state`, `towards` and `steps` for `advanced`. Where
-    `shares_steps` is False there is only `attacked`, the whole attack with its targets. Build it in the graph that has,
-    or will get, the network's variables.
+    `image` for `clean`, `target` and `start`; then `image`, `current`, `state`, `towards` and `steps` for `advanced`.
+    Where `shares_steps` is False there is only `attacked`, the whole attack with its targets. Build it in the graph
+    that has, or will get, the network's variables.
 
     Args:
         attacker: a class with PGDAttacker's parameters, which are given as scalar tensors. mode: of the classification;

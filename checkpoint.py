@@ -48,12 +48,12 @@ def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 
 def tf_prefix(path: str) -> str:
-    """Of a TF checkpoint that is named by one of its files, or by the prefix itself."""
+    """Return the prefix of a TF checkpoint that is named by one of its files, or by the prefix itself."""
     return re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
 
 
 def checkpoint_files(path: str) -> List[str]:
-    """The files that hold a checkpoint's weights, sorted."""
+    """List the files that hold a checkpoint's weights, sorted."""
     if path.endswith('.npz'):
         return [path]
     prefix = tf_prefix(path)
@@ -74,20 +74,21 @@ def read_tf_checkpoint(path: str) -> Weights:
 
 
 def num_classes(weights: Weights, path: str) -> int:
-    """Of the network whose weights these are."""
+    """Return the number of classes of the network whose weights these are."""
     if 'linear/b' not in weights or weights['linear/b'].ndim != 1:
-        raise InputError('checkpoint %s has no linear/b with one value a class: it is not of a network of the zoo' % path)
+        raise InputError('checkpoint %s has no linear/b with one value a class: it is not of a network of the zoo'
+                         % path)
     return len(weights['linear/b'])
 
 
 def without_head(weights: Weights, path: str, network: Network) -> Weights:
-    """All weights but those of the last layer, which depends on the classes. Raises InputError, as below."""
+    """Return all weights but those of the last layer, which depends on the classes. Raises InputError, as below."""
     fit_checkpoint(weights, network._replace(num_classes=num_classes(weights, path)), path)
     return {name: value for name, value in weights.items() if not name.startswith('linear/')}
 
 
 def fit_checkpoint(weights: Weights, network: Network, path: str) -> Weights:
-    """The weights as float32, if they are exactly those of the network.
+    """Return the weights as float32, if they are exactly those of the network.
 
     Raises InputError that names the missing, extra and wrongly shaped variables and, where one of the zoo's networks
     would fit, its flags.
@@ -108,7 +109,7 @@ def fit_checkpoint(weights: Weights, network: Network, path: str) -> Weights:
 
 
 def misfits(weights: Weights, network: Network) -> List[str]:
-    """What doesn't fit, in words; empty where all does."""
+    """Say what doesn't fit, in words; nothing where all does."""
     expected = network.variable_shapes()
     missing = sorted(set(expected) - set(weights))
     extra = sorted(set(weights) - set(expected))

@@ -1,4 +1,5 @@
-"""Denoising blocks: an operation that denoises a feature map, a 1x1 convolution, and the sum with the map (Section 4)."""
+"""Denoising blocks: an operation that denoises a feature map, a 1x1 convolution, and the sum with the map (Section
+4)."""
 from typing import Callable
 
 from runtime.compat import tf
@@ -45,8 +46,8 @@ def embedding(x: tf.Tensor, name: str, channels: int, mode: Mode) -> tf.Tensor:
 def non_local_softmax(x: tf.Tensor, mode: Mode) -> tf.Tensor:
     """Compute non-local means, embedded Gaussian: y_i = sum_j softmax_j(theta(x_i) . phi(x_j) / sqrt(d)) x_j.
 
-    Section 4.2's "Gaussian (softmax)": weights over all positions j, from embeddings of d = half the channels. After four
-    groups of ResNet-152 the paper gains 3.2 points of accuracy under 10 steps with it (55.7%, 52.5% without).
+    Section 4.2's "Gaussian (softmax)": weights over all positions j, from embeddings of d = half the channels. After
+    four groups of ResNet-152 the paper gains 3.2 points of accuracy under 10 steps with it (55.7%, 52.5% without).
     """
     channels = num_channels(x, mode) // 2
     theta = as_matrix(embedding(x, 'embedding_theta', channels, mode), mode)
@@ -61,8 +62,8 @@ def non_local_softmax(x: tf.Tensor, mode: Mode) -> tf.Tensor:
 def non_local_dot_product(x: tf.Tensor, mode: Mode) -> tf.Tensor:
     """Compute non-local means, dot product without embedding: y_i = 1/N sum_j (x_i . x_j) x_j over the N positions.
 
-    Section 4.2: its weights need not sum to 1, so N normalises them. The product of the three matrices is associative; the
-    cheaper of its two orders depends on the sizes.
+    Section 4.2: its weights need not sum to 1, so N normalises them. The product of the three matrices is associative;
+    the cheaper of its two orders depends on the sizes.
     """
     m, positions = as_matrix(x, mode), num_positions(x, mode)
     m_t = tf.transpose(m, [0, 2, 1]) / positions  # divided before it is summed over: float16 ends at 65504

@@ -62,8 +62,8 @@ class Classifier:
         return self._run([self._tower.logits], {self._tower.image: self._checked(images)})[0]
 
     def classify(self, images: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """Return the (N,) int32 predictions of images, -1 where logits are no numbers, and whether (N,) labels are in the
-        top 5."""
+        """Return the (N,) int32 predictions of images, -1 where logits are no numbers, and whether (N,) labels are in
+        the top 5."""
         images = self._checked(images)
         feed = {self._tower.image: images, self._tower.label: self._checked_labels(labels, len(images))}
         prediction, in_top5 = self._run([self._tower.prediction, self._tower.in_top5], feed)

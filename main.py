@@ -88,7 +88,8 @@ def command_line() -> Parser:
     data.add_argument('--classes', metavar='FILE', help='class names, one a line, in label order')
     data.add_argument('--image-size', type=positive_int, default=224, metavar='S', help='height and width (224)')
     data.add_argument('--fake', action='store_true', help='train on constant data, without a data server')
-    data.add_argument('--no-zmq-ops', action='store_true', help='receive training data in Python instead of by the native op')
+    data.add_argument('--no-zmq-ops', action='store_true',
+                      help='receive training data in Python instead of by the native op')
     data.add_argument('--endpoint', help='of the data server; by default the one of this batch and image size')
     attack = parser.add_argument_group('attack')
     attack.add_argument('--attack-iter', type=several(natural), default=[30], metavar='K[,K...]',
@@ -108,20 +109,22 @@ def command_line() -> Parser:
     which.add_argument('--eval-directory', metavar='DIR', help='classify all images below a folder with --load')
     job.add_argument('--results', metavar='FILE', help='where the figures of --eval go, as JSON')
     job.add_argument('--per-image', metavar='FILE', help='where a row for each image and attack goes, as CSV')
-    job.add_argument('--save-adversarial', metavar='DIR', help='where the attacked images go, as PNG with a manifest.csv')
+    job.add_argument('--save-adversarial', metavar='DIR',
+                     help='where the attacked images go, as PNG with a manifest.csv')
     job.add_argument('--journal', metavar='FILE',
                      help='keeps what --eval has finished; the same command continues from it')
     job.add_argument('--attacker', metavar='MODULE:CLASS', help='another attack in place of PGD')
     job.add_argument('--prediction-file', default='predictions.txt', metavar='FILE',
                      help='where the lines `path,label` go (predictions.txt)')
-    job.add_argument('--labels', metavar='MANIFEST', help='of the images of --eval-directory, for error and success rates')
+    job.add_argument('--labels', metavar='MANIFEST',
+                     help='of the images of --eval-directory, for error and success rates')
     training = parser.add_argument_group('training')
     training.add_argument('--logdir', help='a suffix for the log directory\'s name below train_log/')
     earlier = training.add_mutually_exclusive_group()
     earlier.add_argument('--overwrite', action='store_true', help='delete a log directory that is there already')
     earlier.add_argument('--resume', nargs='?', const='', metavar='DIR',
-                         help='go on from the newest complete checkpoint of this log directory; without DIR: of the one '
-                              'of these flags, under any number of ranks and batch; begin where there is none yet')
+                         help='go on from the newest complete checkpoint of this log directory; without DIR: of the '
+                              'one of these flags, under any number of ranks and batch; begin where there is none yet')
     training.add_argument('--reset-head', action='store_true',
                           help='--load all but the last layer, which begins anew: for other classes')
     training.add_argument('--accumulate', type=positive_int, default=1, metavar='N',
@@ -162,8 +165,8 @@ def check_outputs(options: argparse.Namespace) -> None:
 
 def check_options(options: argparse.Namespace) -> None:
     """Raise InputError for flags that are wrong or don't go together."""
-    for flag in ('load', 'data', 'classes', 'endpoint', 'results', 'per_image', 'save_adversarial', 'journal', 'attacker',
-                 'eval_directory', 'prediction_file', 'labels'):
+    for flag in ('load', 'data', 'classes', 'endpoint', 'results', 'per_image', 'save_adversarial', 'journal',
+                 'attacker', 'eval_directory', 'prediction_file', 'labels'):
         if getattr(options, flag) == '':  # most likely a shell variable that is not set
             raise InputError('--%s is empty' % flag.replace('_', '-'))
     if options.logdir and ('/' in options.logdir or options.logdir in ('.', '..')):

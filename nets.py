@@ -12,8 +12,8 @@ from kernels.mode import Mode
 from resnet_model import backbone
 from runtime.errors import InputError
 
-# name -> what its backbone is called with (Section 6): denoising after each of the four groups is the paper's default; the
-# network of the winning entry to CAAD 2018 (6.2) is a ResNeXt 32x8d with denoising after every residual block
+# name -> what its backbone is called with (Section 6): denoising after each of the four groups is the paper's default;
+# the network of the winning entry to CAAD 2018 (6.2) is a ResNeXt 32x8d with denoising after every residual block
 ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     'ResNet': {},
     'ResNetDenoise': dict(after_group=denoising_block(non_local_softmax)),
@@ -36,7 +36,8 @@ class Network(NamedTuple):
     num_classes: int = 1000
 
     def logits(self, image: tf.Tensor, mode: Mode) -> tf.Tensor:
-        """Compute logits: (N, H, W, 3) float32 images, BGR in [-1, 1] -> (N, num_classes) float32. H, W must be known."""
+        """Compute logits: (N, H, W, 3) float32 images, BGR in [-1, 1] -> (N, num_classes) float32. H, W must be
+        known."""
         with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
             return backbone(image, DEPTHS[self.depth], self.num_classes, mode, **ARCHITECTURES[self.arch])
 

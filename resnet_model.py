@@ -1,7 +1,7 @@
 """The backbone: a bottleneck ResNet or ResNeXt, post-activation, as in Section 6 of the paper.
 
-Every function takes a feature map and a `Mode`, which says how to compute it. Variables are created or reused by name, so
-the same function builds the training tower and the attacker's copy of the network.
+Every function takes a feature map and a `Mode`, which says how to compute it. Variables are created or reused by name,
+so the same function builds the training tower and the attacker's copy of the network.
 """
 from typing import Callable, List, NamedTuple, Optional
 
@@ -46,7 +46,8 @@ class ConvNorm(NamedTuple):
     stride: int = 1
 
     def folded(self) -> FoldedConvolution:
-        """Return the one convolution that this is while BatchNorm is in test mode, an affine map with constant numbers."""
+        """Return the one convolution that this is while BatchNorm is in test mode, an affine map with constant
+        numbers."""
         with constant_during_attack():
             scale = self.gamma * tf.rsqrt(self.variance + BATCH_NORM_EPSILON)
             return FoldedConvolution(self.w * scale, self.beta - self.mean * scale, self.stride)
@@ -58,7 +59,8 @@ def conv_norm_layer(name: str, shape: List[int], *, stride: int = 1, initial_gam
     Convolutions begin with a variance of 2 / (kernel area x channels out), He et al.'s initialisation by fan-out.
     """
     with tf.variable_scope(name):
-        w = weight('W', shape, tf.variance_scaling_initializer(scale=2.0, mode='fan_out', distribution='untruncated_normal'))
+        he_normal = tf.variance_scaling_initializer(scale=2.0, mode='fan_out', distribution='untruncated_normal')
+        w = weight('W', shape, he_normal)
         with tf.variable_scope('bn'):
             gamma = weight('gamma', shape[3:], tf.constant_initializer(initial_gamma))
             beta = weight('beta', shape[3:], tf.zeros_initializer())
@@ -150,8 +152,8 @@ def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mo
     """Compute logits: stem, four groups of bottlenecks, global average pool, linear layer.
 
     Args:
-        image: (N, H, W, 3) float32 in [-1, 1], BGR. num_blocks: bottlenecks in each group. groups, width_per_group: of the
-            3x3 convolutions in the first group of bottlenecks; the width doubles from group to group.
+        image: (N, H, W, 3) float32 in [-1, 1], BGR. num_blocks: bottlenecks in each group. groups, width_per_group: of
+            the 3x3 convolutions in the first group of bottlenecks; the width doubles from group to group.
         after_group, after_block: a denoising block that follows every group, or every bottleneck.
     Returns:
         (N, num_classes) float32.

@@ -120,8 +120,8 @@ def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strength
                  save: Optional[Saver] = None) -> np.ndarray:
     """Return (N, number of strengths) of OUTCOME. The seconds of a batch are divided among its images.
 
-    Raises RunError where an attacker leaves its budget, or makes pixels that are no numbers: a record would claim what was
-    not so.
+    Raises RunError where an attacker leaves its budget, or makes pixels that are no numbers: a record would claim what
+    was not so.
     """
     outcomes = np.zeros((len(batch.labels), len(strengths)), OUTCOME)
     clean = session.run(tower.clean, {tower.image: batch.images})
@@ -144,8 +144,8 @@ def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strength
 def check_budget(images: np.ndarray, clean: np.ndarray, strength: Strength) -> None:
     """Raise RunError where attacked images, in [-1, 1], are not within the budget or not numbers."""
     if not np.isfinite(images).all():
-        raise RunError('the attack with %g steps and epsilon %g made pixels that are no numbers: the network\'s logits or '
-                       'their gradient overflow (more easily in float16), or the attacker\'s do'
+        raise RunError('the attack with %g steps and epsilon %g made pixels that are no numbers: the network\'s logits '
+                       'or their gradient overflow (more easily in float16), or the attacker\'s do'
                        % (strength.num_iter, strength.epsilon))
     radius = strength.epsilon * PIXEL if strength.num_iter else 0.0
     change = np.abs(images - clean).max()
@@ -181,9 +181,10 @@ def in_rounds(parts: Sequence[range], shares: Iterable[np.ndarray], world: World
 
 
 def evaluate(tower: AttackTower, session: tf.Session, dataset: Dataset, strengths: Sequence[Strength], world: World, *,
-             image_size: int, batch: int, begin: int = 0, save: Optional[Saver] = None) -> Iterator[Tuple[range, np.ndarray]]:
-    """Attack the images from position `begin` on, each rank its batches. All ranks must iterate to the end, or to the same
-    round.
+             image_size: int, batch: int, begin: int = 0,
+             save: Optional[Saver] = None) -> Iterator[Tuple[range, np.ndarray]]:
+    """Attack the images from position `begin` on, each rank its batches. All ranks must iterate to the end, or to the
+    same round.
 
     Yields, on every rank, the next positions and what became of their images on all ranks, (N, number of strengths) of
     OUTCOME: one batch of every rank at a time, so that nothing grows with the size of the set.

@@ -1,8 +1,8 @@
 """The journal of an evaluation: what became of the images so far, on disk, so that a run that died can be continued.
 
-A text file. Its first line says which evaluation it is of, every other one holds the outcomes of some images, in the order
-of the validation set. Before each line stands the CRC-32 of the rest of it: a line that a crash cut off is recognised
-and overwritten.
+A text file. Its first line says which evaluation it is of, every other one holds the outcomes of some images, in the
+order of the validation set. Before each line stands the CRC-32 of the rest of it: a line that a crash cut off is
+recognised and overwritten.
 """
 import contextlib
 import fcntl
@@ -78,7 +78,7 @@ class Journal:
             sync_folder(self._path)
 
     def _check(self, header: Dict[str, Any], num_images: int) -> int:
-        """Sets `num_done`; returns where the next line goes. Raises InputError for what is not to be continued."""
+        """Set `num_done`; return where the next line goes. Raises InputError for what is not to be continued."""
         end = 0
         for line, end in self._lines(header):
             if not self.existed:
@@ -102,7 +102,7 @@ class Journal:
                              % (self._path, '; '.join(differing)))
 
     def _lines(self, header: Optional[Dict[str, Any]] = None) -> Iterator[Tuple[Dict[str, Any], int]]:
-        """Every whole line, with the position after it.
+        """Yield every whole line, with the position after it.
 
         A crash may have cut off the last one. If that is the first, too, it must be a beginning of the `header`:
         nobody else's file is written over.
@@ -122,7 +122,7 @@ class Journal:
             yield content, end
 
     def replay(self) -> Iterator[Tuple[range, np.ndarray]]:
-        """The outcomes so far, as `evaluation.evaluate` gave them."""
+        """Yield the outcomes so far, as `evaluate` gave them."""
         for line, _ in itertools.islice(self._lines(), 1, None):
             outcomes = np.zeros((line['count'], self._num_strengths), OUTCOME)
             for name in OUTCOME.names:
@@ -130,7 +130,8 @@ class Journal:
             yield range(line['first'], line['first'] + line['count']), outcomes
 
     def append(self, positions: range, outcomes: np.ndarray) -> None:
-        """The outcomes of the next images, (N, number of strengths) of OUTCOME. They are on the disk afterwards."""
+        """Write the outcomes of the next images, (N, number of strengths) of OUTCOME. They are on the disk
+        afterwards."""
         try:
             self._write(dict({name: outcomes[name].tolist() for name in OUTCOME.names}, first=positions.start,
                              count=len(positions)))
@@ -150,7 +151,7 @@ def line_of(content: Dict[str, Any]) -> bytes:
 
 
 def parsed(line: bytes) -> Optional[Dict[str, Any]]:
-    """The content of a line; None where it isn't whole."""
+    """Return the content of a line; None where it isn't whole."""
     checksum, _, text = line[:-1].partition(b' ')
     if not line.endswith(b'\n') or checksum != b'%08x' % zlib.crc32(text):
         return None

@@ -19,12 +19,12 @@ class Strength(NamedTuple):
 
     @property
     def step_used(self) -> float:
-        """The attack's alpha; 0 without an attack."""
+        """Return the attack's alpha, in pixels; 0 without an attack."""
         return effective_step_size(self.num_iter, self.epsilon, self.step_size) if self.num_iter else 0.0
 
     @property
     def epsilon_text(self) -> str:
-        """All of its digits, and none for nothing: 16, 5.5."""
+        """Write epsilon with all of its digits, and none for nothing: 16, 5.5."""
         text = repr(float(self.epsilon))
         return text[:-2] if text.endswith('.0') else text
 
@@ -67,11 +67,11 @@ class Tally:
     """Adds up: `figures` has one element for each strength."""
 
     def __init__(self, labels: Sequence[int], num_strengths: int):
-        """labels: of the whole validation set, by position."""
+        """Begin with nothing. labels: those of the whole validation set, by position."""
         self._labels = labels
         self.figures: List[Figures] = [Figures()] * num_strengths
 
     def add(self, positions: range, outcomes: np.ndarray) -> None:
-        """outcomes: (len(positions), number of strengths) of OUTCOME."""
+        """Count images. outcomes: (len(positions), number of strengths) of OUTCOME."""
         labels = np.array(self._labels[positions.start:positions.stop])
         self.figures = [old.plus(count(labels, column)) for old, column in zip(self.figures, outcomes.T)]

@@ -1,4 +1,5 @@
-"""All that is kept of an evaluation, behind one object: journal, tables, saved images, results. The chief's, or nobody's."""
+"""All that is kept of an evaluation, behind one object: journal, tables, saved images, results. The chief's, or
+nobody's."""
 import argparse
 import os
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
@@ -37,7 +38,8 @@ def evaluation_facts(options: argparse.Namespace, inputs: Inputs) -> Dict[str, A
     network, attacker = inputs.network, inputs.attacker
     return dict(
         arch=network.arch, depth=network.depth, classes=network.num_classes, image_size=options.image_size,
-        checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)), data_sha256=inputs.dataset.digest(options.data),
+        checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)),
+        data_sha256=inputs.dataset.digest(options.data),
         num_images=len(inputs.dataset), seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
         attacker='%s:%s' % (attacker.__module__, attacker.__name__), attacker_sha256=attacker_sha256(attacker),
         strengths=[list(s) for s in inputs.strengths], saves_images=bool(options.save_adversarial),

@@ -1,5 +1,5 @@
-"""What an evaluation leaves behind: a file with one record for each strength of the attack and all that it depends on, and
-tables with a row for each image."""
+"""What an evaluation leaves behind: a file with one record for each strength of the attack and all that it depends on,
+and tables with a row for each image."""
 import contextlib
 import csv
 import json
@@ -27,8 +27,8 @@ def wilson_interval(count: int, total: int) -> Tuple[float, float]:
 
 
 def attack_record(strength: Strength, figures: Figures, *, saved: bool = False) -> Dict[str, Any]:
-    """Make one strength's record. Rates are fractions; `seconds` are those of its whole trajectory, of which strengths with
-    the same step size share the beginning. `saved`: also the figures of the images as they were saved."""
+    """Make one strength's record. Rates are fractions; `seconds` are those of its whole trajectory, of which strengths
+    with the same step size share the beginning. `saved`: also the figures of the images as they were saved."""
     seconds = figures.seconds
     record = dict(attack_iter=strength.num_iter, epsilon=strength.epsilon, step_size=strength.step_used,
                   num_images=figures.num_images)
@@ -50,11 +50,13 @@ def write_results(path: str, facts: Dict[str, Any], attacks: List[Dict[str, Any]
         f.write('\n')
 
 
-PER_IMAGE_COLUMNS = ('index', 'path', 'label', 'attack_iter', 'epsilon', 'target', 'prediction', 'top5_correct', 'success')
+PER_IMAGE_COLUMNS = ('index', 'path', 'label', 'attack_iter', 'epsilon', 'target', 'prediction', 'top5_correct',
+                     'success')
 
 
 class ImageTable:
-    """Rows of PER_IMAGE_COLUMNS for every image and strength; in a manifest, of the images as saved, and their files."""
+    """Rows of PER_IMAGE_COLUMNS for every image and strength; in a manifest, of the images as saved, and their
+    files."""
 
     def __init__(self, file: Any, dataset: Dataset, strengths: Sequence[Strength], *, manifest: bool = False):
         self._dataset, self._strengths, self._manifest = dataset, strengths, manifest
@@ -62,7 +64,7 @@ class ImageTable:
         self._rows.writerow((('file',) if manifest else ()) + PER_IMAGE_COLUMNS)
 
     def write(self, positions: range, outcomes: np.ndarray) -> None:
-        """outcomes: (len(positions), number of strengths) of OUTCOME."""
+        """Write the rows of some images. outcomes: (len(positions), number of strengths) of OUTCOME."""
         prefix = 'saved_' if self._manifest else ''
         for position, of_image in zip(positions, outcomes):
             label = self._dataset.labels[position]
@@ -76,7 +78,8 @@ class ImageTable:
 class ImageTables:
     """The tables that were asked for: of the attacks, and the manifest of the saved images."""
 
-    def __init__(self, per_image: Optional[str], manifest: Optional[str], dataset: Dataset, strengths: Sequence[Strength]):
+    def __init__(self, per_image: Optional[str], manifest: Optional[str], dataset: Dataset,
+                 strengths: Sequence[Strength]):
         self._wanted = [(per_image, False), (manifest, True)]
         self._dataset, self._strengths = dataset, strengths
 

@@ -68,7 +68,8 @@ def find_inputs(options: argparse.Namespace) -> Inputs:
 
 
 @contextlib.contextmanager
-def attacked_network(options: argparse.Namespace, inputs: Inputs, world: World) -> Iterator[Tuple[AttackTower, tf.Session]]:
+def attacked_network(options: argparse.Namespace, inputs: Inputs,
+                     world: World) -> Iterator[Tuple[AttackTower, tf.Session]]:
     """Build the tower, and a session in which its network has its weights."""
     ask_for_determinism()
     with tf.Graph().as_default() as graph:

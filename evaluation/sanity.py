@@ -1,7 +1,7 @@
 """Before a long evaluation: do checkpoint, images and labels look as if they belonged together?
 
-A sample of the validation images is classified clean, as they are and with their channels swapped. What looks wrong is a
-warning, not an error: a bad network may be what somebody wants to measure.
+A sample of the validation images is classified clean, as they are and with their channels swapped. What looks wrong is
+a warning, not an error: a bad network may be what somebody wants to measure.
 """
 from typing import List
 
@@ -14,8 +14,8 @@ from runtime.distributed import World
 from third_party.batches import validation_batches
 from third_party.imagenet import Dataset
 
-# Images, spread over the whole set: the first ones of ImageNet's are all of one class. A robust network, which loses some
-# 12 points with its channels exchanged, is found out by 256 of them, and by 64 seldom.
+# Images, spread over the whole set: the first ones of ImageNet's are all of one class. A robust network, which loses
+# some 12 points with its channels exchanged, is found out by 256 of them, and by 64 seldom.
 SAMPLE = 256
 FEW = 20  # with fewer images an error of 95% says little
 HIGH_ERROR = 0.95
@@ -24,7 +24,7 @@ SIGNIFICANT = 3.3  # standard deviations: one false alarm in two thousand
 
 def suspicions(tower: AttackTower, session: tf.Session, dataset: Dataset, world: World, *, image_size: int,
                batch: int) -> List[str]:
-    """What looks wrong, one sentence each; nothing where all looks well. All ranks must call it."""
+    """Say what looks wrong, one sentence each; nothing where all looks well. All ranks must call it."""
     positions = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE).astype(int)).tolist()
     mine = positions[world.rank::world.size]
     parts = [mine[i:i + batch] for i in range(0, len(mine), batch)]
@@ -36,7 +36,7 @@ def suspicions(tower: AttackTower, session: tf.Session, dataset: Dataset, world:
 
 
 def judge(labels: np.ndarray, predictions: np.ndarray, swapped: np.ndarray) -> List[str]:
-    """The suspicions about (N,) labels, and predictions of the images and of those with swapped channels."""
+    """Compare (N,) labels with predictions of the images and of those with swapped channels; say what looks wrong."""
     found = []
     right = predictions == labels
 
@@ -44,8 +44,9 @@ def judge(labels: np.ndarray, predictions: np.ndarray, swapped: np.ndarray) -> L
         return '%.0f%% of %d images' % (100 * (1 - correct.mean()), len(labels))
 
     if more_often(swapped == labels, right, labels):
-        found.append('RGB and BGR are likely swapped: the clean error is %s, and %s with red and blue exchanged. Networks '
-                     'of this zoo see BGR; was this checkpoint trained on RGB?' % (error(right), error(swapped == labels)))
+        found.append('RGB and BGR are likely swapped: the clean error is %s, and %s with red and blue exchanged. '
+                     'Networks of this zoo see BGR; was this checkpoint trained on RGB?'
+                     % (error(right), error(swapped == labels)))
     for shift in (1, -1):
         shifted = predictions == labels + shift
         if more_often(shifted, right, labels):
@@ -60,7 +61,7 @@ def judge(labels: np.ndarray, predictions: np.ndarray, swapped: np.ndarray) -> L
 
 
 def more_often(a: np.ndarray, b: np.ndarray, labels: np.ndarray) -> bool:
-    """Whether `a` is true clearly more often than `b`: McNemar's test on where they differ.
+    """Tell whether `a` is true clearly more often than `b`: McNemar's test on where they differ.
 
     In several classes, since a network that always says the same may by chance have the more frequent one.
     """

@@ -1,7 +1,7 @@
 """Attacked images on disk: PNG files of whole pixel values, still within the budget, and a manifest of them.
 
-A manifest is a CSV with at least the columns `file` (relative to the manifest) and `label`. With it the images are scored
-again, by another network (prediction.py).
+A manifest is a CSV with at least the columns `file` (relative to the manifest) and `label`. With it the images are
+scored again, by another network (prediction.py).
 """
 import csv
 import os
@@ -34,7 +34,7 @@ def file_name(position: int, strength: Strength) -> str:
 
 
 def prepare_directory(path: str, strengths: Sequence[Strength], *, continued: bool, done: int) -> int:
-    """Create it, as the chief; returns what `check_directory` needs.
+    """Create the folder, as the chief; return what `check_directory` needs.
 
     Raises InputError where it can't be written, holds something that is not of this evaluation, or lacks images of the
     first `done` positions of one that is continued.
@@ -60,15 +60,15 @@ def prepare_directory(path: str, strengths: Sequence[Strength], *, continued: bo
 
 
 def check_directory(path: str, token: int) -> None:
-    """Raises InputError, at a rank on another machine, where this is not the folder that the chief prepared."""
+    """Raise InputError, at a rank on another machine, where this is not the folder that the chief prepared."""
     try:
         with open(os.path.join(path, TOKEN)) as f:
             same = f.read() == '%d\n' % token
     except OSError:
         same = False
     if not same or not os.access(path, os.W_OK):
-        raise InputError('%s is not the same folder, or can\'t be written, on %s: --save-adversarial needs one that all '
-                         'machines share' % (path, socket.gethostname()))
+        raise InputError('%s is not the same folder, or can\'t be written, on %s: --save-adversarial needs one that '
+                         'all machines share' % (path, socket.gethostname()))
 
 
 class ImageWriter:
@@ -93,7 +93,8 @@ class Listed(NamedTuple):
 
 
 def read_manifest(path: str) -> Dict[str, Listed]:
-    """{real path of an image: what the manifest says of it}. Raises InputError, naming the line, for a malformed one."""
+    """Return {real path of an image: what the manifest says of it}. Raises InputError, naming the line of what is
+    wrong."""
     folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
     listed: Dict[str, Listed] = {}
     try:

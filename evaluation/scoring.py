@@ -80,7 +80,8 @@ def read_image(path: str, image_size: int, listed: Dict[str, Listed]) -> Image:
 
 
 def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
-    """Read the manifest that is given, or else the folder's own; empty without. Somebody else's manifest.csv is none."""
+    """Read the manifest that is given, or else the folder's own; empty without. Somebody else's manifest.csv is
+    none."""
     own = os.path.join(directory, MANIFEST)
     if given:
         return read_manifest(given)
@@ -135,12 +136,14 @@ def check_listed(listed: Dict[str, Listed], paths: Sequence[str], classifier: Cl
 
 def classified(classifier: Classifier, chunk: Sequence[Image],
                listed: Dict[str, Listed]) -> Iterator[Tuple[str, int, bool, str]]:
-    """Yield (path, prediction, whether a listed image's label is in the top 5, what is wrong) of images, in their order."""
+    """Yield (path, prediction, whether a listed image's label is in the top 5, what is wrong) of images, in their
+    order."""
     readable = [(path, image) for path, image, _ in chunk if image is not None]
     results: Iterator[Tuple[int, bool]] = iter(())
     if readable:
-        labels = [listed[real].label if real in listed else 0 for real in (os.path.realpath(path) for path, _ in readable)]
-        results = zip(*classifier.classify(np.stack([image for _, image in readable]), np.array(labels)))
+        rows = [listed.get(os.path.realpath(path)) for path, _ in readable]
+        labels = np.array([row.label if row else 0 for row in rows])
+        results = zip(*classifier.classify(np.stack([image for _, image in readable]), labels))
     for path, image, problem in chunk:
         prediction, in_top5 = next(results) if image is not None else (-1, False)
         if prediction < 0 and not problem:

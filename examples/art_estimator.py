@@ -18,7 +18,8 @@ from inference import Classifier
 
 
 class ArtEstimator(ClassifierMixin, LossGradientsMixin, NeuralNetworkMixin, BaseEstimator):
-    """Predictions are logits. For attacks that use `predict`, `loss_gradient` and `compute_loss`; it can't be trained."""
+    """Predictions are logits. For attacks that use `predict`, `loss_gradient` and `compute_loss`; it can't be
+    trained."""
 
     estimator_params = BaseEstimator.estimator_params + NeuralNetworkMixin.estimator_params
 
@@ -32,15 +33,16 @@ class ArtEstimator(ClassifierMixin, LossGradientsMixin, NeuralNetworkMixin, Base
         return self._input_shape
 
     def predict(self, x: np.ndarray, batch_size: int = 128, **kwargs: Any) -> np.ndarray:
-        """(N, S, S, 3) in [0, 255] -> (N, classes) logits, float32. The batch size is the classifier's own."""
+        """Compute logits: (N, S, S, 3) in [0, 255] -> (N, classes) float32. The batch size is the classifier's own."""
         return self.model.logits(x)
 
     def loss_gradient(self, x: np.ndarray, y: np.ndarray, **kwargs: Any) -> np.ndarray:
-        """Of each image's cross-entropy: float32 like x. y: (N,) labels or (N, classes) one-hot."""
+        """Compute the gradient of each image's cross-entropy: float32 like x. y: (N,) labels or (N, classes)
+        one-hot."""
         return self.model.loss_gradient(x, labels_of(y))
 
     def compute_loss(self, x: np.ndarray, y: np.ndarray, reduction: str = 'none', **kwargs: Any) -> Any:
-        """The cross-entropy: (N,) float64, or with reduction 'sum' or 'mean' a number."""
+        """Compute the cross-entropy: (N,) float64, or with reduction 'sum' or 'mean' a number."""
         logits, labels = self.predict(x).astype(np.float64), labels_of(y)
         shifted = logits - logits.max(axis=1, keepdims=True)
         loss = np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(labels)), labels]
@@ -54,7 +56,7 @@ class ArtEstimator(ClassifierMixin, LossGradientsMixin, NeuralNetworkMixin, Base
 
 
 def labels_of(y: np.ndarray) -> np.ndarray:
-    """(N,) integers of labels, (N,) or (N, 1), or of one-hot rows."""
+    """Return (N,) integers for labels, (N,) or (N, 1), or for one-hot rows."""
     y = np.asarray(y)
     if y.ndim == 2:
         y = y.argmax(axis=1) if y.shape[1] > 1 else y[:, 0]

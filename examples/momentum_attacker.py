@@ -2,8 +2,9 @@
 
     python main.py --eval ... --attack-iter 10 --attacker examples.momentum_attacker:MomentumAttacker
 
-It is PGDAttacker but for the direction of a step: the sign of a decaying sum of the gradients so far, each scaled to an L1
-norm of 1, in place of the last gradient's sign. The published attack starts from the clean image, and so does this one.
+It is PGDAttacker but for the direction of a step: the sign of a decaying sum of the gradients so far, each scaled to an
+L1 norm of 1, in place of the last gradient's sign. The published attack starts from the clean image, and so does this
+one.
 """
 from runtime.compat import tf
 

@@ -9,7 +9,7 @@ ROWS_TOGETHER = 448  # of a larger matrix: with 3136 columns of float32 they are
 
 def softmax_attention(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, *, few_positions: int = FEW_POSITIONS,
                       rows_together: int = ROWS_TOGETHER) -> tf.Tensor:
-    """y_i = sum_j softmax_j(queries_i . keys_j) values_j.
+    """Compute y_i = sum_j softmax_j(queries_i . keys_j) values_j.
 
     Where there are many positions, rows of the softmax are computed some at a time, image by image. Of each row only
     the logarithm of its normaliser is kept for the gradient, which computes the row again from that.
@@ -45,7 +45,8 @@ def by_image(function, tensors: List[tf.Tensor], dtypes: List[tf.DType]) -> List
 
 
 def forward(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, rows: List[slice]) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Of one image, without its axis: y, and (positions, 1) logarithms of the softmax's normalisers, float32."""
+    """Compute, for one image without its axis, y and the logarithms of the softmax's normalisers, (positions, 1)
+    float32."""
     ys, normalisers = [], []
     for row in rows:
         scores = tf.cast(tf.matmul(q[row], k, transpose_b=True), tf.float32)
@@ -62,16 +63,16 @@ def forward(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, rows: List[slice]) -> Tupl
 
 def backward(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, y: tf.Tensor, normalisers: tf.Tensor, upstream: tf.Tensor,
              rows: List[slice]) -> Tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Of one image: gradients of q, k and v from that of y."""
-    of_q, of_k, of_v = [], [], []
+    """Compute, for one image without its axis, the gradients to q, k and v from that to y."""
+    d_q, d_k, d_v = [], [], []
     for row in rows:
         g = upstream[row]
         weights = tf.exp(tf.cast(tf.matmul(q[row], k, transpose_b=True), tf.float32) - normalisers[row])
-        of_weights = tf.cast(tf.matmul(g, v, transpose_b=True), tf.float32)
+        d_weights = tf.cast(tf.matmul(g, v, transpose_b=True), tf.float32)
         # the part of a weight's gradient that the others take up, as they sum to 1
         shared = tf.reduce_sum(tf.cast(g, tf.float32) * tf.cast(y[row], tf.float32), axis=1, keepdims=True)
-        of_scores = tf.cast(weights * (of_weights - shared), q.dtype)
-        of_q.append(tf.matmul(of_scores, k))
-        of_k.append(tf.cast(tf.matmul(of_scores, q[row], transpose_a=True), tf.float32))
-        of_v.append(tf.cast(tf.matmul(tf.cast(weights, v.dtype), g, transpose_a=True), tf.float32))
-    return tf.concat(of_q, axis=0), tf.cast(tf.add_n(of_k), k.dtype), tf.cast(tf.add_n(of_v), v.dtype)
+        d_scores = tf.cast(weights * (d_weights - shared), q.dtype)
+        d_q.append(tf.matmul(d_scores, k))
+        d_k.append(tf.cast(tf.matmul(d_scores, q[row], transpose_a=True), tf.float32))
+        d_v.append(tf.cast(tf.matmul(tf.cast(weights, v.dtype), g, transpose_a=True), tf.float32))
+    return tf.concat(d_q, axis=0), tf.cast(tf.add_n(d_k), k.dtype), tf.cast(tf.add_n(d_v), v.dtype)

@@ -40,7 +40,8 @@ def convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -> tf.T
 
 
 def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int, *, plain: bool = False) -> tf.Tensor:
-    """Convolve NHWC features in groups. TensorFlow's kernels for CPUs have no gradient of it; XLA's and those of GPUs have.
+    """Convolve NHWC features in groups. TensorFlow's kernels for CPUs have no gradient of it; XLA's and those of GPUs
+    have.
 
     On CPUs TensorFlow does it group by group, but for wide maps that are trained in float32 without being `plain`.
     """

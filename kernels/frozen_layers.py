@@ -6,7 +6,16 @@ from typing import Any, Callable, NamedTuple, Optional
 
 from runtime.compat import in_xla, max_pool_gradient, tf
 
-from cpu_conv import FEW_GROUPED_POSITIONS, FROZEN_CHANNELS, frozen_conv, frozen_weights, has_bfloat16, isa
+from cpu_conv import (
+    FEW_GROUPED_POSITIONS,
+    FROZEN_CHANNELS,
+    Addend,
+    frozen_conv,
+    frozen_conv_gradient,
+    frozen_weights,
+    has_bfloat16,
+    isa,
+)
 
 from kernels.convolution import convolution
 from kernels.mode import Mode, constant_during_attack, num_positions
@@ -24,7 +33,8 @@ def space_to_channels(w: tf.Tensor) -> tf.Tensor:
     """Return the weights of the stride-1 4x4 convolution that makes the gradient of a stride-2 7x7 one's input.
 
     (7, 7, c, out) -> (4, 4, out, 4 c), whose output holds the 2x2 input pixels of a position in its channels. An input
-    pixel 2p + a reaches the output i by the tap k = 2 (p - i) + a + 2: four of them for a = 0, three and a zero for a = 1.
+    pixel 2p + a reaches the output i by the tap k = 2 (p - i) + a + 2: four of them for a = 0, three and a zero for a =
+    1.
     """
     channels, out = int(w.shape[2]), int(w.shape[3])
     taps = tf.reshape(tf.pad(w, [[0, 1], [0, 1], [0, 0], [0, 0]]), [4, 2, 4, 2, channels, out])
@@ -33,7 +43,8 @@ def space_to_channels(w: tf.Tensor) -> tf.Tensor:
 
 
 def fast_stem(x: tf.Tensor, w: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """Convolve NHWC images by 7x7/2 weights, add the bias, max-pool; the gradient is fast on CPUs and the image's alone.
+    """Convolve NHWC images by 7x7/2 weights, add the bias, max-pool; the gradient is fast on CPUs and the image's
+    alone.
 
     Height and width must be even. The convolutions of CPUs are three times slower than need be where few channels come
     out, as with the three of an image's gradient; here all four pixels under a stride are channels of one position.
@@ -92,8 +103,8 @@ def is_fused(block: Bottleneck, x: tf.Tensor, mode: Mode) -> bool:
 def fused_bottleneck(x: tf.Tensor, block: Bottleneck, mode: Mode, *, relu: bool) -> tf.Tensor:
     """Compute conv3(relu(conv2(relu(conv1(relu(x)))))) + shortcut(relu(x)), without a shortcut + relu(x).
 
-    ReLUs, sums and their gradients are computed where the convolutions read and write, and only what is before a ReLU is
-    kept for the gradient: beside the convolutions a block's time goes into moving features.
+    ReLUs, sums and their gradients are computed where the convolutions read and write, and only what is before a ReLU
+    is kept for the gradient: beside the convolutions a block's time goes into moving features.
 
     Args:
         x: (N, H, W, channels in). block: of FoldedConvolution. relu: whether x is still before its ReLU.
@@ -101,46 +112,48 @@ def fused_bottleneck(x: tf.Tensor, block: Bottleneck, mode: Mode, *, relu: bool)
         (N, ceil(H / stride), ceil(W / stride), channels out), before its ReLU. Its gradient reaches x alone.
     """
     with constant_during_attack():  # TensorFlow follows whatever a custom gradient depends on back to variables
-        conv1, conv2, conv3, shortcut = [layer and layer._replace(w=tf.stop_gradient(layer.w), bias=tf.stop_gradient(layer.bias))
-                                         for layer in block]
+        conv1, conv2, conv3, shortcut = [
+            layer and layer._replace(w=tf.stop_gradient(layer.w), bias=tf.stop_gradient(layer.bias)) for layer in block]
     # on a single position a matrix product is as fast; so is what there is in groups with a stride or on few positions
     groups, positions = int(conv1.w.shape[3]) // int(conv2.w.shape[2]), num_positions(x, mode)
-    middle = fused if (positions > 1 if groups == 1 else conv2.stride == 1 and positions > FEW_GROUPED_POSITIONS) else unfused
+    is_faster = positions > 1 if groups == 1 else conv2.stride == 1 and positions > FEW_GROUPED_POSITIONS
+    middle = fused if is_faster else unfused
 
     @tf.custom_gradient
     def compute(x: tf.Tensor):
         a = fused(x, conv1, mode, relu=relu)
         b = middle(a.features, conv2, mode, relu=True)
         other = None if shortcut is None else fused(x, shortcut, mode, relu=relu)
-        c = fused(b.features, conv3, mode, relu=True, addend=x if other is None else other.features,
-                  relu_addend=relu and other is None)
+        c = fused(b.features, conv3, mode, relu=True,
+                  addend=Addend(x, relu=relu) if other is None else Addend(other.features))
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            other_way = upstream if other is None else other.gradient(upstream, to_relu=True)
-            return a.gradient(b.gradient(c.gradient(upstream)), addend=other_way,
-                              addend_stride=1 if shortcut is None else shortcut.stride)
+            other_way = Addend(upstream) if other is None else \
+                Addend(other.gradient(upstream, to_relu=True), stride=shortcut.stride)
+            return a.gradient(b.gradient(c.gradient(upstream)), addend=other_way)
         return c.features, gradient
     return compute(x)
 
 
-def fused(x: tf.Tensor, layer: FoldedConvolution, mode: Mode, *, relu: bool, **sum_with: Any) -> Fused:
-    """Convolve x, or its ReLU, and add frozen_conv's `addend`.
+def fused(x: tf.Tensor, layer: FoldedConvolution, mode: Mode, *, relu: bool, addend: Optional[Addend] = None) -> Fused:
+    """Convolve x, or its ReLU, and add something, by frozen_conv.
 
-    The gradient's function can add something to the gradient to the ReLU (`addend`) or leave the ReLU's own gradient out
-    (`to_relu`). With a stride that of a 1x1 convolution makes only the rows and columns that are used.
+    The gradient's function can add something to the gradient to the ReLU (`addend`) or leave the ReLU's own gradient
+    out (`to_relu`). With a stride that of a 1x1 convolution makes only the rows and columns that are used.
     """
     is_3x3 = int(layer.w.shape[0]) == 3
     kind = dict(stride=layer.stride if is_3x3 else 1, groups=int(x.shape[3]) // int(layer.w.shape[2]))
     with constant_during_attack():
         weights, bias = frozen_weights(layer.w, x.dtype, **kind), tf.cast(layer.bias, x.dtype)
 
-    def gradient(upstream: tf.Tensor, to_relu: bool = False, **sum_with: Any) -> tf.Tensor:
+    def gradient(upstream: tf.Tensor, to_relu: bool = False, addend: Optional[Addend] = None) -> tf.Tensor:
         with constant_during_attack():
             turned = frozen_weights(layer.w, upstream.dtype, turned=True, **kind)
         if kind['stride'] > 1:
-            sum_with = dict(sum_with, stride=layer.stride, like=x)
-        return frozen_conv(upstream, turned, mask=x if relu and not to_relu else None, **sum_with)
-    return Fused(frozen_conv(x, weights, relu=relu, bias=bias, stride=layer.stride, **sum_with), gradient)
+            return frozen_conv_gradient(upstream, turned, x, stride=layer.stride, relu=relu and not to_relu,
+                                        addend=addend)
+        return frozen_conv(upstream, turned, mask=x if relu and not to_relu else None, addend=addend)
+    return Fused(frozen_conv(x, weights, relu=relu, bias=bias, stride=layer.stride, addend=addend), gradient)
 
 
 def unfused(x: tf.Tensor, layer: FoldedConvolution, mode: Mode, *, relu: bool) -> Fused:

@@ -1,4 +1,5 @@
-"""How a network is computed: layout, dtype, training or not, by which kernels. Which network it is stands in nets.py."""
+"""How a network is computed: layout, dtype, training or not, by which kernels. Which network it is stands in
+nets.py."""
 from typing import Any, ContextManager, Dict, List, NamedTuple, Optional
 
 from runtime.compat import tf
@@ -20,7 +21,7 @@ class Mode(NamedTuple):
 
     @property
     def folds_batch_norm(self) -> bool:
-        """Whether BatchNorm is computed as a part of the convolution before it.
+        """Tell whether BatchNorm is computed as a part of the convolution before it.
 
         In float16 it stays apart, because folded weights may leave that dtype's range; bfloat16 has float32's.
         """

@@ -1,4 +1,5 @@
-"""Whether all ranks were started alike. Ranks that differ would train a network that nobody asked for, or wait for ever."""
+"""Whether all ranks were started alike. Ranks that differ would train a network that nobody asked for, or wait for
+ever."""
 import hashlib
 from typing import Dict, List, Mapping, Sequence
 

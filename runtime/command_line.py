@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 # What stands before a message of a level, unless the record has a `word` of its own
 WORDS = {logging.INFO: 'note', logging.WARNING: 'warning', logging.ERROR: 'error', logging.CRITICAL: 'failed'}
 # Loggers whose notes are shown too; of other libraries' messages only what is a warning
-ROOMS = ('runtime', 'kernels', 'evaluation', 'training', 'interop', 'third_party', 'inference', 'checkpoint', '__main__')
+ROOMS = ('__main__', 'checkpoint', 'evaluation', 'inference', 'interop', 'kernels', 'runtime', 'third_party',
+         'training')
 # log.warning(..., extra=THIS_RANK): what this rank alone has seen, so that it, too, says so
 THIS_RANK = {'this_rank': True}
 

@@ -19,7 +19,7 @@ import tensorflow  # noqa: E402
 tensorflow.compat.v1.disable_v2_behavior()
 tensorflow.compat.v1.logging.set_verbosity(tensorflow.compat.v1.logging.ERROR)
 
-from tensorflow.python.ops import control_flow_util, gen_nn_ops  # noqa: E402; not public, or under two names
+from tensorflow.python.ops import control_flow_util, gen_nn_ops  # noqa: E402
 from tensorpack.compat import tfv1 as tf  # noqa: E402
 
 TF2 = int(tensorflow.__version__.split(".")[0]) >= 2
@@ -30,12 +30,12 @@ if TF2:
 
 
 def xla_compile(function: Callable, *inputs: Any) -> Any:
-    """`function(*inputs)`, one tensor, computed by one XLA kernel."""
+    """Compute `function(*inputs)`, one tensor, by one XLA kernel."""
     return tf.xla.experimental.compile(function, inputs)[0]
 
 
 def in_xla() -> bool:
-    """Whether what is added to the graph now is for `xla_compile`."""
+    """Tell whether what is added to the graph now is for `xla_compile`."""
     context = tf.get_default_graph()._get_control_flow_context()
     return context is not None and control_flow_util.GetContainingXLAContext(context) is not None
 
@@ -54,7 +54,8 @@ def depends_on(tensors: Sequence[Any], source: Any, *, but_for: Any) -> bool:
 
 
 def ask_for_determinism() -> None:
-    """Have GPUs compute the same each time, before the first session: cuDNN's fastest gradients vary, and its choice of one."""
+    """Have GPUs compute the same each time, before the first session: cuDNN's fastest gradients vary, and its choice of
+    one."""
     for name, value in [('TF_CUDNN_DETERMINISTIC', '1'), ('TF_DETERMINISTIC_OPS', '1'), ('TF_CUDNN_USE_AUTOTUNE', '0')]:
         os.environ.setdefault(name, value)
 
@@ -62,16 +63,17 @@ def ask_for_determinism() -> None:
 def max_pool_gradient(x: Any, pooled: Any, upstream: Any) -> Any:
     """Return the gradient of 3x3/2 max-pooling of NHWC features, padding SAME, with respect to `x`.
 
-    TensorFlow 2 has a fast kernel for it, which it takes when it sees the pooling before its gradient in the graph; in a
-    `while_loop`, which is a circle, that is a matter of chance. So here both are in a function of their own, which has
-    an order. Pooling again costs little beside the slow kernel.
+    TensorFlow 2 has a fast kernel for it, which it takes when it sees the pooling before its gradient in the graph; in
+    a `while_loop`, which is a circle, that is a matter of chance. So here both are in a function of their own, which
+    has an order. Pooling again costs little beside the slow kernel.
     """
     if not TF2:
         return gradient_of_pooling(x, pooled, upstream)
 
     def pool_again(features: Any, gradient: Any) -> Any:
         return gradient_of_pooling(features, tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME'), gradient)
-    gradient = tensorflow.function(pool_again, autograph=False, experimental_attributes={'_noinline': True})(x, upstream)
+    in_order = tensorflow.function(pool_again, autograph=False, experimental_attributes={'_noinline': True})
+    gradient = in_order(x, upstream)
     gradient.set_shape(x.shape)
     return gradient
 

@@ -1,4 +1,5 @@
-"""Which of a job's processes this is, and what ranks tell each other. One process alone needs neither MPI nor Horovod."""
+"""Which of a job's processes this is, and what ranks tell each other. One process alone needs neither MPI nor
+Horovod."""
 import json
 import os
 from typing import Any, Optional
@@ -20,19 +21,19 @@ class World:
 
     @property
     def is_chief(self) -> bool:
-        """The rank that writes files and talks to the user."""
+        """Tell whether this is the rank that writes files and talks to the user."""
         return self.rank == 0
 
     def sum(self, values: Any) -> np.ndarray:
-        """Sum of every rank's numbers, float64 of the same shape. All ranks must call it, in the same order."""
+        """Add up every rank's numbers, float64 of the same shape. All ranks must call it, in the same order."""
         return np.asarray(values, np.float64)
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """Every rank's rows, (n, k) of any dtype, one after the other; n may differ. All ranks must call it."""
+        """Put every rank's rows, (n, k) of any dtype, one after the other; n may differ. All ranks must call it."""
         return rows
 
     def from_chief(self, values: Any) -> Any:
-        """Return the chief's `values`, of which JSON must know a form, on every rank; those of the others are ignored.
+        """Return the chief's `values`, which must have a form in JSON, on every rank; those of the others are ignored.
 
         All ranks must call it. Tuples come back as lists.
         """
@@ -40,7 +41,7 @@ class World:
         return json.loads(self.gather(text[:len(text) if self.is_chief else 0, None]).tobytes().decode())
 
     def session_config(self) -> Any:
-        """For sessions of this rank: its GPU, and its share of the machine's cores.
+        """Return the configuration of this rank's sessions: its GPU, and its share of the machine's cores.
 
         With a single inter-op thread, Horovod's and the input queue's operations can wait for each other for ever.
         """
@@ -64,8 +65,8 @@ class HorovodWorld(World):
             raise InputError('several processes, and training, need Horovod, which can\'t be loaded (%s): '
                              'run "make setup"' % e)
         if not has_gpu():
-            # Horovod's ranks ask each other once in a cycle, of 1 ms by itself, what is ready, and wait for it in a loop:
-            # on a CPU that takes the time that their networks need (benchmarks/README.md).
+            # Horovod's ranks ask each other once in a cycle, of 1 ms by itself, what is ready, and wait for it in a
+            # loop: on a CPU that takes the time that their networks need (benchmarks/README.md).
             os.environ.setdefault('HOROVOD_CYCLE_TIME', '10')
             # Open MPI's ranks wait for each other in such a loop, too. This lets others have the core meanwhile.
             os.environ.setdefault('OMPI_MCA_mpi_yield_when_idle', '1')
@@ -101,7 +102,7 @@ class HorovodWorld(World):
 
 
 def started_by_mpi() -> bool:
-    """Whether a launcher says that this process is one of several (Open MPI; MPICH and its relatives)."""
+    """Tell whether a launcher says that this process is one of several (Open MPI; MPICH and its relatives)."""
     sizes = [os.environ[name] for name in ('OMPI_COMM_WORLD_SIZE', 'PMI_SIZE') if os.environ.get(name)]
     if not sizes and os.environ.get('PMIX_RANK'):
         raise InputError('this is one of several processes, but not started by mpirun: start them with mpirun')
@@ -109,5 +110,5 @@ def started_by_mpi() -> bool:
 
 
 def connect() -> World:
-    """The ranks of this job; waits until all of them are there."""
+    """Return the ranks of this job; wait until all of them are there."""
     return HorovodWorld() if started_by_mpi() else World()

@@ -45,7 +45,7 @@ class WholeFile:
 
 
 def check_writable(path: str) -> None:
-    """Raises InputError where no file can be written: better known before the work than after it."""
+    """Raise InputError where no file can be written: better known before the work than after it."""
     folder = os.path.dirname(os.path.realpath(path))
     if os.path.isdir(path):
         raise InputError('cannot write %s: it is a folder' % path)
@@ -58,7 +58,7 @@ def check_writable(path: str) -> None:
 
 
 def cannot_write(path: str, error: OSError) -> Exception:
-    """An InputError, or a RunError where the machine failed a job that was started well."""
+    """Return an InputError, or a RunError where the machine failed a job that was started well."""
     kind = RunError if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO) else InputError
     return kind('cannot write %s: %s' % (path, error.strerror))
 

@@ -10,7 +10,7 @@ BFLOAT16_FLAGS = frozenset(['avx512_bf16', 'amx_bf16'])  # as /proc/cpuinfo name
 
 
 def num_gpus() -> int:
-    """How many GPUs TensorFlow can use. Doesn't initialise them, so that a session can still choose one."""
+    """Count the GPUs that TensorFlow can use, without initialising them: a session can still choose one."""
     return len(tf.config.experimental.list_physical_devices('GPU'))
 
 
@@ -19,14 +19,14 @@ def has_gpu() -> bool:
 
 
 def session_config() -> Any:
-    """A ConfigProto for all sessions: a GPU's memory is taken as it is needed."""
+    """Return the configuration that all sessions share: a GPU's memory is taken as it is needed."""
     config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
     return config
 
 
 def cpu_flags() -> FrozenSet[str]:
-    """What the machine's CPU can do, in the words of /proc/cpuinfo; nothing where there is no such file."""
+    """Return what the machine's CPU can do, in the words of /proc/cpuinfo; nothing where there is no such file."""
     try:
         with open('/proc/cpuinfo') as f:
             return frozenset(next((line for line in f if line.startswith('flags')), '').split())
@@ -35,15 +35,15 @@ def cpu_flags() -> FrozenSet[str]:
 
 
 def warn_of_cost(dtype: str, xla: bool) -> None:
-    """One line on stderr where an attack in reduced precision will not be the faster one."""
+    """Say where an attack in reduced precision will not be the faster one."""
     cost = cost_of_dtype(dtype, xla, gpu=has_gpu(), cpu_flags=cpu_flags(), kernels=USES_BFLOAT16_UNITS)
     if cost:
         log.info(cost)
 
 
 def cost_of_dtype(dtype: str, xla: bool, *, gpu: bool, cpu_flags: FrozenSet[str], kernels: bool) -> Optional[str]:
-    """What it costs that hardware or TensorFlow (`kernels`) can't use a dtype well; None where there is nothing to say.
-    """
+    """Say what it costs that hardware or TensorFlow (`kernels`) can't use a dtype well; None where there is nothing to
+    say."""
     if gpu or dtype == 'float32':
         return None
     if dtype == 'bfloat16' and not kernels:

@@ -6,7 +6,7 @@ from runtime.compat import FAST_CONVOLUTION_GRADIENTS, tf
 import helpers
 import numpy as np
 import pytest
-from cpu_conv import frozen_conv, frozen_weights, has_bfloat16
+from cpu_conv import Addend, frozen_conv, frozen_conv_gradient, frozen_weights, has_bfloat16
 from other_cpus import call_as, check_threads
 
 import checkpoint
@@ -35,7 +35,13 @@ def compute(x, w, dtype='float32', threads=2, prepare={}, **around):
         arrays = {name: value for name, value in dict(around, x=x, w=w).items() if isinstance(value, np.ndarray)}
         fed = {name: tf.placeholder(tf.float32, value.shape) for name, value in arrays.items()}
         low = dict(around, **{name: tf.cast(tensor, dtype) for name, tensor in fed.items() if name != 'w'})
-        y = frozen_conv(weights=frozen_weights(fed['w'], dtype, **prepare), **low)
+        added = [low.pop(name, default) for name, default in [('addend', None), ('relu_addend', False), ('addend_stride', 1)]]
+        addend = Addend(*added) if added[0] is not None else None
+        weights = frozen_weights(fed['w'], dtype, **prepare)
+        if 'like' in low:
+            y = frozen_conv_gradient(low.pop('x'), weights, low.pop('like'), addend=addend, **low)
+        else:
+            y = frozen_conv(weights=weights, addend=addend, **low)
         return run(tf.cast(y, tf.float32), {fed[name]: value for name, value in arrays.items()}, threads)
 
 
@@ -148,7 +154,7 @@ def test_in_groups(dtype, groups, width):
     ({}, {'stride': 2}, 'for a stride of 1, not 2'),
     ({'stride': 3, 'turned': True}, {'stride': 2, 'like': True}, 'for a stride of 3, not 2'),
     ({'stride': 2, 'turned': True}, {'stride': 2}, 'turned weights'),
-    ({}, {'like': True}, 'turned weights'),
+    ({}, {'like': True, 'stride': 1}, 'turned weights'),
     ({'groups': 2}, {}, 'weights of 64 channels are not of a convolution of x with 32')])
 def test_weights_that_are_prepared_for_something_else(prepare, around, message):
     x = np.zeros([1, 4, 4, 32], np.float32)
@@ -157,19 +163,13 @@ def test_weights_that_are_prepared_for_something_else(prepare, around, message):
         compute(x, np.zeros([3, 3, 32, 32], np.float32), prepare=prepare, **around)
 
 
-def test_a_mask_is_what_the_gradient_is_like():
-    with tf.Graph().as_default(), pytest.raises(ValueError, match='must be the tensor'):
-        x = tf.zeros([1, 4, 4, 32])
-        frozen_conv(x, frozen_weights(tf.zeros([3, 3, 32, 32]), tf.float32, turned=True), like=x, mask=x + 1)
-
-
 def test_an_addend_that_is_needed_again_is_left_alone():
     rng = np.random.RandomState(2)
     value, w = normal(rng, 2, 5, 5, 32), normal(rng, 1, 1, 32, 32)
     with tf.Graph().as_default():
         given = tf.placeholder(tf.float32, value.shape)
         addend = given * 2  # in memory of its own
-        y = frozen_conv(given, frozen_weights(tf.constant(w), tf.float32), addend=addend)
+        y = frozen_conv(given, frozen_weights(tf.constant(w), tf.float32), addend=Addend(addend))
         with tf.control_dependencies([y]):
             later = addend + 1
         sums, later = run([y, later], {given: value})
@@ -255,8 +255,8 @@ def test_gradients_of_the_op(stride, relu):
     x, factor = normal(rng, 2, 3 * stride, 4 * stride, 32), normal(rng, 2, 3, 4, 64)
     with tf.Graph().as_default():
         fed = [tf.placeholder(tf.float32, a.shape) for a in (x, addend)]
-        y = frozen_conv(fed[0], frozen_weights(tf.constant(w), tf.float32), relu=relu, addend=fed[1], relu_addend=relu,
-                        mask=tf.constant(mask), stride=stride, addend_stride=2)
+        y = frozen_conv(fed[0], frozen_weights(tf.constant(w), tf.float32), relu=relu, mask=tf.constant(mask),
+                        stride=stride, addend=Addend(fed[1], relu=relu, stride=2))
         computed = run(tf.gradients(y, fed, factor), dict(zip(fed, (x, addend))))
     passed = factor * (mask > 0)
     of_x = helpers.convolution_gradients(x, w, passed, stride)[0]

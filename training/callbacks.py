@@ -70,7 +70,8 @@ class ScheduledLearningRate(HyperParamSetter):
 
 
 class Saver(ModelSaver):
-    """tensorpack's, also within epochs; it never saves weights that are not finite, and what it can't save is an error."""
+    """tensorpack's, also within epochs; it never saves weights that are not finite, and what it can't save is an
+    error."""
 
     def __init__(self, directory: str, every_steps: Optional[int], offset: int):
         super().__init__(max_to_keep=CHECKPOINTS_KEPT, checkpoint_dir=directory)
@@ -108,7 +109,8 @@ class Saver(ModelSaver):
                 self.global_step, self.advice()))
         try:
             with errors_of_disk(self.checkpoint_dir):
-                path = self.saver.save(self.trainer.sess, self.path, global_step=self.global_step, write_meta_graph=False)
+                path = self.saver.save(self.trainer.sess, self.path, global_step=self.global_step,
+                                       write_meta_graph=False)
         except RunError:
             for part in glob.glob(glob.escape('%s-%d' % (self.path, self.global_step)) + '.*'):
                 os.unlink(part)
@@ -192,7 +194,7 @@ class StopOnSignal(Callback):
             self._check()
 
     def _before_epoch(self):
-        """After the last step of an epoch its statistics are written first."""
+        """Stop, after the last step of an epoch, only when its statistics are written."""
         if self.due:
             self.stop()
         self._check()
@@ -213,12 +215,13 @@ class StopOnSignal(Callback):
             self.stop()
 
     def agreed(self) -> bool:
-        """Whether any rank got a signal, after which the training ends with the epoch. All ranks must call it."""
+        """Tell whether any rank got a signal, after which the training ends with the epoch. All ranks must call it."""
         self.due = bool(self.world.sum([self.received])[0])
         return self.due
 
     def ignore(self) -> None:
-        """From here on the process ends by itself. Python's own end would bring back the deadly default."""
+        """Ignore the signals from here on: the process ends by itself. Python's own end would bring back the deadly
+        default."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

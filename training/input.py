@@ -29,7 +29,7 @@ WAIT = 'input-wait'  # a tensor: the seconds that a step waited for its batch
 
 
 def timed(make: Callable[[], List[tf.Tensor]]) -> List[tf.Tensor]:
-    """The tensors that `make` gives, and beside them WAIT and its summary."""
+    """Return the tensors that `make` gives; add WAIT and its summary to the graph."""
     with tf.device('/cpu:0'):
         begin = tf.timestamp()
         with tf.control_dependencies([begin]):
@@ -41,7 +41,7 @@ def timed(make: Callable[[], List[tf.Tensor]]) -> List[tf.Tensor]:
 
 
 def training_input(options: argparse.Namespace, num_classes: int) -> InputSource:
-    """The input of a training with these options."""
+    """Return the input of a training with these options. Raises InputError where the native op can't be loaded."""
     if options.fake:
         return FakeInput([[options.batch, options.image_size, options.image_size, 3], [options.batch]])
     endpoint = options.endpoint or default_endpoint(options.batch, options.image_size)
@@ -71,7 +71,7 @@ class NativeInput(TensorInput):
     """Images uint8 (B,S,S,3) and labels int32 (B,), each step's by one run of the op: no Python, one copy."""
 
     def __init__(self, endpoint: str, batch: int, image_size: int, *, classes: int, timeout: float) -> None:
-        """Parameters as those of `transport.Receiver`, which does the same."""
+        """Take the parameters of `transport.Receiver`, which does the same."""
         check_endpoint(endpoint)
         self.endpoint, self.classes = endpoint, classes
         self._shapes = [shape for _, shape in batch_specs(batch, image_size)]
@@ -113,7 +113,7 @@ class ReceivedData(DataFlow):
 
 
 def without_graph_of_error(record: logging.LogRecord) -> bool:
-    """tensorpack logs the end of the queue with TensorFlow's many lines about its graph: the first one is enough."""
+    """Keep the first of TensorFlow's many lines about its graph, with which tensorpack logs the end of the queue."""
     if str(record.msg).startswith('Training was stopped by exception'):
         record.msg = record.msg.splitlines()[0]
     return True
@@ -121,7 +121,7 @@ def without_graph_of_error(record: logging.LogRecord) -> bool:
 
 @contextlib.contextmanager
 def errors_of_input(data: InputSource) -> Iterator[None]:
-    """What went wrong with this input during a training within, as the InputError that says what to do."""
+    """Turn what goes wrong with this input, during a training within, into the InputError that says what to do."""
     logging.getLogger('tensorpack').addFilter(without_graph_of_error)
     try:
         yield

@@ -22,8 +22,8 @@ STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH = ['training/' + n for n in ('steps_per_epo
 
 
 class Start(NamedTuple):
-    """Where a training begins. `global_step` counts all steps that were made; the schedule's, under this number of ranks,
-    are `offset` less. An epoch's steps are counted from 0."""
+    """Where a training begins. `global_step` counts all steps that were made; the schedule's, under this number of
+    ranks, are `offset` less. An epoch's steps are counted from 0."""
     steps_per_epoch: int
     global_step: int = 0
     offset: int = 0
@@ -53,19 +53,19 @@ def start_after(checkpoint: str, steps_per_epoch: int) -> Start:
 
 
 def step_of(checkpoint: str) -> int:
-    """The number in its name."""
+    """Return the number in a checkpoint's name."""
     return int(re.search(r'model-(\d+)', os.path.basename(checkpoint)).group(1))
 
 
 def saved_checkpoints(directory: str) -> List[str]:
-    """The prefixes of all checkpoints that have an index, the newest first."""
+    """List the prefixes of all checkpoints that have an index, the newest first."""
     found = [path[:-len('.index')] for path in glob.glob(os.path.join(glob.escape(directory), 'model-*.index'))
              if re.match(r'model-\d+\.index$', os.path.basename(path))]
     return sorted(found, key=step_of, reverse=True)
 
 
 def damage(checkpoint: str) -> Optional[str]:
-    """What is wrong with a checkpoint's files, in words: reads all of it, against its checksums. None when it is good."""
+    """Say what is wrong with a checkpoint's files, reading all of it against its checksums; None when it is good."""
     try:
         reader = tf.train.load_checkpoint(checkpoint)
         for name in reader.get_variable_to_shape_map():
@@ -78,7 +78,7 @@ def damage(checkpoint: str) -> Optional[str]:
 
 
 def newest_complete(directory: str) -> Optional[str]:
-    """The prefix of the newest checkpoint that is complete; those that are not are named in the log."""
+    """Return the prefix of the newest checkpoint that is complete; those that are not are named in the log."""
     for checkpoint in saved_checkpoints(directory):
         problem = damage(checkpoint)
         if problem is None:
@@ -98,8 +98,9 @@ class LogName(NamedTuple):
 
     def path(self) -> str:
         """Return the directory, below train_log/."""
-        name = 'PGD-{0.arch}{0.depth}-Batch{0.batch}-{0.ranks}GPUs-iter{1.num_iter}-epsilon{1.epsilon}-step{1.step_size}'
-        return os.path.join('train_log', name.format(self, self.attack) + ('-' + self.suffix if self.suffix else ''))
+        name = 'PGD-{0.arch}{0.depth}-Batch{0.batch}-{0.ranks}GPUs'.format(self)
+        name += '-iter{0.num_iter}-epsilon{0.epsilon}-step{0.step_size}'.format(self.attack)
+        return os.path.join('train_log', name + ('-' + self.suffix if self.suffix else ''))
 
     def fits(self, path: str) -> bool:
         """Tell whether a directory's name is this one, but for batch and ranks."""
@@ -125,14 +126,14 @@ def directory_to_resume(name: LogName, given: str) -> Optional[str]:
 
 
 def holds_training(path: str) -> bool:
-    """Whether anything was learnt there; one that ended before its first epoch did leaves a log alone."""
+    """Tell whether anything was learnt there; a training that ended before its first epoch did leaves only a log."""
     names = os.listdir(path) if os.path.isdir(path) else []
     return any(name == 'stats.json' or name == 'checkpoint' or name.startswith('model-') for name in names)
 
 
 def prepare_log_directory(path: str, *, resume: bool, overwrite: bool, keep: Optional[str]) -> None:
-    """Create it, or with `resume` go on in it. Raises InputError rather than mixing two trainings or deleting one, or
-    the checkpoint `keep`."""
+    """Create the directory, or with `resume` go on in it. Raises InputError rather than mixing two trainings or
+    deleting one, or the checkpoint `keep`."""
     try:
         if holds_training(path) and not resume:
             if not overwrite:

@@ -33,8 +33,8 @@ class Events(TFEventWriter):
         self._writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.first_step)
 
     def _after_train(self):
-        # With an event after the last one, TensorFlow 1's writer never ends; and a short training may end before tensorpack's
-        # thread has put the graph.
+        # With an event after the last one, TensorFlow 1's writer never ends; and a short training may end before
+        # tensorpack's thread has put the graph.
         try:
             if self._write_graph_thread is not None:
                 self._write_graph_thread.join()
@@ -43,7 +43,8 @@ class Events(TFEventWriter):
 
 
 class Progress(Callback):
-    """A line every few seconds and at the end of an epoch; how much of a step is the attack; a few adversarial images."""
+    """A line every few seconds and at the end of an epoch; how much of a step is the attack; a few adversarial
+    images."""
 
     NAMES = ('smoothed-loss', 'train-error-top1', 'attack-success-rate')
 
@@ -70,7 +71,7 @@ class Progress(Callback):
         self._clear()
 
     def _time_attack(self) -> None:
-        """The attack alone, on a batch more: of two, as the first one also sets up."""
+        """Time the attack alone, on the second of two batches more, since the first one also sets up."""
         for _ in range(2):
             begin = time.time()
             images, wait, _ = self.trainer.sess.run(self._attack)
@@ -110,8 +111,8 @@ class Progress(Callback):
         total = self.start.steps_per_epoch
         later = (self.max_epoch - self.epoch_num) * (total * per_step + self.between_epochs) + self.between_epochs
         done = (self.global_step - self.start.offset - 1) % total + 1
-        logger.info('epoch %d/%d, step %d/%d: %.1f images/s, attack %.0f%%, waiting for data %.0f%%, loss %.3f, error %.3f, '
-                    'success %.3f; epoch ends in %s, training in %s' % (
+        logger.info('epoch %d/%d, step %d/%d: %.1f images/s, attack %.0f%%, waiting for data %.0f%%, loss %.3f, '
+                    'error %.3f, success %.3f; epoch ends in %s, training in %s' % (
                         self.epoch_num, self.max_epoch, done, total, self.total_batch / per_step,
                         100 * min(1, self.attack_seconds / per_step), 100 * means[-1] * self.micro_batches / per_step,
                         means[0], means[1], means[2], duration(epoch_left), duration(epoch_left + later)))
@@ -124,7 +125,7 @@ def duration(seconds: float) -> str:
 
 
 def evaluation_table(directory: str) -> List[str]:
-    """The last evaluation in stats.json, as lines of a table; none where there was no evaluation."""
+    """Return the last evaluation in stats.json as lines of a table; none where there was no evaluation."""
     records = [r for r in read_statistics(directory) if 'eval-clean/error-top1' in r]
     if not records:
         return []

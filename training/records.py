@@ -27,7 +27,7 @@ class Statistics(JSONWriter):
 
 
 def read_statistics(directory: str) -> List[Dict[str, Any]]:
-    """The records of stats.json; none where it is missing or was damaged."""
+    """Return the records of stats.json; none where it is missing or was damaged."""
     try:
         with open(os.path.join(directory, 'stats.json')) as f:
             return json.load(f)
@@ -36,7 +36,7 @@ def read_statistics(directory: str) -> List[Dict[str, Any]]:
 
 
 def write_json(path: str, value: Any) -> None:
-    """The file is there as a whole or not at all. Raises RunError on a full disk, else InputError."""
+    """Write a file of JSON, as a whole or not at all. Raises RunError on a full disk, else InputError."""
     with WholeFile(path) as f:
         json.dump(value, f)
 
@@ -50,5 +50,5 @@ def forget_after(directory: str, global_step: int) -> None:
 
 
 def evaluated_epochs(directory: str) -> List[int]:
-    """Those whose evaluation is in stats.json: a training may be stopped before it is there."""
+    """List the epochs whose evaluation is in stats.json: a training may be stopped before it is there."""
     return [r['epoch_num'] for r in read_statistics(directory) if 'eval-clean/error-top1' in r and 'epoch_num' in r]

@@ -63,7 +63,8 @@ class Plan(NamedTuple):
 
 
 def run_training(options: argparse.Namespace) -> int:
-    """Run the training that the options describe, as one of its ranks; return 0 when it is complete, or a signal ended it.
+    """Run the training that the options describe, as one of its ranks; return 0 when it is complete, or a signal ended
+    it.
 
     Raises InputError where the options, the data or the checkpoint are wrong, or the data server falls silent, and
     RunError where the training can't go on.
@@ -86,7 +87,8 @@ def run_training(options: argparse.Namespace) -> int:
 def find_inputs(options: argparse.Namespace) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
     network = find_network(options.arch, options.depth)
-    classes = ['%d' % k for k in range(IMAGENET_CLASSES)] if options.fake else class_names(options.data, options.classes)
+    classes = [str(k) for k in range(IMAGENET_CLASSES)] if options.fake else \
+        class_names(options.data, options.classes)
     network = network._replace(num_classes=len(classes))
     evaluated = not options.fake and options.training_eval != 'none'
     validation = load_dataset(options.data, 'val', options.classes) if evaluated else None
@@ -155,7 +157,8 @@ def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps
 
 
 def find_start(options: argparse.Namespace, directory: str, network: Network, steps_per_epoch: int) -> Start:
-    """Return where the chief begins: after the newest complete checkpoint with --resume, else where --starting-epoch says.
+    """Return where the chief begins: after the newest complete checkpoint with --resume, else where --starting-epoch
+    says.
 
     Raises InputError where that checkpoint is of another network.
     """
@@ -164,7 +167,8 @@ def find_start(options: argparse.Namespace, directory: str, network: Network, st
         checkpoint.fit_checkpoint(checkpoint.read_checkpoint(newest), network, newest)
         return start_after(newest, steps_per_epoch)
     if options.resume is not None and saved_checkpoints(directory):
-        raise InputError('none of the checkpoints in %s is complete: restore one, or delete them to begin anew' % directory)
+        raise InputError('none of the checkpoints in %s is complete: restore one, or delete them to begin anew'
+                         % directory)
     # so that checkpoints and summaries of a training that goes on continue its count of steps
     return Start(steps_per_epoch, (options.starting_epoch - 1) * steps_per_epoch)
 
@@ -216,14 +220,15 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
     """Say, as the chief, the last evaluation and the command that repeats it; or how to go on."""
     directory = logger.get_logger_dir()
     if stopper.stopped:
-        logger.info('stopped by a signal; the same command with --resume goes on from %s' % saved_checkpoints(directory)[0])
+        logger.info('stopped by a signal; the same command with --resume goes on from %s'
+                    % saved_checkpoints(directory)[0])
         return
     for line in evaluation_table(directory):
         print(line)
     if options.data:
         iters = [0] if options.training_eval == 'clean' else attack_iters_after(options.max_epoch, options.max_epoch)
-        command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], '--arch', options.arch, '-d',
-                   str(options.depth), '--data', options.data, '--image-size', str(options.image_size), '--batch',
+        command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], '--arch', options.arch,
+                   '-d', str(options.depth), '--data', options.data, '--image-size', str(options.image_size), '--batch',
                    str(options.batch), '--attack-iter', ','.join(map(str, iters)), '--attack-epsilon',
                    '%g' % inputs.attack.epsilon, '--attack-step-size', '%g' % inputs.attack.step_size]
         command += ['--classes', options.classes] if options.classes else []

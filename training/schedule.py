@@ -1,4 +1,5 @@
-"""What happens when in a training: the learning rate of a step, the evaluations after an epoch (Section 5 of the paper)."""
+"""What happens when in a training: the learning rate of a step, the evaluations after an epoch (Section 5 of the
+paper)."""
 from typing import List, NamedTuple
 
 PUBLISHED_EPOCHS = 110
@@ -22,7 +23,7 @@ class LearningRate(NamedTuple):
         return self.base_lr * self.total_batch / 256
 
     def at(self, step: int) -> float:
-        """The rate of the training's step 0, 1, ..."""
+        """Return the rate of the training's step 0, 1, ..."""
         progress = step * PUBLISHED_EPOCHS / (self.steps_per_epoch * self.max_epoch)  # in epochs of 110
         if progress < WARM_UP_EPOCHS and self.peak > WARM_UP_START:
             return WARM_UP_START + (self.peak - WARM_UP_START) * progress / WARM_UP_EPOCHS
@@ -30,7 +31,8 @@ class LearningRate(NamedTuple):
 
 
 def attack_iters_after(epoch: int, max_epoch: int) -> List[int]:
-    """The attack strengths, in steps, to evaluate after an epoch (1, 2, ..., max_epoch); 0 is the clean evaluation."""
+    """List the attack strengths, in steps, to evaluate after an epoch (1, 2, ..., max_epoch); 0 is the clean
+    evaluation."""
     iters = [0, 10]
     if epoch % 20 == 0:
         iters.append(50)

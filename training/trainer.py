@@ -23,11 +23,11 @@ class SessionCreator(NewSessionCreator):
 
 
 class AccumulatingTrainer(HorovodTrainer):
-    """A step is `micro_batches` batches on every rank: gradients are averaged over all of them, exchanged and applied once.
+    """Makes a step of `micro_batches` batches on every rank: gradients are averaged, exchanged and applied once.
 
-    Counts of steps, the schedule and summaries are in these steps. BatchNorm normalizes each micro-batch by itself, and its
-    moving averages are updated by each. tensorpack's AccumGradOptimizer would exchange gradients for every micro-batch,
-    sums instead of averages, and counts micro-batches as steps.
+    Counts of steps, the schedule and summaries are in these steps. BatchNorm normalizes each micro-batch by itself, and
+    its moving averages are updated by each. tensorpack's AccumGradOptimizer would exchange gradients for every
+    micro-batch, sums instead of averages, and counts micro-batches as steps.
     """
 
     def __init__(self, micro_batches: int):
@@ -38,13 +38,14 @@ class AccumulatingTrainer(HorovodTrainer):
         inner_allreduce, self._add = self.allreduce, None
 
         def after_backward(grads):
-            """Updates are in place: one that is made during the backward pass would change what the rest of it reads."""
+            """Hold updates back, which are in place: one during the backward pass would change what the rest of it
+            reads."""
             reduced = inner_allreduce(grads)
             with tf.control_dependencies([g for g, _ in grads]):
                 return [(tf.identity(g), v) for g, v in reduced]
 
         def accumulated(grads):
-            """The last micro-batch's gradients and those before, as averages over ranks; then starts anew."""
+            """Average the last micro-batch's gradients and those before it, over ranks too; then start anew."""
             kept = [tf.Variable(tf.zeros(v.shape, v.dtype.base_dtype), trainable=False, name='accumulated',
                                 collections=[tf.GraphKeys.LOCAL_VARIABLES], use_resource=True) for _, v in grads]
             updates = tf.get_collection(tf.GraphKeys.UPDATE_OPS)

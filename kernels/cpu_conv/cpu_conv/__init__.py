@@ -2,21 +2,23 @@
 import ctypes
 import functools
 import importlib.util
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import tensorflow as tf
 
-__all__ = ['FEW_GROUPED_POSITIONS', 'FROZEN_CHANNELS', 'conv2d', 'frozen_conv', 'frozen_weights', 'has_bfloat16', 'isa',
-           'takes']
+__all__ = ['FEW_GROUPED_POSITIONS', 'FROZEN_CHANNELS', 'Addend', 'conv2d', 'frozen_conv', 'frozen_conv_gradient',
+           'frozen_weights', 'has_bfloat16', 'isa', 'takes']
 
 FROZEN_CHANNELS = 32  # in and out, of frozen_conv: multiples of it
-FEW_GROUPED_POSITIONS = 16  # of a map, up to which preparing the weights would take longer than Winograd's algorithm saves
+# Positions of a map up to which preparing the weights would take longer than Winograd's algorithm saves
+FEW_GROUPED_POSITIONS = 16
 
 
 def _compiled() -> str:
     spec = importlib.util.find_spec('cpu_conv._ops')
     if spec is None:
-        raise ImportError('the compiled ops of cpu_conv are missing: install the package with pip, or run the set-up again')
+        raise ImportError('the compiled ops of cpu_conv are missing: install the package with pip, or run the set-up '
+                          'again')
     return spec.origin
 
 
@@ -38,7 +40,7 @@ def isa() -> str:
 
 
 def has_bfloat16() -> bool:
-    """Whether frozen_conv computes in bfloat16 on this CPU."""
+    """Tell whether frozen_conv computes in bfloat16 on this CPU."""
     return isa() == 'avx512_bf16'
 
 
@@ -48,13 +50,14 @@ def has_bfloat16() -> bool:
 def conv2d(x: Any, w: Any, stride: int) -> Any:
     """Convolve, in groups or not, padding SAME. Its derivatives, of any order, are computed alike.
 
-    By this package's ops where they take it: float32, 1x1 or 3x3, channels in multiples of FROZEN_CHANNELS; elsewhere by
-    TensorFlow, group by group, since its kernels for CPUs have no gradient of a convolution in groups.
+    By this package's ops where they take it: float32, 1x1 or 3x3, channels in multiples of FROZEN_CHANNELS; elsewhere
+    by TensorFlow, group by group, since its kernels for CPUs have no gradient of a convolution in groups.
 
     Args:
-        x: (N, height, width, channels) of a float dtype; the number of channels must be known. They are in as many groups as
-            w's third dimension goes into them.
-        w: (kernel height, kernel width, channels / groups, channels out), of known shape; neighbouring outputs form a group.
+        x: (N, height, width, channels) of a float dtype; the number of channels must be known. They are in as many
+            groups as w's third dimension goes into them.
+        w: (kernel height, kernel width, channels / groups, channels out), of known shape; neighbouring outputs form a
+            group.
         stride: in both directions.
     Returns:
         (N, ceil(height / stride), ceil(width / stride), channels out). By the ops the same numbers for any number of
@@ -71,7 +74,8 @@ def conv2d(x: Any, w: Any, stride: int) -> Any:
     return convolution(x, w)
 
 
-# Whatever these depend on must be an argument of the inner function: TensorFlow follows everything else back to variables.
+# Whatever these depend on must be an argument of the inner function: TensorFlow follows everything else back to
+# variables.
 
 def _input_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
     """Return the gradient to x, of which only the shape matters."""
@@ -135,7 +139,7 @@ def _to_input(x: Any, w: Any, upstream: Any, stride: int) -> Any:
     groups, strides = int(x.shape[3]) // int(w.shape[2]), [1, stride, stride, 1]
     if takes(x, w, stride):
         turned = frozen_weights(w, tf.float32, stride=stride, groups=groups, turned=True)
-        return frozen_conv(upstream, turned, stride=stride, like=x)
+        return frozen_conv_gradient(upstream, turned, x, stride=stride)
     shape = tf.concat([tf.shape(input=x)[:3], [int(w.shape[2])]], axis=0)
     return _by_group(lambda w, upstream: tf.compat.v1.nn.conv2d_backprop_input(shape, w, upstream, strides, 'SAME'),
                      groups, [w, upstream], axis=3)
@@ -154,11 +158,11 @@ def _to_filter(x: Any, w: Any, upstream: Any, stride: int) -> Any:
 # --- convolutions with constant weights ------------------------------------------------------------------------------
 
 def frozen_weights(w: Any, dtype: Any, *, turned: bool = False, stride: int = 1, groups: int = 1) -> Any:
-    """Weights as frozen_conv takes them.
+    """Prepare weights as frozen_conv takes them.
 
     Args:
-        w: (1, 1, channels in, channels out) or (3, 3, channels in / groups, channels out) float32; channels in and out are
-            multiples of FROZEN_CHANNELS, and those of a group, 3x3 of stride 1, that too or 2, 4, 8 or 16.
+        w: (1, 1, channels in, channels out) or (3, 3, channels in / groups, channels out) float32; channels in and out
+            are multiples of FROZEN_CHANNELS, and those of a group, 3x3 of stride 1, that too or 2, 4, 8 or 16.
         dtype: float32, or bfloat16 where `has_bfloat16()`.
         turned: for the gradient to the inputs of a convolution with w: from `channels out` to `channels in`.
         stride: of the 3x3 convolution, at most 3; of stride 1 it is computed by Winograd's algorithm.
@@ -169,34 +173,56 @@ def frozen_weights(w: Any, dtype: Any, *, turned: bool = False, stride: int = 1,
     return _library().frozen_weights(w, T=dtype, turned=turned, stride=stride, groups=groups)
 
 
-def frozen_conv(x: Any, weights: Any, *, relu: bool = False, bias: Optional[Any] = None, addend: Optional[Any] = None,
-                relu_addend: bool = False, mask: Optional[Any] = None, stride: int = 1, like: Optional[Any] = None,
-                addend_stride: int = 1) -> Any:
-    """Convolution, padding SAME, with constant weights, and what stands around it in a residual block.
+class Addend(NamedTuple):
+    """What a convolution's result is added to: a tensor like it, or its ReLU; with a stride, one that has only every
+    so-manieth row and column, which 3x3 convolutions of stride 1 don't take."""
+    tensor: Any
+    relu: bool = False
+    stride: int = 1
 
-    y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; of relu(x) and with relu(addend) if so said.
-    Its gradients reach x and the addend, and have derivatives of any order. They are TensorFlow's own or conv2d's. That to x is
-    faster as frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`; of a convolution with a stride
-    also with `stride` and `like=x`. Without these, 1x1 weights give the gradient in the rows and columns that are met alone.
+
+def frozen_conv(x: Any, weights: Any, *, stride: int = 1, relu: bool = False, bias: Optional[Any] = None,
+                addend: Optional[Addend] = None, mask: Optional[Any] = None) -> Any:
+    """Convolve, padding SAME, with constant weights, together with what stands around it in a residual block.
+
+    y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; of relu(x) if so said. Its gradients reach x
+    and the addend, and have derivatives of any order. They are TensorFlow's own or conv2d's. That to x is faster as
+    frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`; of 3x3 with a stride as
+    frozen_conv_gradient. Of 1x1 with a stride that makes the gradient in the rows and columns that are used alone.
 
     Args:
         x: (N, height, width, channels in), float32 or bfloat16; all others are of that dtype.
         weights: by frozen_weights. bias: (channels out,). mask: like the result.
         stride: of rows and columns; 3x3 weights have been prepared for it.
-        like: says that the gradient to the inputs is computed, of a convolution with that stride, and has its shape. A mask
-            must be the same tensor.
-        addend: like the result; with `addend_stride` of every so-manieth row and column alone. Not with 3x3 of stride 1.
     Returns:
-        (N, ceil(height / stride), ceil(width / stride), channels out). An image's result does not depend on the batch that
-        it is in, nor on the number of threads. When run it raises InvalidArgumentError where sizes don't fit, and ValueError
-        at once where it is known that the weights were prepared for something else.
+        (N, ceil(height / stride), ceil(width / stride), channels out). An image's result does not depend on the batch
+        that it is in, nor on the number of threads. When run it raises InvalidArgumentError where sizes don't fit.
+    Raises:
+        ValueError: the weights were prepared for something else.
     """
-    _check_weights(weights, x, stride, like is not None)
-    if like is not None and mask is not None and mask is not like:
-        raise ValueError('a mask must be the tensor that the gradient is like')
-    bias, addend, gate = [tf.zeros([0], x.dtype) if t is None else t for t in (bias, addend, mask if like is None else like)]
-    return _library().frozen_conv(x, weights, bias, addend, gate, relu=relu, relu_addend=relu_addend, stride=stride,
-                                  masked=mask is not None, turned=like is not None, addend_stride=addend_stride)
+    _check_weights(weights, x, stride, turned=False)
+    return _run(x, weights, bias, addend, mask, relu=relu, stride=stride, masked=mask is not None, turned=False)
+
+
+def frozen_conv_gradient(upstream: Any, weights: Any, x: Any, *, stride: int, relu: bool = False,
+                         addend: Optional[Addend] = None) -> Any:
+    """Compute the gradient to the inputs of frozen_conv with a stride.
+
+    Args:
+        upstream: the gradient to its result. weights: by frozen_weights, turned. x: its input; without `relu` only the
+            shape matters. stride, relu: its. addend: added to the gradient, before the ReLU's own.
+    Returns:
+        (N, height, width, channels in) like x. Raises as frozen_conv.
+    """
+    _check_weights(weights, upstream, stride, turned=True)
+    return _run(upstream, weights, None, addend, x, relu=False, stride=stride, masked=relu, turned=True)
+
+
+def _run(x: Any, weights: Any, bias: Optional[Any], addend: Optional[Addend], gate: Optional[Any], **how: Any) -> Any:
+    added = addend or Addend(None)
+    bias, tensor, gate = [tf.zeros([0], x.dtype) if t is None else t for t in (bias, added.tensor, gate)]
+    return _library().frozen_conv(x, weights, bias, tensor, gate, relu_addend=added.relu, addend_stride=added.stride,
+                                  **how)
 
 
 def _preparation(weights: Any) -> Any:
@@ -213,7 +239,7 @@ def _check_weights(weights: Any, x: Any, stride: int, turned: bool) -> None:
     if kernel == 3 and prepared != stride:
         raise ValueError('the weights are prepared for a stride of %d, not %d' % (prepared, stride))
     if (turned and not backwards) or (kernel == 3 and stride > 1 and backwards and not turned):
-        raise ValueError('turned weights, and only these, are for what is `like` something')
+        raise ValueError('turned weights, and only these, are for the gradient of a convolution with a stride')
     expected = channels_out if backwards else channels_in and channels_in * op.get_attr('groups')
     if None not in (expected, x.shape[3:].as_list()[0]) and int(x.shape[3]) != expected:
         raise ValueError('weights of %d channels are not of a convolution of x with %d' % (expected, int(x.shape[3])))
