@@ -9,11 +9,12 @@ ENTER = env=$$(tools/setup.sh) && export PATH="$$env/bin:$$PATH"
 # then each keeps to its share of the files, since tests of a file share networks and data.
 PARALLEL = -n logical --maxprocesses 4 --dist worksteal
 
-.PHONY: help setup demo test
+.PHONY: help setup demo test lint
 
 help:
 	@echo 'make demo    set up, then train, attack and score on a small data set (10 minutes on 2 cores)'
 	@echo 'make test    set up, then run the tests, the fast ones first; pytest reads options from PYTEST_ADDOPTS'
+	@echo 'make lint    check style and types, with ruff and mypy'
 	@echo 'make setup   set up alone: .venv-tf1 or .venv-tf2 in this folder'
 	@echo
 	@echo 'LANE=tf1|tf2 picks the lane: TensorFlow 1.15 on Python 3.7, or 2.18 on Python 3.9 to 3.12.'
@@ -23,6 +24,9 @@ help:
 	@echo '             in pyenv.'
 	@echo 'TEST_TOOLS=1  has make test install what some of its tests are skipped without: Chromium, slurm, a toolbox.'
 	@echo 'HOROVOD_GPU_OPERATIONS=NCCL and other HOROVOD_ variables reach the build of Horovod.'
+
+lint:
+	@tools/lint.sh
 
 setup:
 	@tools/setup.sh >/dev/null

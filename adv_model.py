@@ -8,7 +8,7 @@ paper.
     adversarial, target = attacker.attack(images, labels, lambda x: network.logits(x, Mode()))
 """
 from abc import ABC, abstractmethod
-from typing import Any, Callable, List, Optional, Tuple, Type
+from typing import Any, Callable, List, Optional, Tuple
 
 from runtime.compat import depends_on, tf, xla_compile  # before tensorpack
 
@@ -59,7 +59,8 @@ class Attacker(ABC):
 class NoOpAttacker(Attacker):
     """Leaves images as they are: standard training and clean evaluation."""
 
-    def attack(self, image, label, logits, index=None):
+    def attack(self, image: tf.Tensor, label: tf.Tensor, logits: Logits,
+               index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:
         return image, -tf.ones_like(label)
 
 
@@ -94,7 +95,8 @@ class PGDAttacker(Attacker):
         self.loss_scale = loss_scale
         self.xla = xla
 
-    def attack(self, image, label, logits, index=None):
+    def attack(self, image: tf.Tensor, label: tf.Tensor, logits: Logits,
+               index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:
         target = self.targets(label, index)
         return self.iterate(self.start(image, index), image, target, logits, num_iter=self.num_iter), target
 
@@ -233,11 +235,11 @@ class AdversarialModel(ModelDesc):
         self.mode = mode
         self.attack_mode = attack_mode
 
-    def inputs(self):
+    def inputs(self) -> List[tf.TensorSpec]:
         return [tf.TensorSpec([None, self.image_size, self.image_size, 3], tf.uint8, 'input'),
                 tf.TensorSpec([None], tf.int32, 'label')]
 
-    def build_graph(self, image, label):
+    def build_graph(self, image: tf.Tensor, label: tf.Tensor) -> Optional[tf.Tensor]:
         is_training = get_current_tower_context().is_training
         image = scale_pixels(image)
         logits, target = adversarial_logits(self.network, self.attacker, image, label, attack_mode=self.attack_mode,
@@ -247,14 +249,14 @@ class AdversarialModel(ModelDesc):
                 ('train-error-top1', is_wrong(logits, label, 1)), ('train-error-top5', is_wrong(logits, label, 5)),
                 ('attack-success-rate', is_target(logits, target))]]
         if not is_training:
-            return
+            return None
         loss = tf.identity(smoothed_loss(logits, label), name='smoothed-loss')
         decay = regularize_cost('.*/W', l2_regularizer(WEIGHT_DECAY), name='l2_regularize_loss')
         cost = tf.add(loss, decay, name='cost')
         add_moving_summary(loss, decay, cost, wrong_1, wrong_5, success)
         return cost
 
-    def optimizer(self):
+    def optimizer(self) -> tf.train.Optimizer:
         rate = tf.get_variable('learning_rate', initializer=0.1, trainable=False)
         tf.summary.scalar('learning_rate-summary', rate)
         return tf.train.MomentumOptimizer(rate, MOMENTUM, use_nesterov=True)
@@ -274,7 +276,7 @@ class AttackTower:
     """
 
     def __init__(self, network: Network, image_size: int, *, mode: Mode, attack_mode: Mode, seed: Any = 0,
-                 xla: bool = False, loss_scale: float = 1.0, attacker: Type[Attacker] = PGDAttacker):
+                 xla: bool = False, loss_scale: float = 1.0, attacker: Callable[..., Attacker] = PGDAttacker):
         with tf.name_scope('evaluation'):
             self.image = tf.placeholder(tf.float32, [None, image_size, image_size, 3], 'image')  # in [0, 255]
             self.label = tf.placeholder(tf.int32, [None], 'label')
@@ -297,9 +299,10 @@ class AttackTower:
 
     def _build_attack(self) -> None:
         made = self.attacker
-        self.shares_steps = isinstance(made, PGDAttacker) and not any(
-            getattr(type(made), name) is not getattr(PGDAttacker, name) for name in ('attack', 'iterate', 'advance'))
-        if self.shares_steps:
+        self.shares_steps = False
+        # who replaces the loop itself may keep in it what a part of the attack would have to know
+        if isinstance(made, PGDAttacker) and all(getattr(type(made), name) is getattr(PGDAttacker, name)
+                                                 for name in ('attack', 'iterate', 'advance')):
             self.target = made.targets(self.label, self.index)
             self.start = made.start(self.clean, self.index)
             self.initial_state = made.initial_state(self.clean)

@@ -11,7 +11,7 @@ from runtime.compat import tf
 import numpy as np
 
 import checkpoint
-from adv_model import AttackTower
+from adv_model import AttackTower, PGDAttacker
 from kernels.mode import native_mode
 from nets import Network, find_network
 from runtime.hardware import has_gpu, session_config
@@ -51,6 +51,7 @@ class Classifier:
             self._seed = tf.placeholder(tf.int64, [])
             self._tower = tower = AttackTower(network, image_size, mode=mode, attack_mode=mode, seed=self._seed,
                                               xla=mode.data_format == 'NCHW' and not has_gpu())
+            assert isinstance(tower.attacker, PGDAttacker)
             self._gradient = PIXEL * tower.attacker.gradient(tower.clean, tower.label, tower.attack_logits)
             self._adversarial = unscale_pixels(tower.advanced)
         self._session = tf.Session(graph=graph, config=session_config())

@@ -15,7 +15,7 @@ from typing import Any, Dict, Iterator, Optional, Tuple
 
 import numpy as np
 
-from evaluation.outcomes import OUTCOME
+from evaluation.outcomes import OUTCOME, OUTCOME_FIELDS
 from runtime.errors import InputError, RunError
 from runtime.files import sync_folder
 
@@ -125,7 +125,7 @@ class Journal:
         """Yield the outcomes so far, as `evaluate` gave them."""
         for line, _ in itertools.islice(self._lines(), 1, None):
             outcomes = np.zeros((line['count'], self._num_strengths), OUTCOME)
-            for name in OUTCOME.names:
+            for name in OUTCOME_FIELDS:
                 outcomes[name] = line[name]
             yield range(line['first'], line['first'] + line['count']), outcomes
 
@@ -133,7 +133,7 @@ class Journal:
         """Write the outcomes of the next images, (N, number of strengths) of OUTCOME. They are on the disk
         afterwards."""
         try:
-            self._write(dict({name: outcomes[name].tolist() for name in OUTCOME.names}, first=positions.start,
+            self._write(dict({name: outcomes[name].tolist() for name in OUTCOME_FIELDS}, first=positions.start,
                              count=len(positions)))
         except OSError as e:
             raise RunError('cannot write the journal %s: %s; what it holds can be continued' % (self._path, e.strerror))

@@ -9,6 +9,7 @@ from runtime.pixels import effective_step_size
 # there was no attack. `saved_...` are of the image as it was saved, where it was.
 OUTCOME = np.dtype([('target', '<i4'), ('prediction', '<i4'), ('top5_correct', '?'),
                     ('saved_prediction', '<i4'), ('saved_top5_correct', '?'), ('seconds', '<f4')])
+OUTCOME_FIELDS = tuple(OUTCOME.names or ())
 
 
 class Strength(NamedTuple):
@@ -50,17 +51,18 @@ class Figures(NamedTuple):
             ('Top1 Error', 'wrong_top1'), ('Attack Success Rate', 'successes'), ('Top5 Error', 'wrong_top5')])
 
     def plus(self, more: 'Figures') -> 'Figures':
-        return Figures(*map(sum, zip(self, more)))
+        counts = [int(a + b) for a, b in zip(self[:-1], more[:-1])]
+        return Figures(*counts)._replace(seconds=self.seconds + more.seconds)
 
 
-def count(labels: np.ndarray, outcomes: np.ndarray) -> Figures:
+def count(labels: Sequence[int], outcomes: np.ndarray) -> Figures:
     """Count the figures of (N,) labels and outcomes."""
     figures = [len(labels)]
     for prefix in '', 'saved_':
         prediction = outcomes[prefix + 'prediction']
         success = (prediction == outcomes['target']) & (prediction >= 0)
         figures += [(prediction != labels).sum(), (~outcomes[prefix + 'top5_correct']).sum(), success.sum()]
-    return Figures(*[int(n) for n in figures], seconds=float(outcomes['seconds'].sum(dtype=np.float64)))
+    return Figures(*map(int, figures))._replace(seconds=float(outcomes['seconds'].sum(dtype=np.float64)))
 
 
 class Tally:
@@ -73,5 +75,5 @@ class Tally:
 
     def add(self, positions: range, outcomes: np.ndarray) -> None:
         """Count images. outcomes: (len(positions), number of strengths) of OUTCOME."""
-        labels = np.array(self._labels[positions.start:positions.stop])
+        labels = self._labels[positions.start:positions.stop]
         self.figures = [old.plus(count(labels, column)) for old, column in zip(self.figures, outcomes.T)]

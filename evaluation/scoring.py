@@ -73,7 +73,7 @@ def read_image(path: str, image_size: int, listed: Dict[str, Listed]) -> Image:
             return path, validation_image(image, image_size), ''
         if image.shape[:2] != (image_size, image_size):
             raise InputError('%s has %dx%d pixels, and the manifest is for images that are ready for a network of %dx%d'
-                             % ((path,) + image.shape[1::-1] + (image_size, image_size)))
+                             % (path, image.shape[1], image.shape[0], image_size, image_size))
         return path, image, ''
     except InputError as e:
         return path, None, str(e)

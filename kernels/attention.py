@@ -1,5 +1,5 @@
 """Softmax attention that never holds the matrix of all pairs of positions, which in a 56x56 map is 39 MB an image."""
-from typing import List, Tuple
+from typing import Callable, List, Tuple
 
 from runtime.compat import tf
 
@@ -27,11 +27,12 @@ def softmax_attention(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, *,
     dtype = values.dtype
 
     @tf.custom_gradient
-    def attention(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor):
-        y, normalisers = by_image(lambda x: forward(*x, rows), [q, k, v], [dtype, tf.float32])
+    def attention(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> Tuple[tf.Tensor, Callable]:
+        y, normalisers = by_image(lambda x: forward(x[0], x[1], x[2], rows), [q, k, v], [dtype, tf.float32])
 
         def gradient(upstream: tf.Tensor) -> List[tf.Tensor]:
-            return by_image(lambda x: backward(*x, rows), [q, k, v, y, normalisers, upstream], [dtype] * 3)
+            return by_image(lambda x: backward(x[0], x[1], x[2], x[3], x[4], x[5], rows),
+                            [q, k, v, y, normalisers, upstream], [dtype] * 3)
         return y, gradient
 
     y = attention(queries, keys, values)
@@ -39,7 +40,8 @@ def softmax_attention(queries: tf.Tensor, keys: tf.Tensor, values: tf.Tensor, *,
     return y
 
 
-def by_image(function, tensors: List[tf.Tensor], dtypes: List[tf.DType]) -> List[tf.Tensor]:
+def by_image(function: Callable, tensors: List[tf.Tensor], dtypes: List[tf.DType]) -> List[tf.Tensor]:
+    """Apply a function of one image's tensors, which returns several, to each image."""
     return list(tf.map_fn(lambda x: tuple(function(x)), tuple(tensors), dtype=tuple(dtypes), parallel_iterations=1,
                           back_prop=False))
 

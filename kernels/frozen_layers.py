@@ -2,7 +2,7 @@
 
 NHWC features; BatchNorm is folded into the weights. Gradients reach the features alone.
 """
-from typing import Any, Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Tuple
 
 from runtime.compat import in_xla, max_pool_gradient, tf
 
@@ -53,11 +53,12 @@ def fast_stem(x: tf.Tensor, w: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
         backwards = space_to_channels(w)
 
     @tf.custom_gradient
-    def stem(image: tf.Tensor, forwards: tf.Tensor, bias: tf.Tensor, backwards: tf.Tensor):
+    def stem(image: tf.Tensor, forwards: tf.Tensor, bias: tf.Tensor,
+             backwards: tf.Tensor) -> Tuple[tf.Tensor, Callable]:
         features = tf.nn.bias_add(tf.nn.conv2d(image, forwards, strides=[1, 2, 2, 1], padding='SAME'), bias)
         pooled = tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
 
-        def gradient(upstream: tf.Tensor):
+        def gradient(upstream: tf.Tensor) -> Tuple[Optional[tf.Tensor], ...]:
             d_features = max_pool_gradient(features, pooled, upstream)
             d_features = tf.pad(d_features, [[0, 0], [2, 1], [2, 1], [0, 0]])
             d_image = tf.nn.conv2d(d_features, backwards, strides=[1] * 4, padding='VALID')
@@ -112,15 +113,15 @@ def fused_bottleneck(x: tf.Tensor, block: Bottleneck, mode: Mode, *, relu: bool)
         (N, ceil(H / stride), ceil(W / stride), channels out), before its ReLU. Its gradient reaches x alone.
     """
     with constant_during_attack():  # TensorFlow follows whatever a custom gradient depends on back to variables
-        conv1, conv2, conv3, shortcut = [
-            layer and layer._replace(w=tf.stop_gradient(layer.w), bias=tf.stop_gradient(layer.bias)) for layer in block]
+        conv1, conv2, conv3 = [constant(layer) for layer in block[:3]]
+        shortcut = None if block.shortcut is None else constant(block.shortcut)
     # on a single position a matrix product is as fast; so is what there is in groups with a stride or on few positions
     groups, positions = int(conv1.w.shape[3]) // int(conv2.w.shape[2]), num_positions(x, mode)
     is_faster = positions > 1 if groups == 1 else conv2.stride == 1 and positions > FEW_GROUPED_POSITIONS
     middle = fused if is_faster else unfused
 
     @tf.custom_gradient
-    def compute(x: tf.Tensor):
+    def compute(x: tf.Tensor) -> Tuple[tf.Tensor, Callable]:
         a = fused(x, conv1, mode, relu=relu)
         b = middle(a.features, conv2, mode, relu=True)
         other = None if shortcut is None else fused(x, shortcut, mode, relu=relu)
@@ -128,11 +129,15 @@ def fused_bottleneck(x: tf.Tensor, block: Bottleneck, mode: Mode, *, relu: bool)
                   addend=Addend(x, relu=relu) if other is None else Addend(other.features))
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            other_way = Addend(upstream) if other is None else \
+            other_way = Addend(upstream) if other is None or shortcut is None else \
                 Addend(other.gradient(upstream, to_relu=True), stride=shortcut.stride)
             return a.gradient(b.gradient(c.gradient(upstream)), addend=other_way)
         return c.features, gradient
     return compute(x)
+
+
+def constant(layer: FoldedConvolution) -> FoldedConvolution:
+    return layer._replace(w=tf.stop_gradient(layer.w), bias=tf.stop_gradient(layer.bias))
 
 
 def fused(x: tf.Tensor, layer: FoldedConvolution, mode: Mode, *, relu: bool, addend: Optional[Addend] = None) -> Fused:

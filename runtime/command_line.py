@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Callable
+from typing import Callable, NoReturn
 
 from runtime.errors import InputError, RunError
 
@@ -30,7 +30,7 @@ THIS_RANK = {'this_rank': True}
 class Parser(argparse.ArgumentParser):
     """Wrong flags are an InputError like any other wrong input: one line."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         raise InputError('%s (see --help)' % message)
 
 
@@ -100,7 +100,7 @@ def this_rank() -> str:
     return 'rank %s on %s: ' % (rank(), socket.gethostname()) if size not in (None, '1') else ''
 
 
-def run_command(program: str, command: Callable[[], int]) -> None:
+def run_command(program: str, command: Callable[[], int]) -> NoReturn:
     """Run `command` and end the process with the status it returns; never returns.
 
     An InputError becomes one line on stderr and status 2, a RunError one line and status 1, an interrupt status

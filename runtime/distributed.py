@@ -58,7 +58,7 @@ class World:
 class HorovodWorld(World):
     """The ranks that mpirun started."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         try:
             import horovod.tensorflow as hvd
         except (ImportError, OSError, tf.errors.OpError) as e:  # not installed, no MPI, built for another TensorFlow
@@ -76,13 +76,13 @@ class HorovodWorld(World):
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self._session: Optional[tf.Session] = None
 
-    def sum(self, values):
+    def sum(self, values: Any) -> np.ndarray:
         values = np.asarray(values, np.float64)
         if self.size == 1:
             return values
         return self._run('sum', values.ravel()).reshape(values.shape)
 
-    def gather(self, rows):
+    def gather(self, rows: np.ndarray) -> np.ndarray:
         if self.size == 1:
             return rows
         as_bytes = np.ascontiguousarray(rows).view(np.uint8)

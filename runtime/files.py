@@ -19,9 +19,10 @@ class WholeFile:
         self._temporary = os.path.join(folder, '.%s.%d.part' % (name, os.getpid()))
 
     def __enter__(self) -> Any:
-        how = {} if 'b' in self._mode else dict(newline='', encoding='utf-8', errors='surrogateescape')
+        text = 'b' not in self._mode
         try:
-            self._file = open(self._temporary, self._mode, **how)
+            self._file = open(self._temporary, self._mode, newline='' if text else None,
+                              encoding='utf-8' if text else None, errors='surrogateescape' if text else None)
         except OSError as e:
             raise cannot_write(self._path, e)
         return self._file

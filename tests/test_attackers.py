@@ -127,3 +127,93 @@ def test_attacks_of_the_toolbox(classifier):
         images, np.eye(10)[labels])
     assert np.abs(attacked - images).max() <= 16.001
     assert np.mean(network.logits(np.clip(attacked, 0, 255)).argmax(axis=1) != labels) > 0.3
+
+
+# --- what shares the steps of a longer attack ------------------------------------------------------------------------
+
+OLD_STYLE = '''
+from adv_model import PGDAttacker
+from compat import tf
+
+class Attacker(PGDAttacker):
+    """Made before attackers had a state: it has a loop of its own."""
+
+    def iterate(self, start, image, target, logits, *, num_iter):
+        def step(i, adversarial, total):
+            total = total + self.gradient(adversarial, target, logits)
+            total.set_shape(adversarial.shape)
+            return i + 1, self.move(adversarial, total, image), total
+        return tf.while_loop(lambda i, *_: i < num_iter, step, [tf.constant(0), start, tf.zeros_like(start)],
+                             back_prop=False)[1]
+'''
+KNOWS_ITS_LENGTH = '''
+from runtime.compat import tf
+from adv_model import PGDAttacker
+
+class Attacker(PGDAttacker):
+    """Each step is the smaller the longer the attack."""
+
+    def direction(self, gradient, state):
+        return gradient * tf.cast(self.num_iter % 3 - 1, tf.float32), state
+'''
+COUNTS_STEPS = '''
+from runtime.compat import tf
+from adv_model import PGDAttacker
+
+class Attacker(PGDAttacker):
+    """Goes away from the target in every third step."""
+
+    def initial_state(self, image):
+        return [tf.zeros([tf.shape(image)[0], 1, 1, 1])]
+
+    def direction(self, gradient, state):
+        return tf.where(tf.equal(state[0] % 3, 2) & tf.ones_like(gradient, tf.bool), -gradient, gradient), [state[0] + 1]
+'''
+
+
+@pytest.fixture
+def attacker_of(tmp_path, monkeypatch):
+    """attacker_of(source) -> the class `Attacker` of a module with that source, loaded as --attacker does."""
+    from evaluation.attack import load_attacker
+    monkeypatch.chdir(tmp_path)
+
+    def load(source):
+        name = 'attacker_%d' % abs(hash(source))
+        (tmp_path / (name + '.py')).write_text(source)
+        return load_attacker(name + ':Attacker')
+    return load
+
+
+@pytest.mark.parametrize('source, shares', [
+    (None, True), (MOMENTUM, True), (COUNTS_STEPS, True), (KNOWS_ITS_LENGTH, False), (OLD_STYLE, False)],
+    ids=['pgd', 'momentum', 'counts steps', 'knows its length', 'old style'])
+def test_strengths_together_are_those_alone(source, shares, attacker_of, weights_of):
+    """An attacker whose steps have a state shares them as PGD does; one whose steps know how many there will be, or with
+    a loop of its own, does not. Either way each strength is what it is by itself."""
+    from runtime.compat import tf
+
+    from adv_model import AttackTower, PGDAttacker
+    from checkpoint import assign_weights
+    from evaluation.attack import attack_batch, attacks, load_attacker
+    from evaluation.outcomes import Strength
+    from kernels.mode import Mode
+    from nets import Network
+    from runtime.hardware import session_config
+    from third_party.batches import Batch
+    attacker = PGDAttacker if source is None else load_attacker(source) if ':' in source[:60] else attacker_of(source)
+    with tf.Graph().as_default() as graph:
+        tower = AttackTower(Network('ResNet', 14, 10), 32, mode=Mode(), attack_mode=Mode(), attacker=attacker)
+    assert tower.shares_steps == shares
+    batch = Batch(np.random.RandomState(0).randint(0, 256, (4, 32, 32, 3)).astype(np.uint8),
+                  np.arange(4, dtype=np.int32), np.arange(4))
+    strengths = [Strength(k, 4.0) for k in (13, 5, 8)]
+    with tf.Session(graph=graph, config=session_config()) as session:
+        assign_weights(session, weights_of())
+        clean = session.run(tower.clean, {tower.image: batch.images})
+        together = dict(attacks(tower, session, batch, clean, strengths))
+        for strength in strengths:
+            (_, alone_), = attacks(tower, session, batch, clean, [strength])
+            assert np.array_equal(together[strength].images, alone_.images), strength
+            assert np.array_equal(together[strength].targets, alone_.targets)
+        assert (together[strengths[0]].images != together[strengths[1]].images).any()
+        assert len(attack_batch(tower, session, batch, strengths)) == 4

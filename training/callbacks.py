@@ -35,16 +35,16 @@ class ScheduledPosition(Callback):
         self.start, self.total_batch = start, total_batch
         self.completed_epochs = start.epoch - 1  # tensorpack also returns from a training that ended early
 
-    def _setup_graph(self):
+    def _setup_graph(self) -> None:
         with tf.device('/cpu:0'):
             for name, value in [(STEPS_PER_EPOCH, self.start.steps_per_epoch), (OFFSET, self.start.offset),
                                 (TOTAL_BATCH, self.total_batch)]:
                 tf.get_variable(name, initializer=np.int64(value), trainable=False)
 
-    def _before_train(self):
+    def _before_train(self) -> None:
         self.trainer.loop.steps_per_epoch = self.start.steps_per_epoch - self.start.step_of_epoch
 
-    def _trigger_epoch(self):
+    def _trigger_epoch(self) -> None:
         self.trainer.loop.steps_per_epoch = self.start.steps_per_epoch
         self.completed_epochs = self.epoch_num
 
@@ -56,16 +56,16 @@ class ScheduledLearningRate(HyperParamSetter):
         super().__init__('learning_rate')
         self.schedule, self.offset = schedule, offset
 
-    def _get_value_to_set(self):
+    def _get_value_to_set(self) -> float:
         return self.schedule.at(self.global_step - self.offset)
 
-    def _before_epoch(self):
+    def _before_epoch(self) -> None:
         self.param.set_value(self._get_value_to_set())
 
-    def _trigger_step(self):
+    def _trigger_step(self) -> None:
         self._set_param()
 
-    def _trigger(self):
+    def _trigger(self) -> None:
         pass  # the next epoch begins with its own
 
 
@@ -78,12 +78,12 @@ class Saver(ModelSaver):
         self.every_steps, self.offset = every_steps, offset
         self.saved_step: Optional[int] = None
 
-    def _setup_graph(self):
+    def _setup_graph(self) -> None:
         super()._setup_graph()
         self.finite = tf.reduce_all([tf.reduce_all(tf.is_finite(v)) for v in tf.global_variables()
                                      if v.dtype.base_dtype.is_floating])
 
-    def _before_train(self):
+    def _before_train(self) -> None:
         # those of the training before count among the ones to keep, and the one that it goes on from is saved
         earlier = saved_checkpoints(self.checkpoint_dir)
         self.saver.recover_last_checkpoints(earlier[::-1])
@@ -94,11 +94,11 @@ class Saver(ModelSaver):
         with errors_of_disk(self.checkpoint_dir):
             super()._before_train()
 
-    def _trigger_step(self):
+    def _trigger_step(self) -> None:
         if self.every_steps and (self.global_step - self.offset) % self.every_steps == 0:
             self.save()
 
-    def _trigger(self):
+    def _trigger(self) -> None:
         self.save()
 
     def save(self) -> None:
@@ -129,10 +129,10 @@ class errors_of_disk:
     def __init__(self, directory: str):
         self.directory = directory
 
-    def __enter__(self):
+    def __enter__(self) -> 'errors_of_disk':
         return self
 
-    def __exit__(self, kind, e, trace):
+    def __exit__(self, kind: Any, e: Optional[BaseException], trace: Any) -> None:
         if isinstance(e, (OSError, tf.errors.OpError)):
             # TensorFlow puts lines about the node before and after the error's own
             lines = str(e).split('\n\t [[')[0].strip().split('\n')
@@ -148,13 +148,13 @@ class LossGuard(Callback):
         self.limit = EXPLODED * math.log(classes)
         self.rank, self.directory = rank, directory
 
-    def _setup_graph(self):
+    def _setup_graph(self) -> None:
         self._fetches = tf.train.SessionRunArgs(self.get_tensors_maybe_in_tower(['smoothed-loss:0', 'cost:0']))
 
-    def _before_run(self, _):
+    def _before_run(self, _: Any) -> tf.train.SessionRunArgs:
         return self._fetches
 
-    def _after_run(self, _, run_values):
+    def _after_run(self, _: Any, run_values: Any) -> None:
         loss, cost = run_values.results
         if math.isfinite(cost) and loss < self.limit:
             return
@@ -185,21 +185,21 @@ class StopOnSignal(Callback):
         # not print: this may have interrupted one
         os.write(2, b'signal %d: this training will end with a checkpoint after the step\n' % number)
 
-    def _before_train(self):
+    def _before_train(self) -> None:
         self.last_time = time.time()
 
-    def _trigger_step(self):
+    def _trigger_step(self) -> None:
         self.steps_seen += 1
         if self.local_step + 1 < self.trainer.steps_per_epoch:
             self._check()
 
-    def _before_epoch(self):
+    def _before_epoch(self) -> None:
         """Stop, after the last step of an epoch, only when its statistics are written."""
         if self.due:
             self.stop()
         self._check()
 
-    def _after_train(self):
+    def _after_train(self) -> None:
         self.stopped = self.stopped or self.due  # in the evaluation of the last epoch
 
     def _check(self) -> None:

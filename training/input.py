@@ -56,14 +56,14 @@ def training_input(options: argparse.Namespace, num_classes: int) -> InputSource
 class FakeInput(DummyConstantInput):
     """Constant images and labels."""
 
-    def _get_input_tensors(self):
+    def _get_input_tensors(self) -> List[tf.Tensor]:
         return timed(super()._get_input_tensors)
 
 
 class PythonInput(QueueInput):
     """A queue of batches that a thread fills in Python."""
 
-    def _get_input_tensors(self):
+    def _get_input_tensors(self) -> List[tf.Tensor]:
         return timed(super()._get_input_tensors)
 
 

@@ -54,7 +54,7 @@ def start_after(checkpoint: str, steps_per_epoch: int) -> Start:
 
 def step_of(checkpoint: str) -> int:
     """Return the number in a checkpoint's name."""
-    return int(re.search(r'model-(\d+)', os.path.basename(checkpoint)).group(1))
+    return int(re.findall(r'model-(\d+)', os.path.basename(checkpoint))[0])
 
 
 def saved_checkpoints(directory: str) -> List[str]:

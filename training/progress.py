@@ -1,6 +1,6 @@
 """What people see of a training while it runs: lines of the log, TensorBoard, the last evaluation's table."""
 import time
-from typing import List, Optional
+from typing import Any, List
 
 from runtime.compat import tf  # before tensorpack
 
@@ -20,19 +20,19 @@ IMAGES_SHOWN = 4
 class Events(TFEventWriter):
     """tensorpack's, which tells TensorBoard to forget what an earlier process wrote of the steps to come."""
 
-    def __new__(cls, global_step):
+    def __new__(cls, global_step: int) -> 'Events':
         return super().__new__(cls)
 
     def __init__(self, global_step: int):
         super().__init__()
         self.first_step = global_step + 1
 
-    def _setup_graph(self):
+    def _setup_graph(self) -> None:
         super()._setup_graph()
         self._write_graph_thread = None
         self._writer.add_session_log(tf.SessionLog(status=tf.SessionLog.START), self.first_step)
 
-    def _after_train(self):
+    def _after_train(self) -> None:
         # With an event after the last one, TensorFlow 1's writer never ends; and a short training may end before
         # tensorpack's thread has put the graph.
         try:
@@ -52,9 +52,9 @@ class Progress(Callback):
         self.start, self.total_batch, self.max_epoch = start, total_batch, max_epoch
         self.micro_batches, self.attacked = micro_batches, attacked
         self.between_epochs = self.attack_seconds = 0.0
-        self.epoch_ended: Optional[float] = None
+        self.epoch_ended = 0.0
 
-    def _setup_graph(self):
+    def _setup_graph(self) -> None:
         fetched = self.get_tensors_maybe_in_tower([name + ':0' for name in self.NAMES] + ['input-wait:0'])
         self._fetches = tf.train.SessionRunArgs(fetched)
         tower = self.trainer.towers.training()[0]
@@ -62,7 +62,7 @@ class Progress(Callback):
         pair = tf.concat([tf.cast(clean, tf.float32), unscale_pixels(adversarial)], axis=2)[:IMAGES_SHOWN, :, :, ::-1]
         self._attack = [tf.clip_by_value(tf.round(pair), 0, 255), tower.get_tensor('input-wait:0'), adversarial.op]
 
-    def _before_epoch(self):
+    def _before_epoch(self) -> None:
         if self.epoch_ended:
             self.between_epochs = time.time() - self.epoch_ended
         self._time_attack()
@@ -78,26 +78,26 @@ class Progress(Callback):
             self.attack_seconds = (time.time() - begin - wait) * self.micro_batches * self.attacked
         self.trainer.monitors.put_image('clean-and-adversarial', images)
 
-    def _clear(self):
+    def _clear(self) -> None:
         self.steps, self.sums = 0, np.zeros(len(self.NAMES) + 1)
 
-    def _before_run(self, _):
+    def _before_run(self, _: Any) -> tf.train.SessionRunArgs:
         return self._fetches
 
-    def _after_run(self, _, run_values):
+    def _after_run(self, _: Any, run_values: Any) -> None:
         self.sums += run_values.results
         self.steps += 1
         self.epoch_steps += 1
 
-    def _trigger_step(self):
+    def _trigger_step(self) -> None:
         if time.time() - self.line_time >= SECONDS_BETWEEN_LINES:
             self._line()
 
-    def _after_epoch(self):
+    def _after_epoch(self) -> None:
         self._line()
         self.epoch_ended = time.time()
 
-    def _trigger_epoch(self):
+    def _trigger_epoch(self) -> None:
         per_step = (self.epoch_ended - self.epoch_time) / max(1, self.epoch_steps)
         self.trainer.monitors.put_scalar('attack-share', min(1.0, self.attack_seconds / per_step))
 

@@ -14,7 +14,9 @@ from runtime.files import WholeFile
 class Statistics(JSONWriter):
     """tensorpack's, which goes on in the file of a training that is resumed, and fails where it can't be written."""
 
-    def _before_train(self):
+    _stat_now: Dict[str, Any]
+
+    def _before_train(self) -> None:
         self._fname = os.path.join(logger.get_logger_dir(), self.FILENAME)
         self._stats = read_statistics(logger.get_logger_dir())
         if self._stat_now and self._stats and self._stats[-1].get('global_step') == self.global_step:
@@ -22,7 +24,7 @@ class Statistics(JSONWriter):
             self._stat_now = dict(self._stats.pop(), **self._stat_now)
         self._trigger()
 
-    def _write_stat(self):
+    def _write_stat(self) -> None:
         write_json(self._fname, self._stats)
 
 

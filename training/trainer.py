@@ -1,10 +1,15 @@
 """tensorpack's HorovodTrainer, with this rank's share of threads, and with gradients accumulated over micro-batches."""
+from typing import Any, Callable, List, Optional, Tuple
+
 from runtime.compat import tf  # before tensorpack
 
+from tensorpack.input_source import InputSource
 from tensorpack.tfutils.sesscreate import NewSessionCreator
 from tensorpack.train import HorovodTrainer
 
 from runtime.distributed import World
+
+Gradients = List[Tuple[tf.Tensor, tf.Variable]]
 
 
 class SessionCreator(NewSessionCreator):
@@ -14,7 +19,7 @@ class SessionCreator(NewSessionCreator):
         super().__init__()
         self.world = world
 
-    def create_session(self):
+    def create_session(self) -> tf.Session:
         threads = self.world.session_config()
         self.config.intra_op_parallelism_threads = threads.intra_op_parallelism_threads
         self.config.inter_op_parallelism_threads = threads.inter_op_parallelism_threads
@@ -34,17 +39,18 @@ class AccumulatingTrainer(HorovodTrainer):
         super().__init__()
         self.micro_batches = micro_batches
 
-    def _setup_graph(self, input, get_cost_fn, get_opt_fn):
-        inner_allreduce, self._add = self.allreduce, None
+    def _setup_graph(self, input: InputSource, get_cost_fn: Callable, get_opt_fn: Callable) -> List[Any]:
+        inner_allreduce = super().allreduce
+        self._add: Optional[tf.Operation] = None
 
-        def after_backward(grads):
+        def after_backward(grads: Gradients) -> Gradients:
             """Hold updates back, which are in place: one during the backward pass would change what the rest of it
             reads."""
             reduced = inner_allreduce(grads)
             with tf.control_dependencies([g for g, _ in grads]):
                 return [(tf.identity(g), v) for g, v in reduced]
 
-        def accumulated(grads):
+        def accumulated(grads: Gradients) -> Gradients:
             """Average the last micro-batch's gradients and those before it, over ranks too; then start anew."""
             kept = [tf.Variable(tf.zeros(v.shape, v.dtype.base_dtype), trainable=False, name='accumulated',
                                 collections=[tf.GraphKeys.LOCAL_VARIABLES], use_resource=True) for _, v in grads]
@@ -60,7 +66,7 @@ class AccumulatingTrainer(HorovodTrainer):
         self.allreduce = after_backward if self.micro_batches == 1 else accumulated
         return super()._setup_graph(input, get_cost_fn, get_opt_fn)
 
-    def run_step(self):
+    def run_step(self) -> None:
         for _ in range(self.micro_batches - 1):
             self.sess.run(self._add)
         super().run_step()

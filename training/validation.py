@@ -44,15 +44,15 @@ class DistributedEvaluation(Callback):
     def __init__(self, validation: Validation, world: World, stopper: StopOnSignal, *, catch_up: bool):
         self.validation, self.world, self.stopper, self.catch_up = validation, world, stopper, catch_up
 
-    def _setup_graph(self):
+    def _setup_graph(self) -> None:
         mode = native_mode()
         self.tower = AttackTower(self.validation.network, self.validation.image_size, mode=mode, attack_mode=mode)
 
-    def _before_train(self):
+    def _before_train(self) -> None:
         if self.catch_up:
             self._trigger_epoch()
 
-    def _trigger_epoch(self):
+    def _trigger_epoch(self) -> None:
         dataset, strengths = self.validation.dataset, self.validation.strengths_after(self.epoch_num)
         tally = Tally(dataset.labels, len(strengths))
         rounds = evaluate(self.tower, self.trainer.sess, dataset, strengths, self.world,

@@ -16,7 +16,7 @@ FEW_GROUPED_POSITIONS = 16
 
 def _compiled() -> str:
     spec = importlib.util.find_spec('cpu_conv._ops')
-    if spec is None:
+    if spec is None or spec.origin is None:
         raise ImportError('the compiled ops of cpu_conv are missing: install the package with pip, or run the set-up '
                           'again')
     return spec.origin
@@ -68,7 +68,7 @@ def conv2d(x: Any, w: Any, stride: int) -> Any:
     _check_groups(x, w)
 
     @tf.custom_gradient
-    def convolution(x: Any, w: Any):
+    def convolution(x: Any, w: Any) -> Any:
         return _forward(x, w, stride), lambda upstream: (_input_gradient(x, w, upstream, stride),
                                                          _filter_gradient(x, w, upstream, stride))
     return convolution(x, w)
@@ -80,7 +80,7 @@ def conv2d(x: Any, w: Any, stride: int) -> Any:
 def _input_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
     """Return the gradient to x, of which only the shape matters."""
     @tf.custom_gradient
-    def to_x(x: Any, w: Any, upstream: Any):
+    def to_x(x: Any, w: Any, upstream: Any) -> Any:
         return _to_input(x, w, upstream, stride), lambda second: (None, _filter_gradient(second, w, upstream, stride),
                                                                   conv2d(second, w, stride))
     return to_x(x, w, upstream)
@@ -89,7 +89,7 @@ def _input_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
 def _filter_gradient(x: Any, w: Any, upstream: Any, stride: int) -> Any:
     """Return the gradient to w, of which only the shape matters."""
     @tf.custom_gradient
-    def to_w(x: Any, w: Any, upstream: Any):
+    def to_w(x: Any, w: Any, upstream: Any) -> Any:
         return _to_filter(x, w, upstream, stride), lambda second: (_input_gradient(x, second, upstream, stride), None,
                                                                    conv2d(x, second, stride))
     return to_w(x, w, upstream)
