@@ -180,19 +180,18 @@ def in_rounds(parts: Sequence[range], shares: Iterable[np.ndarray], world: World
         yield range(parts[first].start, parts[min(first + world.size, len(parts)) - 1].stop), outcomes
 
 
-def evaluate(tower: AttackTower, session: tf.Session, dataset: Dataset, strengths: Sequence[Strength], world: World, *,
-             image_size: int, batch: int, begin: int = 0,
-             save: Optional[Saver] = None) -> Iterator[Tuple[range, np.ndarray]]:
+def evaluate(attack: Callable[[Batch], np.ndarray], num_strengths: int, dataset: Dataset, world: World, *,
+             image_size: int, batch: int, begin: int = 0) -> Iterator[Tuple[range, np.ndarray]]:
     """Attack the images from position `begin` on, each rank its batches. All ranks must iterate to the end, or to the
     same round.
 
-    Yields, on every rank, the next positions and what became of their images on all ranks, (N, number of strengths) of
-    OUTCOME: one batch of every rank at a time, so that nothing grows with the size of the set.
+    attack: returns (N, num_strengths) of OUTCOME for a batch, as attack_batch does. Yields, on every rank, the next
+    positions and what became of their images on all ranks: one batch of every rank at a time, so that nothing grows
+    with the size of the set.
     """
     parts = parts_of(len(dataset), batch, begin)
     batches = validation_batches(dataset, parts[world.rank::world.size], image_size=image_size)
-    shares = (attack_batch(tower, session, of_batch, strengths, save) for of_batch in batches)
-    return in_rounds(parts, shares, world, len(strengths))
+    return in_rounds(parts, map(attack, batches), world, num_strengths)
 
 
 def with_progress(rounds: Iterator[Tuple[range, np.ndarray]], tally: Tally, world: World, *, total: int, begin: int = 0,

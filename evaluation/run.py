@@ -1,6 +1,7 @@
 """The white-box evaluation, `main.py --eval`, from its flags to its figures."""
 import argparse
 import contextlib
+import functools
 import logging
 from typing import Iterator, Sequence, Tuple
 
@@ -8,7 +9,7 @@ from runtime.compat import ask_for_determinism, tf
 
 import checkpoint
 from adv_model import AttackTower, PGDAttacker
-from evaluation.attack import attacker_sha256, evaluate, load_attacker, with_progress
+from evaluation.attack import attack_batch, attacker_sha256, evaluate, load_attacker, with_progress
 from evaluation.outcomes import Figures, Strength, Tally
 from evaluation.records import Inputs, open_records
 from evaluation.sanity import suspicions
@@ -43,9 +44,10 @@ def run_evaluation(options: argparse.Namespace) -> int:
                 log.warning(suspicion)
         for positions, outcomes in records.replay():
             tally.add(positions, outcomes)
-        rounds = evaluate(tower, session, inputs.dataset, inputs.strengths, world, image_size=options.image_size,
-                          batch=options.batch, begin=begin,
-                          save=ImageWriter(options.save_adversarial) if options.save_adversarial else None)
+        attack = functools.partial(attack_batch, tower, session, strengths=inputs.strengths,
+                                   save=ImageWriter(options.save_adversarial) if options.save_adversarial else None)
+        rounds = evaluate(attack, len(inputs.strengths), inputs.dataset, world, image_size=options.image_size,
+                          batch=options.batch, begin=begin)
         for positions, outcomes in with_progress(rounds, tally, world, total=len(inputs.dataset), begin=begin):
             records.add(positions, outcomes)
 

@@ -1,12 +1,13 @@
 """Evaluations between the epochs of a training: every rank attacks its share of the validation set."""
-from typing import NamedTuple
+import functools
+from typing import List, NamedTuple
 
 import runtime.compat  # noqa: F401  before tensorpack
 
 from tensorpack import Callback
 
 from adv_model import AttackTower
-from evaluation.attack import evaluate, with_progress
+from evaluation.attack import attack_batch, evaluate, with_progress
 from evaluation.outcomes import Figures, Strength, Tally
 from kernels.mode import native_mode
 from nets import Network
@@ -27,7 +28,7 @@ class Validation(NamedTuple):
     step_size: float
     clean_only: bool
 
-    def strengths_after(self, epoch: int) -> list:
+    def strengths_after(self, epoch: int) -> List[Strength]:
         """Return the attacks after an epoch, 1, 2, ..., max_epoch."""
         iters = [0] if self.clean_only else attack_iters_after(epoch, self.max_epoch)
         return [Strength(k, self.epsilon, self.step_size) for k in iters]
@@ -55,8 +56,9 @@ class DistributedEvaluation(Callback):
     def _trigger_epoch(self) -> None:
         dataset, strengths = self.validation.dataset, self.validation.strengths_after(self.epoch_num)
         tally = Tally(dataset.labels, len(strengths))
-        rounds = evaluate(self.tower, self.trainer.sess, dataset, strengths, self.world,
-                          image_size=self.validation.image_size, batch=self.validation.batch)
+        attack = functools.partial(attack_batch, self.tower, self.trainer.sess, strengths=strengths)
+        rounds = evaluate(attack, len(strengths), dataset, self.world, image_size=self.validation.image_size,
+                          batch=self.validation.batch)
         # When it is stopped, the checkpoint of this epoch is saved, and the training that goes on from it evaluates.
         if self.stopper.agreed():
             return

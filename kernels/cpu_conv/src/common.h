@@ -58,8 +58,8 @@ inline int64_t Padding(int64_t size, int kernel, int stride) {
   return std::max<int64_t>(0, (Strided(size, stride) - 1) * stride + kernel - size) / 2;
 }
 
-// One dimension of the gradient to the inputs of one residue modulo the stride. Input i * stride + residue meets the
-// output o by the tap stride * (i - o) + residue + padding: every stride-th tap, from the last one back for ascending o.
+// One dimension of the gradient to the inputs of one residue modulo the stride. Input i * stride + residue reaches
+// the output o by the tap stride * (i - o) + residue + padding: every stride-th tap, from the last one back for ascending o.
 struct Taps {
   int count, first_tap, start;  // the u-th tap, from 0 to count - 1, is tap(u), and its output i + start + u
 

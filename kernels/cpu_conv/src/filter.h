@@ -1,6 +1,6 @@
 // The gradient to a convolution's weights, without TensorFlow; filter_kernels.inc has the innermost loops.
 //
-// It is a product of matrices with as many rows as the result has pixels: of what each pixel meets, and of its gradient.
+// It is a product of matrices with as many rows as the result has pixels: of each pixel's receptive field, and of its gradient.
 // Some rows at a time are copied to chunks of channels and multiplied. 3x3 of stride 1: by Winograd's algorithm (frozen.h),
 // in each of whose points the rows are tiles.
 #pragma once
@@ -29,7 +29,7 @@ struct FilterGradient {
 
 // What filter_kernels.inc defines for an instruction set. Matrices lie ByChunks.
 struct FilterKernels {
-  // Of rows from `first` on those from begin to end: what they meet, and their gradient.
+  // Of rows from `first` on those from begin to end: their receptive fields, and their gradient.
   void (*copy)(const FilterGradient& g, int64_t first, int64_t begin, int64_t end, int64_t count, float* x, float* y);
   // The product of a panel of x, turned, and a panel of y, with `chunk` elements to the next chunk of both: (kPanel, kPanel)
   // sums, or what is added to them.

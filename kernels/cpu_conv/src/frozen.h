@@ -1,9 +1,9 @@
 // Convolutions with weights that were prepared before, without TensorFlow. frozen_kernels.inc has the innermost loops.
 //
-// 1x1, and 3x3 with a stride: what some pixels of the result meet is copied side by side and multiplied by panels of
+// 1x1, and 3x3 with a stride: the receptive fields of some pixels of the result are copied side by side and multiplied by panels of
 // weights, in registers, from which the result goes to memory with all that is added to it.
 //
-// 3x3 of stride 1: Winograd's algorithm, F(4x4, 3x3). A tile of 4x4 outputs is computed from the 6x6 inputs that it meets: both, and
+// 3x3 of stride 1: Winograd's algorithm, F(4x4, 3x3). A tile of 4x4 outputs is computed from 6x6 inputs: both, and
 // the weights, as polynomials in two variables, by their values in 36 points. In each point a convolution is a product of
 // matrices, (tiles x channels in) by (channels in x channels out): 36 multiplications for 16 outputs instead of 144. See
 // Lavin and Gray, "Fast algorithms for convolutional neural networks", 2015. The points of a variable are 0, +-3/4, +-3/2
@@ -28,7 +28,7 @@ constexpr int kChunk = 16;    // channels of a matrix that lie together
 constexpr int kPadding = 16;  // elements between rows of matrices: rows of 2^k bytes would compete for places in a cache
 constexpr int kPixels = 24;   // that are multiplied together by a thread, not by Winograd's algorithm
 constexpr int kTile = 4;      // outputs of a tile, in each direction
-constexpr int kPatch = 6;     // inputs that they meet
+constexpr int kPatch = 6;     // inputs that they are computed from
 constexpr int kPoints = 36;
 constexpr int kUnitTiles = 48;     // that are transformed and multiplied together by a thread
 constexpr int kSharedTiles = 256;  // and by all of them
@@ -53,8 +53,8 @@ std::unique_ptr<T[], FreeAligned> Aligned(size_t count) {
   return std::unique_ptr<T[], FreeAligned>(static_cast<T*>(p));
 }
 
-// In one direction: the taps of a kernel that meet every step-th pixel of a result, from `first` on. Pixel first + i * step
-// meets pixel start + i * stride + u of the source by the u-th of `taps`.
+// In one direction: the taps of a kernel for every step-th pixel of a result, from `first` on. Pixel first + i * step reads
+// pixel start + i * stride + u of the source by the u-th of `taps`.
 struct Line {
   int64_t first, count;  // of the result's pixels
   int step, stride, start, taps;
@@ -107,7 +107,7 @@ struct Convolution {
   bool plain() const { return rows.taps * columns.taps == 1 && rows.stride * rows.step * columns.step == 1; }  // 1x1
 };
 
-// Where one of a convolution's pixels() is, and what it meets.
+// Where one of a convolution's pixels() is, and its receptive field.
 template <typename T>
 struct Pixel {
   const Convolution<T>& c;
@@ -169,7 +169,7 @@ inline Layout ByRows(int64_t count, int columns) { return {count * (columns + kP
 // A chunk of all rows is together, with one row between them, for the same reason as kPadding.
 inline Layout ByChunks(int64_t count, int columns) { return {(count + 1) * columns, kChunk, (count + 1) * kChunk}; }
 
-// The weights of a convolution whose channels are in groups, of which only those of equal number meet.
+// The weights of a convolution whose channels are in groups, of which only those of equal number are multiplied.
 struct Weights {
   const float* w;  // (taps, in / groups, out), taps being 1 or 9
   int taps;
@@ -180,16 +180,16 @@ struct Weights {
   int64_t to() const { return turned ? in : out; }
   int64_t group_from() const { return from() / groups; }
   int64_t group_to() const { return to() / groups; }
-  // Channels that a panel meets. Groups that are narrower than a panel are taken together, with zeros between them.
+  // Channels that a panel reads. Groups that are narrower than a panel are taken together, with zeros between them.
   int64_t depth() const { return group_from() * std::max<int64_t>(1, kPanel / group_to()); }
   int64_t first_from(int64_t panel) const { return panel * kPanel / group_to() * group_from(); }
 
   // From a channel to those of a panel.
   void Read(int tap, int64_t channel, int64_t panel, float* values) const {
-    const Columns met = Met(channel, panel);
-    if (met.end - met.begin < kPanel) std::fill_n(values, kPanel, 0.f);
-    const float* from = w + Place(tap, channel, panel, met);
-    for (int64_t column = met.begin; column < met.end; ++column, from += turned ? out : 1) values[column] = *from;
+    const Columns own = OfGroup(channel, panel);
+    if (own.end - own.begin < kPanel) std::fill_n(values, kPanel, 0.f);
+    const float* from = w + Offset(tap, channel, panel, own);
+    for (int64_t column = own.begin; column < own.end; ++column, from += turned ? out : 1) values[column] = *from;
   }
 
  private:
@@ -197,12 +197,12 @@ struct Weights {
     int64_t begin, end;
   };
   // Of a panel, those that are of a channel's group.
-  Columns Met(int64_t channel, int64_t panel) const {
+  Columns OfGroup(int64_t channel, int64_t panel) const {
     const int64_t first = channel / group_from() * group_to() - panel * kPanel;
     return {std::max<int64_t>(0, first), std::min<int64_t>(kPanel, first + group_to())};
   }
-  int64_t Place(int tap, int64_t channel, int64_t panel, Columns met) const {
-    const int64_t first = panel * kPanel + met.begin;
+  int64_t Offset(int tap, int64_t channel, int64_t panel, Columns own) const {
+    const int64_t first = panel * kPanel + own.begin;
     const int64_t row = tap * (in / groups) + (turned ? first % group_to() : channel % group_from());
     return row * out + (turned ? channel : first);
   }
@@ -212,7 +212,7 @@ struct Weights {
 // one point.
 template <typename T>
 struct Kernels {
-  // Not by Winograd's algorithm: `count` pixels from `first` on. `copy` has room for what they meet.
+  // Not by Winograd's algorithm: `count` pixels from `first` on. `copy` has room for their receptive fields.
   void (*pixels)(const Convolution<T>& c, int64_t first, int64_t count, T* copy);
   // By it, of tiles from `first` on those from begin to end: to a matrix of inputs for each point,
   void (*inputs)(const Convolution<T>& c, int64_t first, int64_t begin, int64_t end, const Layout& layout, T* to);

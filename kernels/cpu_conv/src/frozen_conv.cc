@@ -97,7 +97,7 @@ class FrozenOp : public OpKernel {
 };
 
 // In the gradient to the inputs of a convolution with a stride those that leave the same residue, as to rows and to
-// columns, meet the same taps: of the residue whose first tap is `row` and `column`.
+// columns, have the same taps: of the residue whose first tap is `row` and `column`.
 struct Residue {
   int row, column, first;  // `first`: of its taps, among those of all residues
 
