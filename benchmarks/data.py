@@ -12,13 +12,16 @@ Prints one JSON line for each system and subject; `ratio` is to the baseline of 
     memory    memory copies alone, for comparison
 """
 import argparse
+import functools
 import json
 import multiprocessing
 import os
+import statistics
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional
+from multiprocessing.connection import Connection
+from typing import Callable, Dict, Iterator, List, NamedTuple, Optional
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
@@ -34,10 +37,11 @@ from third_party.images import LIGHTING_COMPONENTS, LIGHTING_EIGENVALUES, load_t
 from third_party.transport import batch_specs  # noqa: E402
 
 SIZE = 224
+Steps = Callable[[str, int], Iterator[None]]  # of an end point and a batch size: receives a batch at each `next`
 
 
 def rounds(systems: Dict[str, Callable[[], float]], repeats: int) -> Dict[str, List[float]]:
-    """Rates of each system, measured in turns, after one turn that does not count."""
+    """Measure each system in turns, after one turn that does not count; returns its `repeats` rates."""
     rates: Dict[str, List[float]] = {name: [] for name in systems}
     for i in range(repeats + 1):
         for name, measure in systems.items():
@@ -48,15 +52,19 @@ def rounds(systems: Dict[str, Callable[[], float]], repeats: int) -> Dict[str, L
 
 
 def report(subject: str, unit: str, rates: Dict[str, List[float]], baseline: str, scale: float = 1.,
-           of_system: Optional[Dict[str, Dict[str, float]]] = None, **facts: Any) -> None:
-    """A line for each system; `of_system`: what else was measured of it. `facts` are of all."""
+           details: Optional[Dict[str, Dict[str, float]]] = None, **facts: int) -> None:
+    """Print a JSON line for each system.
+
+    unit: of the rates times `scale`. baseline: the system that `ratio` is to. details: what else was measured of each
+    system. facts: what is the same for all.
+    """
     for name, values in rates.items():
         values = [value * scale for value in values]
-        ratios = np.array(values) / (np.array(rates[baseline]) * scale)
+        ratios = [value / (base * scale) for value, base in zip(values, rates[baseline])]
         print(json.dumps(dict(
-            subject=subject, system=name, **{unit: round(float(np.median(values)), 3)},
+            subject=subject, system=name, **{unit: round(statistics.median(values), 3)},
             lowest=round(min(values), 3), highest=round(max(values), 3), repeats=len(values),
-            ratio=round(float(np.median(ratios)), 3), baseline=baseline, **facts, **(of_system or {}).get(name, {}))),
+            ratio=round(statistics.median(ratios), 3), baseline=baseline, **facts, **(details or {}).get(name, {}))),
             flush=True)
 
 
@@ -64,7 +72,7 @@ def report(subject: str, unit: str, rates: Dict[str, List[float]], baseline: str
 
 
 def imgaug_pipeline() -> Callable[[str, int], np.ndarray]:
-    """The augmentation of training as tensorpack composes it, on images as OpenCV reads them."""
+    """Return the augmentation of training as tensorpack composes it, on images as OpenCV reads them."""
     from tensorpack.dataflow import imgaug
 
     augmentor = imgaug.AugmentorList([
@@ -78,12 +86,12 @@ def imgaug_pipeline() -> Callable[[str, int], np.ndarray]:
 
 
 def measure_images(paths: List[str], repeats: int) -> None:
-    """One core; the files come from the page cache."""
+    """Print the rates of decoding and augmenting photos on one core; the files come from the page cache."""
     cv2.setNumThreads(0)
     plain = imgaug_pipeline()
     target = np.empty((SIZE, SIZE, 3), np.uint8)
 
-    def rate(function: Callable[[str, int], Any]) -> float:
+    def rate(function: Callable[[str, int], object]) -> float:
         start = time.perf_counter()
         for i, path in enumerate(paths):
             function(path, i)
@@ -104,7 +112,7 @@ def measure_images(paths: List[str], repeats: int) -> None:
 
 
 class Received(NamedTuple):
-    """A turn of a receiver."""
+    """What a turn of a receiver gave."""
     batches_per_second: float
     receiver_seconds: float  # of CPU, for each batch
     sender_seconds: float
@@ -112,13 +120,14 @@ class Received(NamedTuple):
 
 
 def cpu_seconds(pid: int) -> float:
-    """Of all threads of a process, user and system."""
+    """Return the CPU seconds of all threads of a process, user and system."""
     with open('/proc/%d/stat' % pid) as f:
         fields = f.read().rpartition(')')[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf('SC_CLK_TCK')
 
 
 def send_for_ever(end_point: str, batch: int) -> None:
+    """Send one random batch again and again."""
     socket = zmq.Context().socket(zmq.PUSH)
     socket.set(zmq.SNDHWM, 4)
     socket.bind(end_point)
@@ -129,6 +138,7 @@ def send_for_ever(end_point: str, batch: int) -> None:
 
 
 def native_op(end_point: str, batch: int) -> Iterator[None]:
+    """Receive by the native op of the graph."""
     from runtime.compat import tf
 
     from zmq_ops import ZMQPullSocket
@@ -140,14 +150,17 @@ def native_op(end_point: str, batch: int) -> Iterator[None]:
 
 
 def zeromq_alone(end_point: str, batch: int) -> Iterator[None]:
+    """Receive by ZeroMQ, and drop what comes."""
     socket = zmq.Context().socket(zmq.PULL)
     socket.set(zmq.RCVHWM, 4)
     socket.connect(end_point)
     while True:
-        yield socket.recv(copy=False) and None
+        socket.recv(copy=False)
+        yield
 
 
 def feed_dict(end_point: str, batch: int) -> Iterator[None]:
+    """Receive by pyzmq, and feed the arrays to the graph."""
     from runtime.compat import tf
     socket = zmq.Context().socket(zmq.PULL)
     socket.set(zmq.RCVHWM, 4)
@@ -160,7 +173,7 @@ def feed_dict(end_point: str, batch: int) -> Iterator[None]:
 
 
 def python_queue(end_point: str, batch: int) -> Iterator[None]:
-    """As --no-zmq-ops: a thread that fills TensorFlow's queue."""
+    """Receive as with --no-zmq-ops: a thread of Python fills TensorFlow's queue."""
     import threading
 
     from runtime.compat import tf
@@ -183,8 +196,12 @@ def python_queue(end_point: str, batch: int) -> Iterator[None]:
             yield session.run(used)
 
 
-def receive(how: Callable[[str, int], Iterator[None]], batch: int, seconds: float) -> Received:
-    """Sender and receiver are new processes, so nothing of one system stays for the next."""
+def receive(how: Steps, batch: int, seconds: float) -> Received:
+    """Measure a receiver for some seconds.
+
+    Sender and receiver are new processes, so nothing of one system stays for the next. Raises RuntimeError where
+    nothing arrives.
+    """
     spawn = multiprocessing.get_context('spawn')
     with tempfile.TemporaryDirectory() as folder:
         end_point = 'ipc://%s/s' % folder
@@ -205,8 +222,8 @@ def receive(how: Callable[[str, int], Iterator[None]], batch: int, seconds: floa
                 process.join()
 
 
-def measure_receiver(how: Callable[[str, int], Iterator[None]], end_point: str, batch: int, seconds: float,
-                     sender: int, result: Any) -> None:
+def measure_receiver(how: Steps, end_point: str, batch: int, seconds: float, sender: int, result: Connection) -> None:
+    """Measure a receiver in this process, and send what it gave to `result`. sender: the process that sends."""
     steps = how(end_point, batch)
     for _ in range(20):
         next(steps)
@@ -223,10 +240,11 @@ def measure_receiver(how: Callable[[str, int], Iterator[None]], end_point: str, 
         start = time.perf_counter()
         next(steps)
         times.append(time.perf_counter() - start)
-    result.send(Received(rate, taken[0], taken[1], float(np.median(times)) * 1e3))
+    result.send(Received(rate, taken[0], taken[1], statistics.median(times) * 1e3))
 
 
 def copies_per_second(batch: int) -> float:
+    """Return how often a second a batch of images is copied from memory to memory."""
     source = np.ones(batch * SIZE * SIZE * 3, np.uint8)
     target = np.empty_like(source)
     start = time.perf_counter()
@@ -236,16 +254,17 @@ def copies_per_second(batch: int) -> float:
 
 
 def measure_receiving(batch: int, repeats: int, seconds: float) -> None:
+    """Print the rates of all receivers, and of copies in memory."""
     gigabytes = batch * (SIZE * SIZE * 3 + 4) / 1e9
     systems = [feed_dict, python_queue, native_op, zeromq_alone]
     turns: Dict[str, List[Received]] = {how.__name__: [] for how in systems}
 
-    def rate(how: Callable[[str, int], Iterator[None]]) -> float:
+    def rate(how: Steps) -> float:
         turns[how.__name__].append(receive(how, batch, seconds))
         return turns[how.__name__][-1].batches_per_second
 
-    rates = rounds({how.__name__: lambda how=how: rate(how) for how in systems}, repeats)
-    medians = {name: np.median(of_system[1:], axis=0) for name, of_system in turns.items()}  # without the first turn
+    rates = rounds({how.__name__: functools.partial(rate, how) for how in systems}, repeats)
+    medians = {name: np.median(received[1:], axis=0) for name, received in turns.items()}  # without the first turn
     report('receive', 'gigabytes_per_second', rates, 'feed_dict', gigabytes, {name: dict(
         receiver_cpu_seconds_per_gigabyte=round(receiver / gigabytes, 3),
         sender_cpu_seconds_per_gigabyte=round(sender / gigabytes, 3), step_milliseconds=round(step, 2))

@@ -3,7 +3,7 @@
 
     python benchmarks/pgd.py --peer torch --torch-python TORCH_ENVIRONMENT/bin/python --plot pgd.png
 
-Prints one JSON line for each system, and with --table FILE the table for the README.
+Prints one JSON line for each system, and with --table FILE the table for docs/measurements.md.
     this project    in float32 and bfloat16
     plain port      this project without its shortcuts: BatchNorm apart, TensorFlow's own gradients (--plain)
     torchattacks    torchattacks' PGD as installed; float32
@@ -11,47 +11,64 @@ Prints one JSON line for each system, and with --table FILE the table for the RE
     matmul          products of large matrices, in each dtype: the machine's peak
 """
 import argparse
-import json
+import functools
 import os
 import subprocess
 import sys
 import time
-from typing import Any, Callable, Dict, List
+from typing import TYPE_CHECKING, Callable, List
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 
-from turns import PEAK, Worker, draw, markdown_table, report, serve_turns, take_turns  # noqa: E402
+from turns import (  # noqa: E402
+    PEAK,
+    Configuration,
+    Worker,
+    draw,
+    markdown_table,
+    report,
+    serve_turns,
+    take_turns,
+    worker_configuration,
+)
 
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import check_writable  # noqa: E402
+
+if TYPE_CHECKING:  # it takes seconds to load, which --help does not need
+    from runtime.compat import tf
 
 PLOTS = ['.png', '.pdf', '.svg']
 UNIT = 'image_steps_per_second'
 MATRIX = 2048  # rows and columns
 
 
-def matmul_rate(c: Dict[str, Any]) -> Callable[[], float]:
-    """Operations a second of float matrix products."""
+def matmul_rate(c: Configuration) -> Callable[[], float]:
+    """Return what measures products of large matrices, in operations a second."""
     from runtime.compat import tf
-    size = min(MATRIX, 16 * c['image_size'])
-    matrix = tf.get_variable('matrix', initializer=tf.cast(tf.random_normal([size, size], stddev=size ** -0.5), c['dtype']))
+    size = min(MATRIX, 16 * c.image_size)
+    values = tf.random_normal([size, size], stddev=size ** -0.5)
+    matrix = tf.get_variable('matrix', initializer=tf.cast(values, c.dtype))
     product = matrix
     for _ in range(8):
         product = tf.matmul(product, matrix)
     return rate_of(product.op, c, 8 * 2 * size ** 3)
 
 
-def rate_of(op: Any, c: Dict[str, Any], amount: float) -> Callable[[], float]:
-    """`amount` per second of running an operation of the default graph, with new variables."""
+def rate_of(op: 'tf.Operation', c: Configuration, amount: float) -> Callable[[], float]:
+    """Return what runs an operation of the default graph, with new variables, and measures its rate.
+
+    amount: of work in one run; the rate is `amount` over the run's seconds.
+    """
     from runtime.compat import tf
 
     import numpy as np
 
     from runtime.hardware import session_config
     config = session_config()
-    config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = c['threads']
+    config.intra_op_parallelism_threads = config.inter_op_parallelism_threads = c.threads
     session = tf.Session(config=config)
     session.run(tf.global_variables_initializer())
     for variable in tf.global_variables():
@@ -65,7 +82,8 @@ def rate_of(op: Any, c: Dict[str, Any], amount: float) -> Callable[[], float]:
     return measure
 
 
-def attack_rate(c: Dict[str, Any]) -> Callable[[], float]:
+def attack_rate(c: Configuration) -> Callable[[], float]:
+    """Return what measures an attack, in image-steps a second."""
     from runtime.compat import tf
 
     import numpy as np
@@ -73,22 +91,22 @@ def attack_rate(c: Dict[str, Any]) -> Callable[[], float]:
     from adv_model import PGDAttacker
     from kernels.mode import attack_settings
     from nets import find_network
-    arch, depth = c['network'].rsplit('-', 1)
+    arch, depth = c.network.rsplit('-', 1)
     network = find_network(arch, int(depth))
-    settings = attack_settings(c['dtype'])
-    mode = settings['attack_mode']._replace(plain=c['system'] == 'plain port')
-    shape = [c['batch'], c['image_size'], c['image_size'], 3]
+    settings = attack_settings(c.dtype)
+    mode = settings['attack_mode']._replace(plain=c.system == 'plain port')
+    shape = [c.batch, c.image_size, c.image_size, 3]
     image = tf.get_variable('image', initializer=np.random.RandomState(0).uniform(-1, 1, shape).astype(np.float32))
     # of a batch size that the graph does not know, as in training and evaluation
     image = tf.placeholder_with_default(image, [None] + shape[1:])
-    label = tf.placeholder_with_default(tf.range(c['batch']), [None])
-    attacker = PGDAttacker(c['steps'], 16., 1., num_classes=network.num_classes, loss_scale=settings['loss_scale'])
+    label = tf.placeholder_with_default(tf.range(c.batch), [None])
+    attacker = PGDAttacker(c.steps, 16., 1., num_classes=network.num_classes, loss_scale=settings['loss_scale'])
     adversarial, _ = attacker.attack(image, label, lambda x: network.logits(x, mode))
-    return rate_of(adversarial.op, c, c['batch'] * c['steps'])
+    return rate_of(adversarial.op, c, c.batch * c.steps)
 
 
 def convolution_operations(network: str, image_size: int) -> float:
-    """Multiplications and additions of the convolutions' forward pass, for one image."""
+    """Count the multiplications and additions of the convolutions' forward pass, for one image."""
     from runtime.compat import tf
 
     from kernels.mode import Mode
@@ -105,7 +123,7 @@ def convolution_operations(network: str, image_size: int) -> float:
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """What pgd.py and train.py have in common."""
+    """Add the flags that pgd.py and train.py have in common."""
     parser.add_argument('--network', default='ResNet-50', metavar='N[,N...]', help='architecture and depth (ResNet-50)')
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--image-size', type=int, default=224)
@@ -121,6 +139,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def check_flags(args: argparse.Namespace) -> None:
+    """Raise InputError for what cannot be measured or written."""
     from nets import find_network
     for network in args.network.split(','):
         arch, _, depth = network.rpartition('-')
@@ -141,19 +160,22 @@ def check_flags(args: argparse.Namespace) -> None:
         raise InputError('--plot %s: the name must end in %s' % (args.plot, ', '.join(PLOTS)))
     if args.peer:
         try:
-            subprocess.run([args.torch_python, '-c', 'import torch, torchattacks'], check=True, stdin=subprocess.DEVNULL,
-                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run([args.torch_python, '-c', 'import torch, torchattacks'], check=True,
+                           stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         except (OSError, subprocess.CalledProcessError):
             raise InputError('--torch-python %s has no torch and torchattacks: it needs requirements/bench.txt'
                              % args.torch_python)
 
 
 def start_workers(args: argparse.Namespace, job: str, script: str, ours: List[str]) -> List[Worker]:
-    """Of the peak, the systems `ours` and the peer, with each network in each dtype."""
+    """Start a worker for each network in each dtype of the systems `ours` and of the peer, and for each dtype's peak.
+
+    script: that of the workers for `ours`.
+    """
     workers: List[Worker] = []
 
     def start(python: str, file: str, system: str, network: str, dtype: str) -> None:
-        workers.append(Worker(python, file, dict(
+        workers.append(Worker(python, file, Configuration(
             system=system, dtype=dtype, job=job, network=network, batch=args.batch, image_size=args.image_size,
             threads=args.threads, steps=args.steps)))
     networks = args.network.split(',')
@@ -173,13 +195,18 @@ def start_workers(args: argparse.Namespace, job: str, script: str, ours: List[st
 
 def run_benchmark(args: argparse.Namespace, job: str, script: str, ours: List[str], unit: str,
                   operations: Callable[[float], float]) -> int:
-    """`operations`: from those of a network's convolutions for one image to those of one unit."""
+    """Measure all systems in turns, print the records, and write the table and the picture; returns the exit status.
+
+    unit: of the rates. operations: makes the arithmetic of one unit of that of a network's convolutions for one image,
+    forward; 0 where it isn't counted.
+    """
     workers = start_workers(args, job, script, ours)
     answers = take_turns(workers, args.repeats)
     for worker in workers:
         worker.close()
-    of_network = {n: operations(convolution_operations(n, args.image_size)) for n in args.network.split(',')}
-    records = report(workers, answers, unit, of_network, 'torchattacks' if args.peer else ours[-1])
+    unit_operations = {network: operations(convolution_operations(network, args.image_size))
+                       for network in args.network.split(',')}
+    records = report(workers, answers, unit, unit_operations, 'torchattacks' if args.peer else ours[-1])
     if args.table:
         with open(args.table, 'w') as f:
             f.write(markdown_table(records, unit) + '\n')
@@ -190,9 +217,9 @@ def run_benchmark(args: argparse.Namespace, job: str, script: str, ours: List[st
 
 
 def main() -> int:
-    if '--worker' in sys.argv:
-        c = json.loads(sys.argv[sys.argv.index('--worker') + 1])
-        serve_turns(lambda: matmul_rate(c) if c['system'] == PEAK else attack_rate(c))
+    c = worker_configuration()
+    if c is not None:
+        serve_turns(functools.partial(matmul_rate if c.system == PEAK else attack_rate, c))
         return 0
     parser = Parser(prog='pgd.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)

@@ -1,16 +1,19 @@
 #!/usr/bin/env python
-"""How a training scales to many GPUs: a model of it, and the measurement of an allreduce here. docs/scaling.md explains both.
+"""How a training scales to many GPUs: a model of it, and the measurement of an allreduce here.
 
     python benchmarks/scaling.py                                      the table of the model, as JSON lines
-    mpirun -np N ... python benchmarks/scaling.py --allreduce BYTES   Horovod's allreduce over these ranks, as one JSON line
+    mpirun -np N ... python benchmarks/scaling.py --allreduce BYTES   Horovod's allreduce over these ranks, a JSON line
+
+docs/scaling.md explains both.
 """
 import argparse
 import json
 import math
 import os
+import statistics
 import sys
 import time
-from typing import Any, Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
@@ -24,18 +27,23 @@ HOP_SECONDS = 20e-6  # of a ring, a message's latency
 
 
 class Job(NamedTuple):
-    """`parameters`: trained ones. `gpu_rate`: image-steps per second of one GPU, an image-step being a forward pass and a
-    gradient of the image. `gigabits`: of a node's network, each way."""
-    parameters: int
+    """A training whose speed is predicted.
+
+    An image-step is a forward pass and a gradient of the image.
+    """
+    parameters: int  # trained ones, of the network
     attack_iter: int
-    gpu_rate: float
+    gpu_rate: float  # image-steps per second of one GPU
     gpus: int
-    gigabits: float
+    gigabits: float  # a second, of a node's network, each way
 
 
 def step_seconds(job: Job) -> Dict[str, float]:
-    """The parts of a step of BATCH images on each GPU. A gradient of the image takes two forward passes (forward, and
-    backward to the image), one of image and weights three: a training step is attack_iter + 1.5 image-steps."""
+    """Return the seconds of a step of BATCH images on each GPU: compute, allreduce, its exposed part, and in total.
+
+    A gradient of the image takes the time of two forward passes (forward, and backward to the image), one of image and
+    weights that of three. So a training step is attack_iter + 1.5 image-steps.
+    """
     compute = BATCH * (job.attack_iter + 1.5) / job.gpu_rate
     backward = BATCH * 1.0 / job.gpu_rate  # two of its three passes: gradients of the last layers are ready first
     nodes = math.ceil(job.gpus / GPUS_PER_NODE)
@@ -50,8 +58,11 @@ def step_seconds(job: Job) -> Dict[str, float]:
 
 
 def evaluation_steps(epochs: int = EPOCHS) -> int:
-    """Image-steps on each validation image in a whole training. Attacks of one step size share their steps: those of 16
-    steps and more have size 1; the one of 10 has 1.6. A classification counts as half an image-step, rounded up to one."""
+    """Count the image-steps on each validation image in a whole training.
+
+    Attacks of one step size share their steps: those of 16 steps and more have size 1; the one of 10 has 1.6. A
+    classification counts as half an image-step, rounded up to one.
+    """
     steps = 0
     for epoch in range(1, epochs + 1):
         iters = attack_iters_after(epoch, epochs)
@@ -59,12 +70,14 @@ def evaluation_steps(epochs: int = EPOCHS) -> int:
     return steps
 
 
-def predict(job: Job) -> Dict[str, Any]:
+def predict(job: Job) -> Dict[str, float]:
+    """Return a line of the model's table: the job, and how fast and how long it is."""
     seconds = step_seconds(job)
     steps = EPOCHS * (IMAGES // (BATCH * job.gpus))
     evaluation = VALIDATION * evaluation_steps() / (job.gpu_rate * job.gpus)
     node_images = GPUS_PER_NODE * BATCH / seconds['total']
-    return dict(job._asdict(), step_seconds=round(seconds['total'], 3), allreduce_seconds=round(seconds['allreduce'], 4),
+    return dict(job._asdict(), step_seconds=round(seconds['total'], 3),
+                allreduce_seconds=round(seconds['allreduce'], 4),
                 exposed_share=round(seconds['exposed'] / seconds['total'], 4), allreduce_bytes=4 * job.parameters,
                 training_hours=round(steps * seconds['total'] / 3600, 1), evaluation_hours=round(evaluation / 3600, 2),
                 images_per_second=round(job.gpus * BATCH / seconds['total'], 1),
@@ -73,9 +86,8 @@ def predict(job: Job) -> Dict[str, Any]:
 
 
 def measure_allreduce(size: int, repeats: int) -> None:
+    """Sum `size` bytes over the ranks that mpirun started; the chief prints a JSON line."""
     from runtime.compat import tf
-
-    import numpy as np
 
     from runtime.distributed import HorovodWorld
     world = HorovodWorld()
@@ -89,10 +101,11 @@ def measure_allreduce(size: int, repeats: int) -> None:
             begin = time.perf_counter()
             assert session.run(total) == world.size
             seconds.append(time.perf_counter() - begin)
-    middle = float(np.median(seconds[1:]))
+    counted = seconds[1:]
+    middle = statistics.median(counted)
     if world.is_chief:
-        print(json.dumps(dict(ranks=world.size, bytes=size, seconds=round(middle, 4), lowest=round(min(seconds[1:]), 4),
-                              highest=round(max(seconds[1:]), 4), repeats=repeats,
+        print(json.dumps(dict(ranks=world.size, bytes=size, seconds=round(middle, 4), lowest=round(min(counted), 4),
+                              highest=round(max(counted), 4), repeats=repeats,
                               gigabytes_per_second=round(size / middle / 1e9, 3))), flush=True)
 
 

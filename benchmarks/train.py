@@ -3,27 +3,28 @@
 
     python benchmarks/train.py --peer torch --torch-python TORCH_ENVIRONMENT/bin/python
 
-Prints one JSON line for each system (see pgd.py). A step is an attack of --attack-iter steps, in each dtype, and an update
-in float32, on constant data.
+Prints one JSON line for each system (see pgd.py). A step is an attack of --attack-iter steps, in each dtype, and an
+update in float32, on constant data.
 """
 import argparse
-import json
+import functools
 import os
 import sys
-from typing import Any, Callable, Dict
+from typing import Callable
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 
 from pgd import add_flags, check_flags, rate_of, run_benchmark  # noqa: E402
-from turns import serve_turns  # noqa: E402
+from turns import Configuration, serve_turns, worker_configuration  # noqa: E402
 
 from runtime.command_line import Parser, run_command  # noqa: E402
 
 UNIT = 'images_per_second'
 
 
-def training_rate(c: Dict[str, Any]) -> Callable[[], float]:
+def training_rate(c: Configuration) -> Callable[[], float]:
+    """Return what measures a training step, in images a second."""
     from runtime.compat import tf  # before tensorpack
 
     import numpy as np
@@ -32,26 +33,27 @@ def training_rate(c: Dict[str, Any]) -> Callable[[], float]:
     from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, PGDAttacker
     from kernels.mode import attack_settings, native_mode
     from nets import find_network
-    arch, depth = c['network'].rsplit('-', 1)
-    network, settings = find_network(arch, int(depth)), attack_settings(c['dtype'])
-    attacker = PGDAttacker(c['steps'], 16., 1., num_classes=network.num_classes,
+    arch, depth = c.network.rsplit('-', 1)
+    network, settings = find_network(arch, int(depth)), attack_settings(c.dtype)
+    attacker = PGDAttacker(c.steps, 16., 1., num_classes=network.num_classes,
                            clean_start_probability=CLEAN_START_PROBABILITY, loss_scale=settings['loss_scale'])
-    model = AdversarialModel(network, attacker, c['image_size'], mode=native_mode(), attack_mode=settings['attack_mode'])
-    pixels = np.random.RandomState(0).randint(0, 256, [c['batch'], c['image_size'], c['image_size'], 3]).astype(np.uint8)
+    model = AdversarialModel(network, attacker, c.image_size, mode=native_mode(), attack_mode=settings['attack_mode'])
+    shape = [c.batch, c.image_size, c.image_size, 3]
+    pixels = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
     inputs = [tf.placeholder_with_default(value, spec.shape) for value, spec in zip(
-        [tf.constant(pixels), tf.range(c['batch'])], model.inputs())]
+        [tf.constant(pixels), tf.range(c.batch)], model.inputs())]
     tf.train.create_global_step()
     with TrainTowerContext(''):
         cost = model.build_graph(*inputs)
     with tf.control_dependencies(tf.get_collection(tf.GraphKeys.UPDATE_OPS)):
         step = model.optimizer().minimize(cost)
-    return rate_of(step, c, c['batch'])
+    return rate_of(step, c, c.batch)
 
 
 def main() -> int:
-    if '--worker' in sys.argv:
-        c = json.loads(sys.argv[sys.argv.index('--worker') + 1])
-        serve_turns(lambda: training_rate(c))
+    c = worker_configuration()
+    if c is not None:
+        serve_turns(functools.partial(training_rate, c))
         return 0
     parser = Parser(prog='train.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)

@@ -7,7 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-# A job in the background, or under nohup, ignores these, and would hand that on to the programs that the tests interrupt.
+# A job in the background, or under nohup, ignores these signals, and would hand that on to the programs that the tests
+# interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
@@ -20,13 +21,13 @@ from helpers import expected_shapes, random_weights  # noqa: E402
 
 @pytest.fixture(scope='session')
 def root():
-    """The checkout."""
+    """Return the folder of the checkout."""
     return ROOT
 
 
 @pytest.fixture(scope='session')
 def reference_dir():
-    """The folder of the published code's results; tests that need it are skipped without."""
+    """Return the folder of the published code's results; skip what needs it where REFERENCE_DIR names none."""
     path = os.environ.get('REFERENCE_DIR')
     if not path:
         pytest.skip('REFERENCE_DIR names no folder with results of the published code')
@@ -36,9 +37,10 @@ def reference_dir():
 
 @pytest.fixture(scope='session')
 def python(root):
-    """Runs this environment's Python in the checkout: python('main.py', ..., timeout=s) -> CompletedProcess.
+    """Return what runs this environment's Python: python('main.py', ..., timeout=s, cwd=root) -> CompletedProcess.
 
-    main.py is run by forked.py, without the seconds of loading TensorFlow; with an `env`, everything is a new Python.
+    It runs main.py by way of forked.py, which saves the seconds of loading TensorFlow. Other scripts are a new Python
+    each, and so is main.py where it gets an `env` or options of subprocess.run.
     """
     def run(*arguments, timeout=300, cwd=root, env=None, **options):
         if arguments[0] in ('main.py', os.path.join(root, 'main.py')) and not env and not options:
@@ -53,7 +55,10 @@ def python(root):
 
 @pytest.fixture(scope='session')
 def weights_of():
-    """weights_of(arch, depth=14, classes=10, seed=0) -> {name: float32 array}: random, with features near 1."""
+    """Return weights_of(arch='ResNet', depth=14, classes=10, seed=0) -> {name: float32 array}.
+
+    The weights are random, such that features stay near 1.
+    """
     made = {}
 
     def make(arch='ResNet', depth=14, classes=10, seed=0):
@@ -66,7 +71,7 @@ def weights_of():
 
 @pytest.fixture(scope='session')
 def weights_file(tmp_path_factory, weights_of):
-    """weights_file(arch, depth=14, classes=10, seed=0) -> the path of an .npz with those weights."""
+    """Return weights_file(arch='ResNet', depth=14, classes=10, seed=0) -> the path of an .npz with those weights."""
     folder = tmp_path_factory.mktemp('weights')
 
     def write(arch='ResNet', depth=14, classes=10, seed=0):
@@ -79,7 +84,10 @@ def weights_file(tmp_path_factory, weights_of):
 
 @pytest.fixture(scope='session')
 def classifier(weights_file):
-    """classifier(arch) -> a loaded network: 14 layers, 10 classes, images of 32 pixels. Shared, as it is slow."""
+    """Return classifier(arch='ResNet') -> a loaded network of 14 layers, 10 classes and images of 32 pixels.
+
+    Loading is slow, so all tests share the networks.
+    """
     from inference import load_classifier
     loaded = {}
 
@@ -92,7 +100,7 @@ def classifier(weights_file):
 
 @pytest.fixture
 def session():
-    """A session of a new graph, which is the default one."""
+    """Open a session of a new graph, which is the default graph until the test ends."""
     from runtime.compat import tf
 
     from runtime.hardware import session_config

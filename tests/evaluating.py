@@ -1,4 +1,7 @@
-"""How the tests run evaluations: main.py --eval on a small network, alone and under mpirun."""
+"""Run evaluations: main.py --eval on a small network, alone and under mpirun.
+
+A launcher makes a command of the arguments of Python: `alone` one process's, `ranks(n)` one of mpirun.
+"""
 import csv
 import subprocess
 
@@ -18,12 +21,12 @@ def ranks(count):
 
 
 def evaluation(launcher, data, weights, *flags):
-    """The command."""
+    """Return the command that evaluates `weights` on the folder `data`."""
     return launcher(['main.py', '--eval', '--load', weights, '--data', str(data)] + SMALL + [str(f) for f in flags])
 
 
 def evaluate(root, launcher, data, weights, *flags):
-    """A run that must succeed."""
+    """Run an evaluation that must succeed; returns its CompletedProcess. root: the folder of the checkout."""
     command = evaluation(launcher, data, weights, *flags)
     if launcher is alone:
         done = run_main(*command[2:])

@@ -1,7 +1,7 @@
 """Runs of main.py, each in a process of its own that is forked from one which has loaded TensorFlow.
 
-Loading it takes seconds, which each of a hundred runs would pay again. Everything that main.py does is its process's own:
-files, output, sessions, exit status. In the process that forks, TensorFlow is loaded and nothing of it runs.
+Loading it takes seconds, which each of a hundred runs would pay again. Everything that main.py does is its process's
+own: files, output, sessions, exit status. In the process that forks, TensorFlow is loaded and nothing of it runs.
 """
 import faulthandler
 import multiprocessing
@@ -18,7 +18,10 @@ _context.set_forkserver_preload(['evaluation.run', 'evaluation.scoring', 'traini
 
 
 def start_main(*arguments, outputs=(os.devnull, os.devnull), cwd=ROOT):
-    """`python main.py ARGUMENTS` as a multiprocessing.Process that has begun; outputs: files of its stdout and stderr."""
+    """Start `python main.py ARGUMENTS`; returns its multiprocessing.Process.
+
+    outputs: the files that its stdout and stderr go to.
+    """
     command = [os.path.join(ROOT, 'main.py')] + [str(a) for a in arguments]
     process = _context.Process(target=_run, args=(command, str(cwd), outputs))
     before = os.environ.get('PYTHONPATH', '')
@@ -31,7 +34,10 @@ def start_main(*arguments, outputs=(os.devnull, os.devnull), cwd=ROOT):
 
 
 def run_main(*arguments, timeout=300, cwd=ROOT):
-    """As `subprocess.run` of `python main.py ARGUMENTS` does it: a CompletedProcess with the output."""
+    """Run `python main.py ARGUMENTS`; returns a CompletedProcess with its output, as subprocess.run does.
+
+    Raises AssertionError with the output and the stacks of its threads where it still runs after `timeout` seconds.
+    """
     command = ['main.py'] + [str(a) for a in arguments]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, name) for name in ('stdout', 'stderr')]

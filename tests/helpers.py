@@ -9,7 +9,7 @@ ARCHITECTURES = ['ResNet', 'ResNetDenoise', 'ResNeXtDenoiseAll']
 
 
 def expected_shapes(arch, depth, classes):
-    """{variable name: shape}, written out from the paper's description of the networks."""
+    """Return {variable name: shape}, written out from the paper's description of the networks."""
     shapes = {}
 
     def conv_norm(name, kernel, channels_in, channels_out):
@@ -43,12 +43,12 @@ def expected_shapes(arch, depth, classes):
 
 
 def ends_a_branch(name):
-    """Whether a BatchNorm variable is of the last convolution of a residual or denoising branch."""
+    """Tell whether a BatchNorm variable is of the last convolution of a residual or denoising branch."""
     return '/conv3/bn/' in name or '/conv/bn/' in name
 
 
 def random_weights(shapes, seed):
-    """Weights that keep features near 1, with statistics of BatchNorm that are far from trivial."""
+    """Draw float32 weights that keep features near 1, with statistics of BatchNorm that are far from trivial."""
     rng = np.random.RandomState(seed)
     # every branch adds to the features, and dot-product denoising is cubic in them: many blocks need damping
     damping = 2.0 if sum(name.endswith('conv3/W') for name in shapes) <= 4 else 60.0
@@ -71,7 +71,7 @@ def random_weights(shapes, seed):
 
 
 def images(count, size, seed=0):
-    """uint8 (count, size, size, 3): colour patches and fine noise, with some pixels at 0 and 255."""
+    """Draw uint8 (count, size, size, 3): colour patches and fine noise, with some pixels at 0 and 255."""
     rng = np.random.RandomState(seed)
     patches = rng.uniform(-40, 295, (count, 4, 4, 3)).repeat(size // 4, 1).repeat(size // 4, 2)
     return np.clip(patches + rng.uniform(-40, 40, patches.shape), 0, 255).astype(np.uint8)
@@ -80,7 +80,7 @@ def images(count, size, seed=0):
 # --- layers ----------------------------------------------------------------------------------------------------------
 
 def same_padding(size, kernel, stride):
-    """(before, after) of TensorFlow's SAME: the odd one comes after."""
+    """Return the padding (before, after) of TensorFlow's SAME; where the sum is odd, `after` has one more."""
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
@@ -91,7 +91,11 @@ def padded(x, kernel, stride, value):
 
 
 def windows(x, kernel, stride):
-    """Of an already padded map: (row, column of the kernel, the inputs that it meets there)."""
+    """Yield (i, j, index) for each row i and column j of a square kernel.
+
+    `x[index]`, of a map x that is padded already, is (N, rows, columns, channels) of the output's size: what the
+    kernel's element (i, j) is multiplied with.
+    """
     height, width = [(n - kernel) // stride + 1 for n in x.shape[1:3]]
     for i in range(kernel):
         for j in range(kernel):
@@ -110,7 +114,7 @@ def convolution(x, w, stride=1):
 
 
 def convolution_gradients(x, w, upstream, stride=1):
-    """Of sum(convolution(x, w, stride) * upstream), with respect to x and w."""
+    """Return the gradients of sum(convolution(x, w, stride) * upstream) with respect to x and w."""
     groups = x.shape[3] // w.shape[2]
     if groups > 1:
         parts = [convolution_gradients(a, b, u, stride) for a, b, u in zip(
@@ -118,12 +122,12 @@ def convolution_gradients(x, w, upstream, stride=1):
         return [np.concatenate(gradients, axis=3) for gradients in zip(*parts)]
     kernel = w.shape[0]
     big = padded(np.asarray(x, np.float64), kernel, stride, 0)
-    of_x, of_w = np.zeros_like(big), np.zeros(w.shape)
+    d_x, d_w = np.zeros_like(big), np.zeros(w.shape)
     for i, j, inputs in windows(big, kernel, stride):
-        of_x[inputs] += upstream @ w[i, j].astype(np.float64).T
-        of_w[i, j] = np.tensordot(big[inputs], upstream, ([0, 1, 2], [0, 1, 2]))
+        d_x[inputs] += upstream @ w[i, j].astype(np.float64).T
+        d_w[i, j] = np.tensordot(big[inputs], upstream, ([0, 1, 2], [0, 1, 2]))
     top, left = [same_padding(n, kernel, stride)[0] for n in x.shape[1:3]]
-    return of_x[:, top:top + x.shape[1], left:left + x.shape[2]], of_w
+    return d_x[:, top:top + x.shape[1], left:left + x.shape[2]], d_w
 
 
 def max_pool(x, kernel=3, stride=2):
@@ -141,21 +145,25 @@ def softmax(x):
 
 
 def dot_product_denoising(x):
-    """y_i = 1/N sum_j (x_i . x_j) x_j, over the N positions of an image."""
+    """Return y_i = 1/N sum_j (x_i . x_j) x_j, over the N positions of an image."""
     flat = x.reshape(len(x), -1, x.shape[3]).astype(np.float64)
     y = [(m @ m.T) @ m / len(m) for m in flat]
     return np.reshape(y, x.shape)
 
 
 def softmax_denoising(x, theta, phi):
-    """y_i = sum_j softmax_j(theta(x_i) . phi(x_j) / sqrt(d)) x_j; theta and phi are (channels, d)."""
+    """Return y_i = sum_j softmax_j(theta(x_i) . phi(x_j) / sqrt(d)) x_j; theta and phi are (channels, d)."""
     flat = x.reshape(len(x), -1, x.shape[3]).astype(np.float64)
     y = [softmax((m @ theta) @ (m @ phi).T / np.sqrt(theta.shape[1])) @ m for m in flat]
     return np.reshape(y, x.shape)
 
 
 class NumpyNetwork:
-    """The forward pass. In training, `statistics` keeps the batch mean and variance of every BatchNorm."""
+    """The forward pass of a network, in float64.
+
+    training: whether BatchNorms use the batch's statistics. `statistics` then keeps what each of them had:
+    {name: (mean, variance, values per channel)}.
+    """
 
     def __init__(self, arch, depth, weights, training=False):
         self.arch, self.depth, self.training = arch, depth, training
@@ -163,7 +171,7 @@ class NumpyNetwork:
         self.statistics = {}
 
     def logits(self, pixels):
-        """(N, S, S, 3) in [0, 255] -> (N, classes) float64."""
+        """Return the logits, float64 (N, classes), of pixels (N, S, S, 3) in [0, 255]."""
         x = np.asarray(pixels, np.float64) * 2 / 255 - 1
         x = max_pool(relu(self.conv_norm(x, 'conv0', 2)))
         for group, blocks in enumerate(BLOCKS[self.depth]):
@@ -196,21 +204,27 @@ class NumpyNetwork:
 
 
 def cross_entropy(logits, label):
-    """(N,) from (N, classes) and (N,)."""
+    """Return the cross entropy of each image, (N,), from logits (N, classes) and labels (N,)."""
     logits = np.asarray(logits, np.float64)
     shifted = logits - logits.max(axis=1, keepdims=True)
     return np.log(np.exp(shifted).sum(axis=1)) - shifted[np.arange(len(logits)), label]
 
 
 def smoothed_cross_entropy(logits, label, smoothing):
-    """(N,): the labels' one-hot vectors times (1 - smoothing), plus smoothing / classes everywhere."""
+    """Return the cross entropy of each image, (N,), with smoothed labels.
+
+    These are the one-hot vectors times (1 - smoothing), plus smoothing / classes everywhere.
+    """
     return np.mean([(1 - smoothing) * cross_entropy(logits, label) + smoothing * cross_entropy(
         logits, np.full(len(logits), k)) for k in range(logits.shape[1])], axis=0)
 
 
 def target_margin(logits, target):
-    """(N,): the target's logit less the greatest other one; above 0 where the image is classified as its target."""
+    """Return the target's logit less the greatest other one, (N,).
+
+    It is above 0 where an image is classified as its target.
+    """
     logits, rows = np.array(logits, np.float64), np.arange(len(logits))
-    of_target = logits[rows, target]
+    target_logit = logits[rows, target]
     logits[rows, target] = -np.inf
-    return of_target - logits.max(axis=1)
+    return target_logit - logits.max(axis=1)

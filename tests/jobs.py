@@ -16,12 +16,16 @@ FAKE = SMALL + ['--fake', '--attack-iter', '0']
 
 
 class Job:
-    """`main.py FLAGS` as `ranks` ranks (None: without mpirun) in the folder `where`; its output is in `text`."""
+    """A run of `main.py FLAGS` that has begun; `text` is its output so far.
+
+    where: the folder in which it runs. ranks: how many mpirun starts; None: one process, without mpirun.
+    env: environment variables besides those of this process. launcher: options of mpirun.
+    """
 
     def __init__(self, root, where, ranks, *flags, env=None, launcher=()):
         arguments = [os.path.join(root, 'main.py')] + list(flags)
         command = [sys.executable] + arguments if ranks is None else mpirun(ranks, arguments)
-        if launcher:  # options of mpirun
+        if launcher:
             command[1:1] = launcher
         self.process = subprocess.Popen(command, cwd=str(where), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
                                         stderr=subprocess.STDOUT, universal_newlines=True,
@@ -42,7 +46,7 @@ class Job:
             time.sleep(0.05)
 
     def ranks(self):
-        """The processes of the ranks, by number."""
+        """List the processes of the ranks, by their numbers."""
         found = {}
         for child in psutil.Process(self.process.pid).children(recursive=True):
             number = child.environ().get('OMPI_COMM_WORLD_RANK')
@@ -51,7 +55,7 @@ class Job:
         return [found[number] for number in sorted(found, key=int)]
 
     def end(self, status=0, timeout=240):
-        """Waits for it; returns its output."""
+        """Wait for the end, and check the exit status (None: any); returns the output."""
         try:
             self.process.wait(timeout)
         finally:

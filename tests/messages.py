@@ -3,7 +3,11 @@ import struct
 
 
 def damaged(rng, good):
-    """One of the good messages, bytes, cut, extended or changed once to three times by a random.Random."""
+    """Return one of the `good` messages, bytes, that is damaged at one to three random places.
+
+    rng: a random.Random. Each damage cuts the message, adds bytes, changes a byte, or overwrites four bytes with an
+    int32 such as -1 or 2**31 - 1.
+    """
     message = bytearray(rng.choice(good))
     for _ in range(rng.randint(1, 3)):
         action = rng.randrange(4)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def photographs(count, seed=0):
-    """`count` pieces of the photographs, uint8 BGR, of 40 to 90 pixels a side."""
+    """Cut `count` pieces of 40 to 90 pixels a side from the photographs: a list of uint8 (height, width, 3) BGR."""
     from sklearn.datasets import load_sample_images
     rng = np.random.RandomState(seed)
     pieces = []

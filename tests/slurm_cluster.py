@@ -36,7 +36,7 @@ PartitionName=all Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 
 def missing():
-    """Why there can be no cluster here; None when there can."""
+    """Say why there can be no cluster here; returns None when there can."""
     os.environ['PATH'] += ':/usr/sbin:/sbin'
     absent = [p for p in PROGRAMS if not shutil.which(p)]
     if absent:
@@ -55,7 +55,10 @@ def free_ports(count):
 
 
 class Cluster:
-    """Started when it is made; `stop` ends all its daemons. `folder` must be short, and nobody else's."""
+    """A slurm that runs from its construction until `stop`, which ends all its daemons.
+
+    folder: where all its files go. The path must be short, as it becomes a socket's, and nobody else may use it.
+    """
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -64,16 +67,16 @@ class Cluster:
         os.chmod(self.folder, 0o755)  # munge insists
         os.mkdir(os.path.join(self.folder, 'state'))
         with open(self.environment['SLURM_CONF'], 'w') as f:
-            f.write(CONFIGURATION.format(host=socket.gethostname().split('.')[0], folder=self.folder, ports=free_ports(3),
-                                         cores=os.cpu_count()))
+            f.write(CONFIGURATION.format(host=socket.gethostname().split('.')[0], folder=self.folder,
+                                         ports=free_ports(3), cores=os.cpu_count()))
         key = os.path.join(self.folder, 'munge.key')
         with open(key, 'wb') as f:
             f.write(os.urandom(128))
         os.chmod(key, 0o400)
         try:
-            self._start('munged', '--foreground', '--force', '--key-file', key, '--socket', self.folder + '/munge.socket',
-                        '--pid-file', self.folder + '/munged.pid', '--log-file', self.folder + '/munged.log',
-                        '--seed-file', self.folder + '/munged.seed')
+            self._start('munged', '--foreground', '--force', '--key-file', key,
+                        '--socket', self.folder + '/munge.socket', '--pid-file', self.folder + '/munged.pid',
+                        '--log-file', self.folder + '/munged.log', '--seed-file', self.folder + '/munged.seed')
             self._wait(lambda: os.path.exists(self.folder + '/munge.socket'))
             self._start('slurmctld', '-D')
             for node in ('n1', 'n2'):
@@ -111,8 +114,9 @@ class Cluster:
         return done.stdout
 
     def state(self, job):
-        """For example PENDING, RUNNING, COMPLETED; and the number of restarts."""
-        shown = dict(word.split('=', 1) for word in self.run('scontrol', '-o', 'show', 'job', job).split() if '=' in word)
+        """Return a job's state, such as PENDING, RUNNING or COMPLETED, and how often it was started again."""
+        words = self.run('scontrol', '-o', 'show', 'job', job).split()
+        shown = dict(word.split('=', 1) for word in words if '=' in word)
         return shown['JobState'], int(shown['Restarts'])
 
     def stop(self):

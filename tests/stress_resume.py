@@ -20,7 +20,10 @@ MAX_SECONDS = 6
 
 
 def rounds(root, folder, count, rng):
-    """`count` kills of a rank or of mpirun. Raises AssertionError where anything is lost or left."""
+    """Kill a rank or mpirun `count` times; returns the seconds that each end took.
+
+    Raises AssertionError where anything is lost or left.
+    """
     from training.log_directory import damage, newest_complete, step_of
     log, newest, endings = None, 0, []
     flags = FAKE + ['--steps-per-epoch', '50', '--max-epoch', '10000', '--save-every-steps', '1', '--resume']
@@ -55,7 +58,8 @@ def rounds(root, folder, count, rng):
             assert damage(said) is None, 'round %d: %s: %s' % (number, said, damage(said))
         if log:
             found = step_of(newest_complete(log))
-            assert found >= newest and (not saved or found >= step_of(saved[-1])), 'round %d: lost %d' % (number, newest)
+            assert found >= newest, 'round %d: lost %d' % (number, newest)
+            assert not saved or found >= step_of(saved[-1]), 'round %d: lost %s' % (number, saved[-1])
             newest = found
         endings.append(took)
         print('round %d: %d ranks, killed %s, gone after %.1f s, newest checkpoint %d' % (

@@ -96,7 +96,8 @@ def test_what_is_no_attacker(python, data, weights_file, name, said):
 
 def test_attacks_of_the_toolbox(classifier):
     """AutoPGD (gradients) and Square (queries alone), within their budgets, fool the network."""
-    evasion = pytest.importorskip('art.attacks.evasion', reason='the extra adversarial-robustness-toolbox is not installed')
+    evasion = pytest.importorskip('art.attacks.evasion',
+                                  reason='the extra adversarial-robustness-toolbox is not installed')
     from examples.art_estimator import ArtEstimator
     from third_party.images import validation_image
     network = classifier()

@@ -105,7 +105,8 @@ def test_one_line_and_status_2(python, files, tmp_path, flags, said):
 
 
 def test_corrupt_validation_image_stops_the_evaluation(python, files):
-    done = python('main.py', '--eval', '--load', files['good'], '--data', files['corrupt'], '--attack-iter', '0', *SMALL)
+    done = python('main.py', '--eval', '--load', files['good'], '--data', files['corrupt'],
+                  '--attack-iter', '0', *SMALL)
     assert done.returncode == 2
     one_line(done.stderr, r'c3.003\.jpg is not a readable image')
     assert 'Top1 Error' not in done.stdout

@@ -10,8 +10,8 @@ pytestmark = pytest.mark.slow
 
 def test_data(root, tmp_path, python):
     write_split(tmp_path / 'train', 12)
-    done = python(os.path.join(root, 'benchmarks', 'data.py'), '--data', str(tmp_path), '--batch', '4', '--repeats', '1',
-                  '--seconds', '0.2')
+    done = python(os.path.join(root, 'benchmarks', 'data.py'), '--data', str(tmp_path), '--batch', '4',
+                  '--repeats', '1', '--seconds', '0.2')
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert {(line['subject'], line['system']) for line in lines} == {
@@ -47,13 +47,15 @@ def test_scaling(root, python):
                                                  ('train.py', 'images_per_second', '--attack-iter')])
 def test_attack_and_training_step(script, unit, steps, root, tmp_path, python):
     table, plot = tmp_path / 'table.md', tmp_path / 'plot.png'
-    done = python(os.path.join(root, 'benchmarks', script), '--network', 'ResNet-14', '--batch', '1', '--image-size', '32',
-                  '--repeats', '2', steps, '1', '--dtypes', 'float32', '--threads', '1', '--table', table, '--plot', plot)
+    done = python(os.path.join(root, 'benchmarks', script), '--network', 'ResNet-14', '--batch', '1',
+                  '--image-size', '32', '--repeats', '2', steps, '1', '--dtypes', 'float32', '--threads', '1',
+                  '--table', table, '--plot', plot)
     assert done.returncode == 0, done.stderr
     peak, ours = [json.loads(line) for line in done.stdout.splitlines()]
     assert peak['system'] == 'matmul' and 0 < peak['lowest'] <= peak['operations_per_second'] <= peak['highest']
     assert ours['system'] == 'this project' and 0 < ours['lowest'] <= ours[unit] <= ours['highest']
-    assert (ours['network'], ours['dtype'], ours['batch'], ours['repeats'], ours['ratio']) == ('ResNet-14', 'float32', 1, 2, 1)
+    assert (ours['network'], ours['dtype'], ours['batch']) == ('ResNet-14', 'float32', 1)
+    assert (ours['repeats'], ours['ratio']) == (2, 1)
     assert 0 < ours['fraction_of_matmul_peak'] < 1 and ours['peak_memory_bytes'] > 1e8
     assert len(table.read_text().splitlines()) == 3 and plot.read_bytes()[1:4] == b'PNG'
 

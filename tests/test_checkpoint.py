@@ -31,10 +31,13 @@ def refusal(function, *arguments, **options):
     return str(e.value)
 
 
+# To list a network's variables takes seconds; the tests of this file would do it dozens of times.
+shapes_listed_once = functools.lru_cache(maxsize=None)(Network.variable_shapes)
+
+
 @pytest.fixture(autouse=True)
-def networks_built_once(monkeypatch, once=functools.lru_cache(maxsize=None)(Network.variable_shapes)):
-    """To list a network's variables takes seconds; the tests of this file would do it dozens of times."""
-    monkeypatch.setattr(Network, 'variable_shapes', lambda network: dict(once(network)))
+def networks_built_once(monkeypatch):
+    monkeypatch.setattr(Network, 'variable_shapes', lambda network: dict(shapes_listed_once(network)))
 
 
 @pytest.fixture

@@ -13,6 +13,13 @@ from photos import write_split
 pytestmark = pytest.mark.slow
 
 
+def table_row(text):
+    """Return the cells of the table's one row."""
+    title, _, row = [line for line in text.splitlines() if line.startswith('|')]
+    assert title.split('|')[1].strip() == 'network'
+    return [cell.strip() for cell in row.split('|')[1:-1]]
+
+
 def test_a_network_is_trained_attacked_and_drawn_once(root, tmp_path, python):
     data, out = tmp_path / 'data', tmp_path / 'out'
     write_split(data / 'train', 130)
@@ -24,7 +31,7 @@ def test_a_network_is_trained_attacked_and_drawn_once(root, tmp_path, python):
     results = json.loads((out / 'ResNet-standard.json').read_text())
     assert [r['attack_iter'] for r in results['attacks']] == [0, 10, 20, 100]
     assert {(r['num_images'], r['epsilon']) for r in results['attacks']} == {(20, 8)}
-    assert '| ResNet-14 | standard | %.1f |' % (100 * results['attacks'][0]['top1_error']) in done.stdout
+    assert table_row(done.stdout)[:3] == ['ResNet-14', 'standard', '%.1f' % (100 * results['attacks'][0]['top1_error'])]
     assert (out / 'curves.png').read_bytes()[1:4] == b'PNG'
     again = python(*command)
     assert again.returncode == 0 and '$' not in again.stdout, 'what is done is not done again'
@@ -53,7 +60,7 @@ def test_a_training_that_is_stopped_goes_on(root, tmp_path, python):
     done = python(*command[1:])
     assert done.returncode == 0, done.stderr
     assert 'resuming from' in (out / 'ResNet-adversarial-training.log').read_text()
-    assert '| ResNet-14 | adversarial |' in done.stdout
+    assert table_row(done.stdout)[:2] == ['ResNet-14', 'adversarial']
     other = python(*(command[1:] + ['--val-images', '20']))
     assert other.returncode == 2 and 'another --out' in other.stderr and len(other.stderr.splitlines()) == 1
 

@@ -1,4 +1,4 @@
-"""Trained convolutions on CPUs, in groups or not: the ops beside NumPy, on every instruction set, and where they are used."""
+"""Trained convolutions on CPUs, in groups or not: the ops beside NumPy, on every instruction set, and their use."""
 import hashlib
 
 from runtime.compat import tf, xla_compile
@@ -48,7 +48,8 @@ def check(x, w, upstream, stride, known=True):
     (11, (20, 20), 32, 8, 8, 3, 1),  # images in 6 parts, groups in 6 blocks: the last ones are smaller
     (1, (4, 500), 16, 32, 8, 3, 2)])  # too wide for more than a row at a time
 def test_layers_of_a_network(batch, size, groups, channels, out, kernel, stride, known):
-    check(*arrays(np.random.RandomState(1), batch, size, groups, channels, out, kernel, stride), stride=stride, known=known)
+    x, w, upstream = arrays(np.random.RandomState(1), batch, size, groups, channels, out, kernel, stride)
+    check(x, w, upstream, stride=stride, known=known)
 
 
 def check_random_sizes(count):
@@ -131,7 +132,8 @@ def test_where_the_op_is_used_in_groups(dtype, size, stride, plain, used):
 
 def print_digests(threads):
     for i, (groups, channels, out, kernel, stride) in enumerate([
-            (1, 64, 64, 3, 1), (3, 32, 32, 3, 1), (8, 8, 8, 3, 1), (1, 32, 64, 3, 2), (1, 32, 64, 1, 1), (32, 8, 8, 3, 1)]):
+            (1, 64, 64, 3, 1), (3, 32, 32, 3, 1), (8, 8, 8, 3, 1),
+            (1, 32, 64, 3, 2), (1, 32, 64, 1, 1), (32, 8, 8, 3, 1)]):
         inputs = arrays(np.random.RandomState(i), 11, (15, 13), groups, channels, out, kernel, stride)
         by_ops = compute(*inputs, stride=stride, threads=threads)[:2 if channels < 32 else 3]
         print([hashlib.sha1(a.tobytes()).hexdigest() for a in by_ops])
@@ -144,18 +146,19 @@ def test_threads_change_nothing():
 @pytest.mark.parametrize('groups, channels', [(2, 4), (2, 32), (1, 32)])
 def test_no_images(groups, channels):
     x, w, upstream = arrays(np.random.RandomState(3), 0, (6, 6), groups, channels, channels, 3, 1)
-    y, of_x, of_w = compute(x, w, upstream, 1)
-    assert y.shape == of_x.shape == (0, 6, 6, groups * channels) and of_w.shape == w.shape and not of_w.any()
+    y, d_x, d_w = compute(x, w, upstream, 1)
+    assert y.shape == d_x.shape == (0, 6, 6, groups * channels) and d_w.shape == w.shape and not d_w.any()
 
 
 @pytest.mark.parametrize('known', [True, False])
 @pytest.mark.parametrize('x_shape, w_shape', [
     ((1, 5, 5, 8), (3, 3, 3, 8)), ((1, 5, 5, 8), (3, 3, 4, 7)), ((5, 5, 8), (3, 3, 4, 8)), ((1, 5, 5, 8), (3, 3, 0, 8)),
-    ((1, 5, 5, 8), (0, 3, 4, 8)), ((1, 5, 5, 0), (3, 3, 4, 8)), ((1, 5, 5, 32), (3, 3, 32, 0)), ((1, 5, 5, 32), (3, 3, 0, 32)),
-    ((1, 5, 5, 0), (3, 3, 32, 32)), ((1, 5, 5, 32), (0, 0, 32, 32))])
+    ((1, 5, 5, 8), (0, 3, 4, 8)), ((1, 5, 5, 0), (3, 3, 4, 8)), ((1, 5, 5, 32), (3, 3, 32, 0)),
+    ((1, 5, 5, 32), (3, 3, 0, 32)), ((1, 5, 5, 0), (3, 3, 32, 32)), ((1, 5, 5, 32), (0, 0, 32, 32))])
 def test_shapes_that_do_not_fit_are_an_error(x_shape, w_shape, known):
+    x, w, upstream = [np.zeros(shape, np.float32) for shape in (x_shape, w_shape, (1, 5, 5, 8))]
     with pytest.raises(ValueError, match='groups|dimensions'):
-        compute(np.zeros(x_shape, np.float32), np.zeros(w_shape, np.float32), np.zeros((1, 5, 5, 8), np.float32), 1, known=known)
+        compute(x, w, upstream, 1, known=known)
 
 
 def test_a_gradient_of_another_shape_is_an_error():

@@ -41,7 +41,8 @@ def whole(root, data, weights_file, tmp_path_factory):
 
 
 def kept_in(folder, images=False):
-    flags = ['--results', folder / 'results.json', '--per-image', folder / 'images.csv', '--journal', folder / 'journal']
+    flags = ['--results', folder / 'results.json', '--per-image', folder / 'images.csv',
+             '--journal', folder / 'journal']
     return flags + (['--save-adversarial', folder / 'saved'] if images else [])
 
 
@@ -182,14 +183,15 @@ def test_journal_of_another_command_is_refused(python, data, weights_file, whole
     done = python('main.py', '--eval', '--load', weights_file(), '--data', data, *(FLAGS + SMALL + [
         '--seed', 5, '--save-adversarial', whole / 'saved', '--journal', whole / 'journal']))
     assert done.returncode == 2
-    assert re.search(r'main.py: error: the journal .* is of another evaluation: seed is 0 there and 5 here', done.stderr)
+    assert re.search(r'main.py: error: the journal .* is of another evaluation: seed is 0 there and 5 here',
+                     done.stderr)
     assert (whole / 'journal').read_bytes() == before
 
 
 @pytest.mark.slow
 def test_killed_again_and_again(root, data, weights_file, tmp_path, whole):
-    """SIGKILL at random moments of the work, alone and for a rank of two: nothing that was finished is lost, and the end
-    is that of the undisturbed run."""
+    """SIGKILL at random moments of the work, alone and for a rank of two: nothing that was finished is lost, and the
+    end is that of the undisturbed run."""
     draw = random.Random(int.from_bytes(os.urandom(4), 'little'))
     journal = tmp_path / 'journal'
     flags = FLAGS[:-1] + [2] + kept_in(tmp_path, images=True)  # 19 batches
@@ -200,21 +202,17 @@ def test_killed_again_and_again(root, data, weights_file, tmp_path, whole):
         if kills % 5 == 4:
             process = subprocess.Popen(evaluation(ranks(2), data, weights_file(), *flags), cwd=root,
                                        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            victims = lambda: main_processes(process.pid)  # noqa: E731
-            wait = lambda: process.wait(60)  # noqa: E731
         else:
             process = start_main(*evaluation(alone, data, weights_file(), *flags)[2:])
-            victims = lambda: [process.pid]  # noqa: E731
-            wait = lambda: (process.join(60), process.exitcode)[1]  # noqa: E731
         patience = time.monotonic() + 90
         while finished_lines(journal) <= before and alive(process):  # until its first batch of this time is finished
             assert time.monotonic() < patience
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.6))
-        for pid in draw.sample(victims(), 1) if alive(process) and victims() else []:
+        for pid in draw.sample(victims(process), 1) if alive(process) and victims(process) else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if wait() == 0:  # it was through: the next one begins anew
+        if wait(process) == 0:  # it was through: the next one begins anew
             compare_with_whole(tmp_path, whole)
             os.unlink(str(journal))
             shutil.rmtree(str(tmp_path / 'saved'))
@@ -229,7 +227,20 @@ def test_killed_again_and_again(root, data, weights_file, tmp_path, whole):
 
 
 def alive(process):
-    return process.is_alive() if hasattr(process, 'is_alive') else process.poll() is None
+    return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
+
+
+def victims(process):
+    """The processes of the evaluation: the ranks under mpirun, or the process itself."""
+    return main_processes(process.pid) if isinstance(process, subprocess.Popen) else [process.pid]
+
+
+def wait(process):
+    """Wait for the end; returns the exit status."""
+    if isinstance(process, subprocess.Popen):
+        return process.wait(60)
+    process.join(60)
+    return process.exitcode
 
 
 def compare_with_whole(folder, whole):

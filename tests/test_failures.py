@@ -1,4 +1,4 @@
-"""What ends a training: ranks that die or differ, a loss that is not a number, a full disk. Always soon, and with words."""
+"""What ends a training: ranks that die or differ, a loss that is not a number, a full disk. Always soon, with words."""
 import os
 import random
 import shutil
@@ -67,7 +67,8 @@ def test_ranks_with_other_flags_or_code_are_refused(root, tmp_path):
     with open(str(other / 'nets.py'), 'a') as f:
         f.write('# changed\n')
     main, flags = os.path.join(root, 'main.py'), ENDLESS + ['--base-lr', '0.1']
-    assert '--base-lr of rank 1 is not that of rank 0' in refused(tmp_path, [main] + flags, [main] + flags[:-1] + ['0.2'])
+    assert '--base-lr of rank 1 is not that of rank 0' in refused(
+        tmp_path, [main] + flags, [main] + flags[:-1] + ['0.2'])
     assert 'code of rank 1 is not that of rank 0' in refused(tmp_path, [main] + flags, [str(other / 'main.py')] + flags)
 
 
@@ -79,8 +80,8 @@ def test_ranks_with_another_checkpoint_or_other_data_are_refused(root, tmp_path,
         write_split(tmp_path / name / 'val', photos)
 
     def flags(data, seed):
-        return [main, '--data', str(tmp_path / data), '--load', weights_file(seed=seed), '--image-size', '32', '-d', '14',
-                '--batch', '4', '--attack-iter', '0', '--data-timeout', '1']
+        return [main, '--data', str(tmp_path / data), '--load', weights_file(seed=seed), '--image-size', '32',
+                '-d', '14', '--batch', '4', '--attack-iter', '0', '--data-timeout', '1']
     said = refused(tmp_path, flags('one', 0), flags('one', 1))
     assert 'checkpoint of rank 1 is not that of rank 0' in said and 'data of rank' not in said
     said = refused(tmp_path, flags('one', 0), flags('two', 0))

@@ -1,4 +1,4 @@
-"""What CPUs compute while weights are constant: the op beside NumPy, on every instruction set, and blocks made of it."""
+"""What CPUs compute while weights are constant: the op beside NumPy, on every instruction set, and blocks of it."""
 import hashlib
 
 from runtime.compat import FAST_CONVOLUTION_GRADIENTS, tf
@@ -28,16 +28,19 @@ def run(fetches, feed=None, threads=2):
         return session.run(fetches, feed)
 
 
-def compute(x, w, dtype='float32', threads=2, prepare={}, **around):
-    """frozen_conv of float32 arrays, by way of `dtype`. They are fed: with constants TensorFlow computes ahead of the session.
+def compute(x, w, dtype='float32', threads=2, prepare=None, **around):
+    """Return frozen_conv of float32 arrays, or frozen_conv_gradient where there is a `like`, computed in `dtype`.
+
+    prepare: options of frozen_weights. The arrays are fed: constants TensorFlow would compute ahead of the session.
     """
     with tf.Graph().as_default():
         arrays = {name: value for name, value in dict(around, x=x, w=w).items() if isinstance(value, np.ndarray)}
         fed = {name: tf.placeholder(tf.float32, value.shape) for name, value in arrays.items()}
         low = dict(around, **{name: tf.cast(tensor, dtype) for name, tensor in fed.items() if name != 'w'})
-        added = [low.pop(name, default) for name, default in [('addend', None), ('relu_addend', False), ('addend_stride', 1)]]
+        added = [low.pop(name, default)
+                 for name, default in [('addend', None), ('relu_addend', False), ('addend_stride', 1)]]
         addend = Addend(*added) if added[0] is not None else None
-        weights = frozen_weights(fed['w'], dtype, **prepare)
+        weights = frozen_weights(fed['w'], dtype, **(prepare or {}))
         if 'like' in low:
             y = frozen_conv_gradient(low.pop('x'), weights, low.pop('like'), addend=addend, **low)
         else:
@@ -64,16 +67,18 @@ def check_op(dtype, batch, height, width, channels_in, channels_out, kernel, see
     more = {'addend': normal(rng, *upstream.shape), 'relu_addend': True} if kernel == 1 else {}
     expected = helpers.convolution(helpers.relu(x), w) + bias + helpers.relu(more.get('addend', np.zeros(1)))
     check(compute(x, w, dtype, relu=True, bias=bias, **more), expected, dtype)
-    of_x = helpers.convolution_gradients(x, w, upstream)[0]
+    d_x = helpers.convolution_gradients(x, w, upstream)[0]
     more = {'addend': normal(rng, *x.shape)} if kernel == 1 else {}
-    check(compute(upstream, w, dtype, prepare={'turned': True}, mask=x, **more), (of_x + more.get('addend', 0)) * (x > 0), dtype)
+    computed = compute(upstream, w, dtype, prepare={'turned': True}, mask=x, **more)
+    check(computed, (d_x + more.get('addend', 0)) * (x > 0), dtype)
     check(compute(x, w, dtype), helpers.convolution(x, w), dtype)
     if kernel == 1:
         check(compute(x, w, dtype, stride=2), helpers.convolution(x, w, 2), dtype)
         addend = normal(rng, *upstream[:, ::2, ::2].shape)
         spread = np.zeros_like(upstream)
         spread[:, ::2, ::2] = helpers.relu(addend)
-        check(compute(x, w, dtype, addend=addend, addend_stride=2, relu_addend=True), helpers.convolution(x, w) + spread, dtype)
+        computed = compute(x, w, dtype, addend=addend, addend_stride=2, relu_addend=True)
+        check(computed, helpers.convolution(x, w) + spread, dtype)
 
 
 def check_sizes(dtype):
@@ -114,7 +119,8 @@ def print_digests(threads):
     rng = np.random.RandomState(1)
     for dtype in ['float32'] + ['bfloat16'] * has_bfloat16():
         for kernel, channels in (1, 64), (3, 64), (3, 512):
-            y = compute(normal(rng, 9, 7, 7, channels), normal(rng, kernel, kernel, channels, channels), dtype, threads=threads)
+            x, w = normal(rng, 9, 7, 7, channels), normal(rng, kernel, kernel, channels, channels)
+            y = compute(x, w, dtype, threads=threads)
             print(hashlib.sha1(y.tobytes()).hexdigest())
 
 
@@ -130,19 +136,22 @@ def test_3x3_with_a_stride(dtype, size, stride):
     x, w, bias = normal(rng, 2, *size, 32), normal(rng, 3, 3, 32, 64), normal(rng, 64)
     y = helpers.convolution(helpers.relu(x), w, stride)
     addend, mask, upstream = [normal(rng, *y.shape) for _ in range(3)]
-    computed = compute(x, w, dtype, prepare={'stride': stride}, stride=stride, relu=True, bias=bias, addend=addend, mask=mask)
+    computed = compute(x, w, dtype, prepare={'stride': stride}, stride=stride, relu=True, bias=bias, addend=addend,
+                       mask=mask)
     check(computed, (y + bias + addend) * (mask > 0), dtype)
-    of_x = helpers.convolution_gradients(x, w, upstream, stride)[0]
+    d_x = helpers.convolution_gradients(x, w, upstream, stride)[0]
     addend = normal(rng, *x.shape)
-    computed = compute(upstream, w, dtype, prepare={'stride': stride, 'turned': True}, stride=stride, like=x, addend=addend)
-    check(computed, of_x + addend, dtype)
+    computed = compute(upstream, w, dtype, prepare={'stride': stride, 'turned': True}, stride=stride, like=x,
+                       addend=addend)
+    check(computed, d_x + addend, dtype)
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('groups, width', [(8, 8), (6, 16), (3, 32), (2, 64)])
 def test_in_groups(dtype, groups, width):
     rng = np.random.RandomState(7)
-    x, w, bias = normal(rng, 3, 9, 14, groups * width), normal(rng, 3, 3, width, groups * width), normal(rng, groups * width)
+    channels = groups * width
+    x, w, bias = normal(rng, 3, 9, 14, channels), normal(rng, 3, 3, width, channels), normal(rng, channels)
     mask, upstream = normal(rng, *x.shape), normal(rng, *x.shape)
     computed = compute(x, w, dtype, prepare={'groups': groups}, relu=True, bias=bias, mask=mask)
     check(computed, (helpers.convolution(helpers.relu(x), w) + bias) * (mask > 0), dtype)
@@ -193,7 +202,8 @@ def test_what_is_not_a_number_stays_so(kernel, dtype):
 
 @pytest.mark.parametrize('kernel', [1, 3])
 def test_no_images(kernel):
-    assert compute(np.zeros([0, 4, 4, 32], np.float32), np.ones([kernel, kernel, 32, 64], np.float32)).shape == (0, 4, 4, 64)
+    x, w = np.zeros([0, 4, 4, 32], np.float32), np.ones([kernel, kernel, 32, 64], np.float32)
+    assert compute(x, w).shape == (0, 4, 4, 64)
 
 
 @pytest.mark.parametrize('x_shape, w_shape, around, message', [
@@ -209,7 +219,8 @@ def test_no_images(kernel):
     ((1, 4, 4, 32), (3, 3, 32, 32), {'stride': 2}, 'for a stride of 1'),
     ((1, 4, 5, 32), (1, 1, 32, 32), {'addend': (1, 2, 2, 32), 'addend_stride': 2}, r'not \[1,2,3,32\]')])
 def test_what_does_not_fit_is_an_error(x_shape, w_shape, around, message):
-    around = {name: np.zeros(shape, np.float32) if isinstance(shape, tuple) else shape for name, shape in around.items()}
+    around = {name: np.zeros(value, np.float32) if isinstance(value, tuple) else value
+              for name, value in around.items()}
     with pytest.raises((tf.errors.InvalidArgumentError, tf.errors.UnimplementedError, ValueError), match=message):
         compute(np.zeros(x_shape, np.float32), np.zeros(w_shape, np.float32), **around)
 
@@ -259,8 +270,8 @@ def test_gradients_of_the_op(stride, relu):
                         stride=stride, addend=Addend(fed[1], relu=relu, stride=2))
         computed = run(tf.gradients(y, fed, factor), dict(zip(fed, (x, addend))))
     passed = factor * (mask > 0)
-    of_x = helpers.convolution_gradients(x, w, passed, stride)[0]
-    check(computed[0], of_x * (x > 0) if relu else of_x)
+    d_x = helpers.convolution_gradients(x, w, passed, stride)[0]
+    check(computed[0], d_x * (x > 0) if relu else d_x)
     check(computed[1], passed[:, ::2, ::2] * ((addend > 0) | (not relu)))
 
 
@@ -281,8 +292,8 @@ def test_second_derivatives_of_a_network(arch):
     for mode in Mode(), Mode(plain=True):
         with tf.Graph().as_default(), tf.Session(config=session_config()) as session:
             x = tf.placeholder(tf.float32, image.shape)
-            _, y = tf.while_loop(lambda i, _: i < 1, lambda i, _: (i + 1, product(x, mode)), [0, tf.zeros_like(x)],
-                                 back_prop=False)
+            _, y = tf.while_loop(lambda i, _: i < 1, lambda i, _, x=x, mode=mode: (i + 1, product(x, mode)),
+                                 [0, tf.zeros_like(x)], back_prop=False)
             checkpoint.assign_weights(session, weights)
             results.append(session.run(y, {x: image}))
     assert np.linalg.norm(results[0] - results[1]) < 1e-3 * np.linalg.norm(results[1]) > 0

@@ -213,8 +213,8 @@ def test_wrong_labels(clf, labels, text):
 
 
 @pytest.mark.parametrize('wrong, text', [
-    (dict(steps=-1), 'not negative'), (dict(steps=1.5), 'whole number'), (dict(epsilon=-1.), 'not negative'), (dict(step_size=-1.), 'not negative'),
-    (dict(seed=-1), 'seed is from 0'), (dict(seed=2 ** 31), 'seed is from 0')])
+    (dict(steps=-1), 'not negative'), (dict(steps=1.5), 'whole number'), (dict(epsilon=-1.), 'not negative'),
+    (dict(step_size=-1.), 'not negative'), (dict(seed=-1), 'seed is from 0'), (dict(seed=2 ** 31), 'seed is from 0')])
 def test_wrong_attack(clf, wrong, text):
     with pytest.raises(ValueError, match=text):
         clf.pgd(photos(2), [0, 1], **wrong)

@@ -50,7 +50,8 @@ def done_in(path):
 def test_every_cut_is_continued_to_the_same_end(tmp_path):
     path = tmp_path / 'whole'
     expected = fill(path)
-    assert [positions for positions, _ in expected] == [range(0, 5), range(5, 10), range(10, 15), range(15, 20), range(20, 23)]
+    assert [positions for positions, _ in expected] == [
+        range(0, 5), range(5, 10), range(10, 15), range(15, 20), range(20, 23)]
     for positions, outcomes in expected:
         assert np.array_equal(outcomes, made_up(positions))
     whole = path.read_bytes()

@@ -46,7 +46,8 @@ def test_the_pixels_of_the_whole_image(kind):
     assert jpeg_size(data) == (height, width)
     for i in range(300):
         w, h = (width, height) if i == 0 else (rng.randint(1, width), rng.randint(1, height))
-        x, y = rng.choice([0, rng.randint(0, width - w), width - w]), rng.choice([0, rng.randint(0, height - h), height - h])
+        x = rng.choice([0, rng.randint(0, width - w), width - w])
+        y = rng.choice([0, rng.randint(0, height - h), height - h])
         region = decode_region(data, x=x, y=y, width=w, height=h)
         np.testing.assert_array_equal(region, image[y:y + h, x:x + w], '%s' % [x, y, w, h])
 

@@ -233,16 +233,15 @@ def test_convolution_and_its_gradients(size, groups, channels, out, kernel, stri
 
     def build(features, weights, factors):
         y = convolution(features, weights, mode, stride)
-        of_x, of_w = tf.gradients(tf.reduce_sum(y * factors), [features, weights])
-        return tf.concat([tf.reshape(t, [-1]) for t in (y, of_x, of_w)], axis=0)
+        d_x, d_w = tf.gradients(tf.reduce_sum(y * factors), [features, weights])
+        return tf.concat([tf.reshape(t, [-1]) for t in (y, d_x, d_w)], axis=0)
 
     with tf.Graph().as_default():
         flat = run(in_layout(build, mode)(*[tf.constant(a) for a in (
             to_layout(x, mode), w, to_layout(upstream, mode))]))
-    y, of_x, of_w = np.split(flat, np.cumsum([expected.size, x.size]))
-    of_x_expected, of_w_expected = helpers.convolution_gradients(x, w, upstream, stride)
-    for computed, value, layout_changes in [(y, expected, True), (of_x, of_x_expected, True),
-                                            (of_w, of_w_expected, False)]:
+    y, d_x, d_w = np.split(flat, np.cumsum([expected.size, x.size]))
+    d_x_expected, d_w_expected = helpers.convolution_gradients(x, w, upstream, stride)
+    for computed, value, layout_changes in [(y, expected, True), (d_x, d_x_expected, True), (d_w, d_w_expected, False)]:
         if layout_changes:
             computed = to_nhwc(computed.reshape(to_layout(value, mode).shape), mode)
         np.testing.assert_allclose(computed.reshape(value.shape), value, atol=1e-4 * np.abs(value).max())

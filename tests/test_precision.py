@@ -1,4 +1,4 @@
-"""What an attack computes in: dtypes, attention in parts, folded weights, gradients written by hand; and the flags for it."""
+"""What an attack computes in: dtypes, attention in parts, folded weights, gradients written by hand; and its flags."""
 from runtime.compat import USES_BFLOAT16_UNITS, tf, xla_compile
 
 import helpers
@@ -51,9 +51,9 @@ def attention_and_gradients(xla, dtype, queries, keys, values, upstream, in_loop
 def attention_in_numpy(q, k, v, g):
     q, k, v, g = [a.astype(np.float64) for a in (q, k, v, g)]
     weights = helpers.softmax(q @ k.transpose(0, 2, 1))
-    of_weights = g @ v.transpose(0, 2, 1)
-    of_scores = weights * (of_weights - (weights * of_weights).sum(axis=-1, keepdims=True))
-    return [a.ravel() for a in (weights @ v, of_scores @ k, of_scores.transpose(0, 2, 1) @ q,
+    d_weights = g @ v.transpose(0, 2, 1)
+    d_scores = weights * (d_weights - (weights * d_weights).sum(axis=-1, keepdims=True))
+    return [a.ravel() for a in (weights @ v, d_scores @ k, d_scores.transpose(0, 2, 1) @ q,
                                 weights.transpose(0, 2, 1) @ g)]
 
 
@@ -66,7 +66,8 @@ def attention_arrays():
 
 @pytest.mark.parametrize('how', [dict(), dict(in_loop=True), pytest.param(dict(xla=True), marks=slow)],
                          ids=['plain', 'loop', 'xla'])
-@pytest.mark.parametrize('dtype, tolerance', [('float32', 2e-6), ('bfloat16', 0.03), ('float16', 0.01)])  # TensorFlow 1 also sums in it
+@pytest.mark.parametrize('dtype, tolerance', [
+    ('float32', 2e-6), ('bfloat16', 0.03), ('float16', 0.01)])  # TensorFlow 1 also sums in float16
 def test_attention_in_parts_is_attention(how, dtype, tolerance, attention_arrays):
     computed = attention_and_gradients(dtype=tf.as_dtype(dtype), queries=attention_arrays[0], keys=attention_arrays[1],
                                        values=attention_arrays[2], upstream=attention_arrays[3], few_positions=9,
@@ -118,7 +119,8 @@ def test_attack_in_reduced_precision_is_about_as_strong(settings, weights_of):
     """Within the budget, and in the float32 network about as good as the float32 attack."""
     if not USES_BFLOAT16_UNITS and len(settings) == 1:
         pytest.skip('without XLA, TensorFlow 1 takes minutes for it')
-    pixels, network, weights = helpers.images(8, 32, seed=1), Network('ResNetDenoise', 14, 10), weights_of('ResNetDenoise')
+    pixels = helpers.images(8, 32, seed=1)
+    network, weights = Network('ResNetDenoise', 14, 10), weights_of('ResNetDenoise')
     target = (np.arange(8) + 3).astype(np.int32) % 10
     (slow_pixels, slow_logits), (fast_pixels, fast_logits) = [
         attack_in(s, network, weights, pixels, target) for s in (('float32',), settings)]
@@ -157,4 +159,5 @@ def test_program_says_where_reduced_precision_costs():
     assert cost('bfloat16', False, flags=['amx_bf16']) is None and cost('float16', True, gpu=True) is None
     assert 'no bfloat16 units' in cost('bfloat16', False, flags=['avx512f']) and 'slower' in cost('float16', True)
     assert 'without --xla' in cost('bfloat16', True) and 'TensorFlow 1' in cost('bfloat16', False, kernels=False)
-    assert 'in float32' in cost('bfloat16', True, kernels=False) and 'no bfloat16 units' in cost('bfloat16', True, flags=())
+    assert 'in float32' in cost('bfloat16', True, kernels=False)
+    assert 'no bfloat16 units' in cost('bfloat16', True, flags=())

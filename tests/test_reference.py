@@ -114,7 +114,8 @@ def step_of_training(network, images, label, weights):
     arch, depth = network.split('-')
     mode = native_mode()
     with tf.Graph().as_default() as graph:
-        model = AdversarialModel(Network(arch, int(depth)), NoOpAttacker(), images.shape[1], mode=mode, attack_mode=mode)
+        model = AdversarialModel(Network(arch, int(depth)), NoOpAttacker(), images.shape[1],
+                                 mode=mode, attack_mode=mode)
         inputs = [tf.placeholder(spec.dtype, spec.shape) for spec in model.inputs()]
         with TrainTowerContext(''):
             cost = model.build_graph(*inputs)
@@ -136,7 +137,9 @@ def step_of_training(network, images, label, weights):
 
 @pytest.mark.parametrize('network', ['ResNet-50', 'ResNetDenoise-50'])
 def test_a_step_of_training_is_the_published_one(network, reference_dir, published, reference_weights):
-    """Its cost, and what every variable becomes. Rounding is measured by the step: the difference's norm over the step's."""
+    """Its cost, and what every variable becomes. Rounding is measured by the step: the difference's norm over the
+    step's.
+    """
     photos = published(network)
     with np.load(os.path.join(reference_dir, 'training-step-%s.npz' % network)) as f:
         expected = {name: f[name] for name in f.files}

@@ -19,7 +19,8 @@ def report(root, python, weights_file, tmp_path_factory):
     """The folder of a report about two networks, one of them with saved images."""
     folder = tmp_path_factory.mktemp('report')
     write_split(folder / 'data' / 'val', 20)
-    for name, arch, flags in [('plain', 'ResNet', ['--save-adversarial', folder / 'saved']), ('denoise', 'ResNetDenoise', [])]:
+    for name, arch, flags in [('plain', 'ResNet', ['--save-adversarial', folder / 'saved']),
+                              ('denoise', 'ResNetDenoise', [])]:
         evaluate(root, alone, folder / 'data', weights_file(arch), '--arch', arch, '--attack-iter', '0,4,16,30',
                  '--results', folder / (name + '.json'), *flags)
     done = python('-m', 'tools.report', folder / 'plain.json', folder / 'denoise.json', '--out', folder / 'out')
@@ -63,8 +64,9 @@ def test_in_a_browser(report):
     assert curve.sum() > 100 and curve.any(axis=1).argmax() < 500  # near the top of the page
     # A script in a copy of the page asks the browser itself about its pictures.
     asking = report / 'asking.html'
-    asking.write_text(page.read_text().replace('</body>', '''<script>window.onload = () => document.body.insertAdjacentText(
-        'beforeend', 'loaded: ' + Array.from(document.images).map(i => i.complete && i.naturalWidth).join(' ') + '.')
+    asking.write_text(page.read_text().replace('</body>', '''<script>
+        window.onload = () => document.body.insertAdjacentText('beforeend',
+            'loaded: ' + Array.from(document.images).map(i => i.complete && i.naturalWidth).join(' ') + '.')
         </script></body>'''))
     dom = subprocess.run(command + ['--dump-dom', 'file://%s' % asking], env=environment, check=True, timeout=120,
                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, universal_newlines=True).stdout
@@ -73,8 +75,8 @@ def test_in_a_browser(report):
 
 
 @pytest.mark.parametrize('content, said', [
-    (None, 'cannot read'), ('', 'no file of main.py --eval --results'), ('[]', 'no file of'), ('{"attacks": []}', 'no file of'),
-    ('{"attacks": [{"attack_iter": "ten"}]}', 'no file of')])
+    (None, 'cannot read'), ('', 'no file of main.py --eval --results'), ('[]', 'no file of'),
+    ('{"attacks": []}', 'no file of'), ('{"attacks": [{"attack_iter": "ten"}]}', 'no file of')])
 def test_bad_input(python, tmp_path, content, said):
     if content is not None:
         (tmp_path / 'r.json').write_text(content)

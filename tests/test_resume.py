@@ -126,7 +126,8 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(root, tmp_path):
     newest = max(step for step in range(stopped) if (log / ('model-%d.index' % step)).exists())
 
     second = Job(root, tmp_path, 2, *flags, '--resume')
-    second.wait_for('%d steps were made, next is step %d of 16 in epoch %d' % (newest, newest % 16 + 1, newest // 16 + 1))
+    second.wait_for('%d steps were made, next is step %d of 16 in epoch %d' % (
+        newest, newest % 16 + 1, newest // 16 + 1))
     second.wait_for('Model saved to train_log/%s/model-' % (NAME % 2))
     second.process.send_signal(signal.SIGUSR1)  # mpirun hands this one on to its ranks
     text = second.end()

@@ -88,5 +88,6 @@ def test_a_robust_network_with_its_channels_exchanged():
         right = np.where(chance < 0.5, labels, (labels + 7) % 1000)
         better = np.where((chance > 0.03) & (chance < 0.65), labels, (labels + 7) % 1000)
         for exchanged in found:
-            found[exchanged] += any('swapped' in s for s in judge(labels, *((right, better) if exchanged else (better, right))))
+            pair = (right, better) if exchanged else (better, right)
+            found[exchanged] += any('swapped' in s for s in judge(labels, *pair))
     assert found[True] > 150 and found[False] == 0

@@ -54,8 +54,10 @@ def test_folder_that_cannot_be(tmp_path):
 
 @pytest.mark.parametrize('text, said', [
     ('', 'is no manifest'), ('name,class\n', 'is no manifest'), ('file,label\n', 'lists no image'),
-    ('file,label\na.png,cat\n', 'line 2: invalid literal'), ('file,label\na.png,1\n./a.png,2\n', 'line 3: ./a.png is listed twice'),
-    ('file,label,attack_iter,epsilon\na.png,1,ten,16\n', 'line 2: could not convert'), ('file,label\na.png\n', 'line 2')])
+    ('file,label\na.png,cat\n', 'line 2: invalid literal'),
+    ('file,label\na.png,1\n./a.png,2\n', 'line 3: ./a.png is listed twice'),
+    ('file,label,attack_iter,epsilon\na.png,1,ten,16\n', 'line 2: could not convert'),
+    ('file,label\na.png\n', 'line 2')])
 def test_manifest_that_is_none(tmp_path, text, said):
     (tmp_path / 'm.csv').write_text(text)
     with pytest.raises(InputError, match=said):

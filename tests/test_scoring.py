@@ -29,7 +29,8 @@ def write_odd_images(folder):
 
 
 def score(python, folder, weights, out):
-    return python('main.py', '--eval-directory', folder, '--load', weights, '--prediction-file', out, '--batch', '4', *SMALL)
+    return python('main.py', '--eval-directory', folder, '--load', weights, '--prediction-file', out,
+                  '--batch', '4', *SMALL)
 
 
 def read(out):

@@ -53,15 +53,17 @@ def test_slurm_tells_before_the_time_is_up(cluster, root, tmp_path):
     job = cluster.run('sbatch', '--parsable', '-N1', '--time=4', 'job.sh', cwd=str(tmp_path)).strip()
     log = tmp_path / ('slurm-%s.log' % job)
     # it asks for the last 3 minutes, and slurm looks twice a minute
-    wait_until(lambda: log.exists() and 'told' in log.read_text(), 180, lambda: '%s %s' % (cluster.state(job), cluster.logs()))
+    wait_until(lambda: log.exists() and 'told' in log.read_text(), 180,
+               lambda: '%s %s' % (cluster.state(job), cluster.logs()))
 
 
 def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, checkout):
     data = checkout / 'data'
     write_split(data / 'train', 40)
     write_split(data / 'val', 9, classes=9, seed=1)
-    environment = dict(PYTHON_ENVIRONMENT=sys.prefix, GPUS_PER_NODE='1', SERVER_OPTIONS='--workers 1', OMPI_ALLOW_RUN_AS_ROOT='1',
-                       OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1', MPI_OPTIONS='--mca btl_tcp_if_include lo')
+    environment = dict(PYTHON_ENVIRONMENT=sys.prefix, GPUS_PER_NODE='1', SERVER_OPTIONS='--workers 1',
+                       OMPI_ALLOW_RUN_AS_ROOT='1', OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1',
+                       MPI_OPTIONS='--mca btl_tcp_if_include lo')
     small = ['--data', 'data', '--batch', '4', '--image-size', '32', '-d', '14', '--attack-iter', '0']
     steps, epochs = 90, 2
 
@@ -81,7 +83,8 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, check
 
     def explain(job=job):
         text = '%s %s' % (cluster.state(job), cluster.logs())
-        for path in glob.glob(str(checkout / 'slurm-*.log')) + glob.glob(str(checkout / ('slurm-%s' % job) / '*' / '*.log')):
+        of_the_job = glob.glob(str(checkout / ('slurm-%s' % job) / '*' / '*.log'))
+        for path in glob.glob(str(checkout / 'slurm-*.log')) + of_the_job:
             with open(path, errors='replace') as f:
                 text += '\n== %s\n%s' % (path, f.read()[-3000:])
         return text
@@ -101,7 +104,8 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, check
     def ended():
         """slurm starts a job again two minutes after the last of its processes ended: asked to, after 10 seconds.
 
-        Not at once: a node refuses what slurm signed before, or in the same second as, the order to end the job's processes.
+        Not at once: a node refuses what slurm signed before, or in the same second as, the order to end the job's
+        processes.
         """
         state = cluster.state(job)[0]
         if state == 'PENDING' and time.time() > asked[0] + 20:
@@ -117,7 +121,8 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, check
     assert text.count('Start Epoch 1 ...') in (1, 2) and '2 ranks, total batch 8' in text
     logs = checkout / ('slurm-' + job)
     for restart in ('0', '1'):
-        names = {os.path.relpath(p, str(logs / restart)) for p in glob.glob(str(logs / restart / '*' / 'rank.*' / 'stdout'))}
+        names = {os.path.relpath(path, str(logs / restart))
+                 for path in glob.glob(str(logs / restart / '*' / 'rank.*' / 'stdout'))}
         assert {name.split(os.sep)[1] for name in names} == {'rank.0', 'rank.1'}
         served = [open(path).read() for path in glob.glob(str(logs / restart / 'server-*.log'))]
         assert len(served) == 2 and all('serving 40 images' in words for words in served)

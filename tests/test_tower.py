@@ -138,8 +138,8 @@ def test_float16_attack_under_xla_is_as_strong(arch, weights_of):
         for fast in False, True:
             settings = attack_settings(*(('float16', True) if fast else ()))
             attacker = pgd_attacker(4, 8., 1., num_classes=10, loss_scale=settings['loss_scale'], xla=settings['xla'])
-            adversarial, target = attacker.attack(image, tf.constant(label), lambda x: network.logits(
-                x, settings['attack_mode']), tf.range(4))
+            adversarial, target = attacker.attack(
+                image, tf.constant(label), lambda x, mode=settings['attack_mode']: network.logits(x, mode), tf.range(4))
             results.append((unscale_pixels(adversarial), target, network.logits(adversarial, Mode())))
         clean = network.logits(image, Mode())
         with tf.Session(graph=graph, config=session_config()) as session:

@@ -97,8 +97,8 @@ def test_adversarial_training_from_photos_to_a_checkpoint_that_evaluates(root, c
 
     # and the checkpoint can be trained on, here in the last of three epochs, with the schedule's rate for it
     more = train(root, checkout, 1, '--no-zmq-ops', '--endpoint', endpoint, '--data', data, '--attack-iter', '0',
-                 '--load', str(log / 'model-10'), '--starting-epoch', '3', '--max-epoch', '3', '--training-eval', 'none',
-                 '--steps-per-epoch', '2', '--base-lr', '0.64')
+                 '--load', str(log / 'model-10'), '--starting-epoch', '3', '--max-epoch', '3',
+                 '--training-eval', 'none', '--steps-per-epoch', '2', '--base-lr', '0.64')
     rate = scalars(checkout / 'train_log' / 'PGD-ResNet14-Batch4-1GPUs-iter0-epsilon16.0-step1.0')[-1]['learning_rate']
     assert re.search('Epoch 3 .*finished', more.stdout) and abs(rate - 0.64 * 4 / 256 * 0.01) < 1e-9
     assert process.poll() is None
@@ -106,8 +106,8 @@ def test_adversarial_training_from_photos_to_a_checkpoint_that_evaluates(root, c
 
 def test_stopped_while_an_epoch_is_evaluated(root, checkout, data, server):
     """Nothing is lost of the epoch, and the training that goes on makes up for the evaluation."""
-    flags = SMALL + ['--batch', str(BATCH), '--endpoint', server[0], '--data', data, '--attack-iter', '0', '--max-epoch', '2',
-                     '--resume']
+    flags = SMALL + ['--batch', str(BATCH), '--endpoint', server[0], '--data', data, '--attack-iter', '0',
+                     '--max-epoch', '2', '--resume']
     log = checkout / 'train_log' / 'PGD-ResNet14-Batch4-1GPUs-iter0-epsilon16.0-step1.0'
     for epoch in (1, 2):
         job = Job(root, checkout, None, *flags)
@@ -149,7 +149,8 @@ def test_steps_of_imagenet(root, checkout):
 @pytest.mark.parametrize('flags', [
     ['--arch', 'ResNetDenoise'], ['--arch', 'ResNeXtDenoiseAll'], ['--use-fp16xla']])
 def test_every_kind_of_network_and_attack_trains(root, checkout, flags):
-    done = train(root, checkout, 1, '--fake', '--attack-iter', '2', '--steps-per-epoch', '2', '--max-epoch', '1', *flags)
+    done = train(root, checkout, 1, '--fake', '--attack-iter', '2', '--steps-per-epoch', '2', '--max-epoch', '1',
+                 *flags)
     costs = re.findall(r' cost: (\S+)', done.stdout)
     assert costs and all(np.isfinite(float(c)) for c in costs)
 
@@ -160,8 +161,8 @@ RECEIVERS = pytest.mark.parametrize('receiver', [[], ['--no-zmq-ops']], ids=['na
 @pytest.mark.parametrize('ranks, receiver', [(2, []), (1, ['--no-zmq-ops'])], ids=['native', 'python'])
 def test_without_a_server_it_says_which_to_start(root, checkout, data, ranks, receiver):
     for _ in range(3 - ranks):  # once, or again: what it leaves behind is no earlier training
-        done = train(root, checkout, ranks, '--endpoint', 'ipc://%s' % (checkout / 'none'), '--data', data, '--attack-iter',
-                     '0', '--max-epoch', '1', '--data-timeout', '3', *receiver, status=2, timeout=120)
+        done = train(root, checkout, ranks, '--endpoint', 'ipc://%s' % (checkout / 'none'), '--data', data,
+                     '--attack-iter', '0', '--max-epoch', '1', '--data-timeout', '3', *receiver, status=2, timeout=120)
         assert 'serve-data.py --data DIR --batch 4 --image-size 32' in done.stderr and 'Traceback' not in done.stderr
         assert 'File "' not in done.stdout + done.stderr
 
@@ -213,8 +214,8 @@ def test_messages_of_another_kind(root, checkout, data, tmp_path, kind, problem)
                          'while True: s.send(bytes([0x92] * 50))', endpoint]
     server = subprocess.Popen([sys.executable] + command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        done = train(root, checkout, 1, '--endpoint', endpoint, '--data', data, '--attack-iter', '0', '--max-epoch', '1',
-                     '--training-eval', 'none', '--data-timeout', '3', status=2, timeout=120)
+        done = train(root, checkout, 1, '--endpoint', endpoint, '--data', data, '--attack-iter', '0',
+                     '--max-epoch', '1', '--training-eval', 'none', '--data-timeout', '3', status=2, timeout=120)
     finally:
         server.terminate()
         server.wait(10)

@@ -87,9 +87,10 @@ def test_three_ranks_an_empty_class_and_a_partial_epoch(root, tmp_path, weights_
     finally:
         server.terminate()
         server.wait(10)
-    assert '10 classes, 37 training images, 3 ranks, total batch 12, 3 steps an epoch, peak learning rate 0.0046875' in text
-    line = re.findall(r'epoch 2/2, step 3/3: (\S+) images/s, attack (\d+)%, waiting for data (\d+)%, loss (\S+), error (\S+), '
-                      r'success (\S+); epoch ends in 0 seconds, training in ', text)
+    assert '10 classes, 37 training images, 3 ranks, total batch 12, 3 steps an epoch, ' \
+        'peak learning rate 0.0046875' in text
+    line = re.findall(r'epoch 2/2, step 3/3: (\S+) images/s, attack (\d+)%, waiting for data (\d+)%, loss (\S+), '
+                      r'error (\S+), success (\S+); epoch ends in 0 seconds, training in ', text)
     assert line and 0 < int(line[-1][1]) <= 100
     log = tmp_path / 'train_log' / (NAME % (3, 1))
     last = statistics(log)[-1]
@@ -114,8 +115,8 @@ def test_three_ranks_an_empty_class_and_a_partial_epoch(root, tmp_path, weights_
     for name in [name for name in records[-1] if name.startswith('eval-')]:
         del records[-1][name]
     (log / 'stats.json').write_text(json.dumps(records))
-    text = Job(root, tmp_path, None, *SMALL, '--data', str(data), '--endpoint', endpoint, '--attack-iter', '1', '--max-epoch',
-               '2', '--training-eval', 'clean', '--resume').end()
+    text = Job(root, tmp_path, None, *SMALL, '--data', str(data), '--endpoint', endpoint, '--attack-iter', '1',
+               '--max-epoch', '2', '--training-eval', 'clean', '--resume').end()
     made_up = statistics(log)[-1]
     assert 'Start Epoch' not in text and made_up['epoch_num'] == 2
     assert made_up['eval-clean/error-top1'] == pytest.approx(last['eval-clean/error-top1'], abs=1.01 / 9)
@@ -130,5 +131,6 @@ def adversarial_images(log):
             for value in event.summary.value:
                 tags.add(value.tag.replace('-summary', ''))
                 if value.tag.startswith('clean-and-adversarial'):
-                    images.append(cv2.imdecode(np.frombuffer(value.image.encoded_image_string, np.uint8), cv2.IMREAD_COLOR))
+                    encoded = np.frombuffer(value.image.encoded_image_string, np.uint8)
+                    images.append(cv2.imdecode(encoded, cv2.IMREAD_COLOR))
     return images[0][:, :, ::-1], tags

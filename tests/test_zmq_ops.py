@@ -115,7 +115,8 @@ def test_tensorpack_at_both_ends(end_point, tmp_path):
                       'import numpy as np\n'
                       'from tensorpack.dataflow import DataFromList, RepeatedData\n'
                       'from tensorpack.dataflow.remote import send_dataflow_zmq\n'
-                      'data = DataFromList([[np.full((2, 3), i, np.uint8), np.int32(i)] for i in range(3)], shuffle=False)\n'
+                      'points = [[np.full((2, 3), i, np.uint8), np.int32(i)] for i in range(3)]\n'
+                      'data = DataFromList(points, shuffle=False)\n'
                       'send_dataflow_zmq(RepeatedData(data, -1), sys.argv[1], hwm=5, format="zmq_ops")\n')
     process = subprocess.Popen([sys.executable, str(sender), end_point], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
@@ -141,7 +142,8 @@ MALFORMED = [
     b'', b'\x01', struct.pack('<i', -1), struct.pack('<i', 5), struct.pack('<i', 1), one(tensors=2), one(number=7),
     one(number=99), one(rank=-1), one(rank=33), one(shape=(-1,)), one(shape=(-2, -1)), one(size=-1), one(size=2 ** 62),
     one(size=4), one(data=b''), one(data=bytes(9)), one(shape=(1000,), size=4000), one(shape=(65536, 65536), size=0),
-    struct.pack('<i', 2000) + struct.pack('<iiiq', 4, 1, 0, 0) * 2000, one(shape=(2 ** 31 - 1,) * 4 + (0,), size=0), one(shape=(2 ** 31 - 1,) * 32, size=8)]
+    struct.pack('<i', 2000) + struct.pack('<iiiq', 4, 1, 0, 0) * 2000,
+    one(shape=(2 ** 31 - 1,) * 4 + (0,), size=0), one(shape=(2 ** 31 - 1,) * 32, size=8)]
 
 
 @pytest.mark.parametrize('message', MALFORMED, ids=range(len(MALFORMED)))
@@ -277,11 +279,15 @@ def test_an_end_point_that_cannot_be_had(bad):
 
 
 def test_the_server_may_come_later_and_come_again(end_point, puller):
+    def serve(socket):
+        socket.bind(end_point)
+        socket.send(dump_arrays(GOOD))
+
     pull = puller(bind=False)
     for _ in range(2):
         context = zmq.Context()
         socket = context.socket(zmq.PUSH)
-        threading.Timer(0.3, lambda: (socket.bind(end_point), socket.send(dump_arrays(GOOD)))).start()
+        threading.Timer(0.3, serve, [socket]).start()
         np.testing.assert_array_equal(pull()[0], GOOD[0])
         context.destroy(linger=0)
 

@@ -2,28 +2,32 @@
 import collections
 import itertools
 import os
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Callable, Deque, Iterable, Iterator, NamedTuple, Optional, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Callable, Deque, Iterable, Iterator, NamedTuple, Optional, Sequence, TypeVar
 
 import numpy as np
 
 from third_party.imagenet import Dataset
 from third_party.images import decode, validation_image
 
+Item = TypeVar('Item')
+Result = TypeVar('Result')
+
 
 class Batch(NamedTuple):
-    """Images (N, S, S, 3) uint8 BGR, labels (N,) int32, and their positions in the data set (N,) int64."""
-    images: np.ndarray
-    labels: np.ndarray
-    indices: np.ndarray
+    """Images with their labels."""
+    images: np.ndarray   # (N, S, S, 3) uint8 BGR
+    labels: np.ndarray   # (N,) int32
+    indices: np.ndarray  # (N,) int64, positions in the data set
 
 
-def map_ahead(function: Callable[[Any], Any], items: Iterable[Any], *, threads: int, ahead: int) -> Iterator[Any]:
-    """`function` of every item, in order, computed by threads at most `ahead` items early.
+def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int,
+              ahead: int) -> Iterator[Result]:
+    """Yield `function` of every item, in order, computed by threads at most `ahead` items early.
 
     An exception of the function is raised where its result would have been.
     """
-    pending: Deque = collections.deque()
+    pending: 'Deque[Future[Result]]' = collections.deque()
     with ThreadPoolExecutor(threads) as pool:
         try:
             for item in items:
@@ -39,7 +43,7 @@ def map_ahead(function: Callable[[Any], Any], items: Iterable[Any], *, threads: 
 
 def validation_batches(dataset: Dataset, parts: Sequence[Sequence[int]], *, image_size: int,
                        threads: Optional[int] = None) -> Iterator[Batch]:
-    """One batch for each of the `parts`, which are positions in the data set, preprocessed for validation.
+    """Yield a batch for each of the `parts`, which are positions in the data set, preprocessed for validation.
 
     Raises InputError naming the file when an image can't be read: leaving it out would give a wrong result.
     """

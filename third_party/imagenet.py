@@ -44,13 +44,14 @@ class Dataset:
         return len(self.paths)
 
     def listing(self, data_dir: str) -> List[object]:
-        """Class names, and every image's path in the folder and label: what the set is, as far as no file is read."""
+        """List class names, every image's path in the folder, and labels: what tells the set without reading files."""
         return [self.class_names, [os.path.relpath(path, data_dir) for path in self.paths], self.labels]
 
     def digest(self, data_dir: str) -> str:
-        """SHA-256 of every image's path in the folder, label and content: what makes it this set, wherever it is.
+        """Return the SHA-256 of every image's path in the folder, label and content, in order.
 
-        It reads all files. Raises InputError naming one that can't be read.
+        It is the same wherever the folder lies. It takes reading all files. Raises InputError naming one that can't be
+        read.
         """
         sha256 = hashlib.sha256()
         with ThreadPoolExecutor(8) as pool:  # file servers are slow one by one
@@ -61,7 +62,7 @@ class Dataset:
 
 
 def load_dataset(data_dir: str, split: str, classes_file: Optional[str] = None) -> Dataset:
-    """All images of `split` ('train' or 'val') with their labels.
+    """List all images of `split` ('train' or 'val') with their labels.
 
     Raises InputError, naming the file, folder or line, where a folder is missing or empty, a class folder is
     not in the list of classes, an image lies outside the class folders, or val.txt does not fit the files.
@@ -77,7 +78,7 @@ def load_dataset(data_dir: str, split: str, classes_file: Optional[str] = None) 
 
 
 def count_images(data_dir: str, split: str) -> int:
-    """Number of images that `load_dataset` finds, without building the list of them or looking at labels."""
+    """Count the images that `load_dataset` finds, without listing them or looking at labels."""
     label_file = _label_file(data_dir) if split == 'val' else None
     if label_file:
         return len(_read_lines(label_file))
@@ -86,7 +87,10 @@ def count_images(data_dir: str, split: str) -> int:
 
 
 def class_names(data_dir: str, classes_file: Optional[str] = None) -> List[str]:
-    """Names of the classes in label order: see the top of this file for where they come from."""
+    """Return the names of the classes in label order: see the top of this file for where they come from.
+
+    Raises InputError where the folder has no classes, a single one, or ILSVRC-2012's and others.
+    """
     _require_folder(data_dir)
     if classes_file:
         return read_classes(classes_file)
@@ -114,7 +118,10 @@ def class_names(data_dir: str, classes_file: Optional[str] = None) -> List[str]:
 
 
 def read_classes(path: str) -> List[str]:
-    """Class names in label order from a text file: one a line, what follows a tab being a remark."""
+    """Read class names in label order from a text file: one a line; what follows a tab is a remark.
+
+    Raises InputError where the file can't be read, or has a class twice or a single one.
+    """
     names = [line.split('\t')[0].strip() for line in _read_lines(path)]
     if len(set(names)) < len(names):
         twice = next(n for i, n in enumerate(names) if n in names[:i])
@@ -125,12 +132,12 @@ def read_classes(path: str) -> List[str]:
 
 
 def ilsvrc_names() -> List[str]:
-    """The 1000 wnids of ILSVRC-2012 in label order."""
+    """Return the 1000 wnids of ILSVRC-2012 in label order."""
     return read_classes(ILSVRC_FILE)
 
 
 def find_images(directory: str) -> List[str]:
-    """All files below `directory`, as `directory` + '/' + relative path, sorted by the relative path.
+    """List all files below `directory`, as `directory` + '/' + relative path, sorted by the relative path.
 
     The order is that of the relative paths as strings (`find -L . | LC_ALL=C sort`). Symbolic links are
     followed, except to a folder that contains the link. Broken links are listed, so that they can be
@@ -139,7 +146,7 @@ def find_images(directory: str) -> List[str]:
     """
     _require_folder(directory)
     found: List[str] = []
-    pending = [('', (_identity(directory),))]
+    pending: List[Tuple[str, Tuple[Tuple[int, int], ...]]] = [('', (_identity(directory),))]
     while pending:
         prefix, ancestors = pending.pop()
         for entry in _scan(os.path.join(directory, prefix)):
@@ -202,7 +209,10 @@ def _labelled_by_file(top: str, label_file: str, index: Dict[str, int]) -> Tuple
 
 
 def _parse_label(line: str, where: str, index: Dict[str, int], names: List[str]) -> Tuple[str, int]:
-    """File and label of one line; one of them may contain spaces, where that leaves no doubt."""
+    """Return the file and the label of one line. One of them may contain spaces, where that leaves no doubt.
+
+    Raises InputError, beginning with `where`, for a line that is none and for a label that no class has.
+    """
     fields = line.rsplit(None, 1)
     if len(fields) != 2:
         raise InputError('%s: expected a file and its label' % where)
@@ -225,7 +235,7 @@ def _parse_label(line: str, where: str, index: Dict[str, int], names: List[str])
 
 
 def _label_file(data_dir: str) -> Optional[str]:
-    """The val.txt of a flat validation set; None where val/ has class folders instead."""
+    """Find the val.txt of a flat validation set; None where val/ has class folders instead."""
     top = os.path.join(data_dir, 'val')
     places = (os.path.join(data_dir, 'val.txt'), os.path.join(top, 'val.txt'))
     candidates = [path for path in places if os.path.isfile(path)]
@@ -266,7 +276,7 @@ def _class_files(folder: str) -> List[str]:
 
 
 def _list_folder(path: str) -> Tuple[List[str], List[str]]:
-    """Sorted names of the folders and of the files in a folder, without hidden ones."""
+    """Return the sorted names of the folders and of the files in a folder, without hidden ones."""
     folders: List[str] = []
     files: List[str] = []
     for entry in _scan(path):
@@ -300,7 +310,7 @@ def _require_folder(path: str) -> None:
 
 
 def _read_lines(path: str) -> List[str]:
-    """Stripped lines of a text file; empty ones are allowed at its end only."""
+    """Return the stripped lines of a text file; empty ones are allowed at its end only."""
     try:
         with open(path, encoding='utf-8-sig') as f:
             lines = [line.strip() for line in f.read().rstrip().split('\n')]

@@ -34,9 +34,9 @@ MAX_ELONGATION = 32
 
 
 def decode(path: str) -> np.ndarray:
-    """The image in a file, uint8 (height, width, 3) BGR.
+    """Decode the image in a file: uint8 (height, width, 3) BGR.
 
-    Whatever OpenCV reads: JPEG (also grey and CMYK), PNG, TIFF, WebP, BMP, PPM, JPEG 2000. Grey is repeated,
+    It may be whatever OpenCV reads: JPEG (also grey and CMYK), PNG, TIFF, WebP, BMP, PPM, JPEG 2000. Grey is repeated,
     16 bits become 8, an alpha channel is dropped, the EXIF orientation is applied. Not GIF, which OpenCV's
     wheels don't read. Raises InputError, naming the file, where it cannot be read or is not a whole image; see
     `check_complete` for what that finds.
@@ -45,7 +45,7 @@ def decode(path: str) -> np.ndarray:
 
 
 def _read(path: str) -> bytes:
-    """The file's bytes, where `check_complete` finds nothing wrong with them."""
+    """Return the file's bytes. Raises InputError where `check_complete` finds something wrong with them."""
     try:
         if not os.path.isfile(path) and os.path.exists(path):
             raise InputError('%s is not a file' % path)  # opening a named pipe would wait for ever
@@ -70,7 +70,7 @@ def _decode_bytes(data: bytes, path: str) -> np.ndarray:
 
 
 def check_complete(data: bytes) -> Optional[str]:
-    """What is wrong with the bytes of an image file, None where nothing is seen to be.
+    """Say what is wrong with the bytes of an image file; returns None where nothing is seen to be.
 
     Finds what a decoder may fill with grey and pass on: a JPEG that ends early or whose image data is
     interrupted by bytes that no encoder writes (most overwritten blocks), a PNG with a missing or changed
@@ -126,7 +126,7 @@ def _check_png(data: bytes) -> Optional[str]:
 
 
 def validation_image(image: np.ndarray, size: int = 224) -> np.ndarray:
-    """Shortest edge to size * 256 / 224, then the centre: uint8 (size, size, 3), for evaluation."""
+    """Resize the shortest edge to size * 256 / 224, and cut out the centre, for evaluation: uint8 (size, size, 3)."""
     return _resized_centre(image, int(round(size * 256 / 224.)), size)
 
 
@@ -140,7 +140,7 @@ class Crop(NamedTuple):
 
 def training_image(image: np.ndarray, rng: np.random.RandomState, size: int = 224,
                    out: Optional[np.ndarray] = None, min_area: float = MIN_CROP_AREA) -> np.ndarray:
-    """A random crop of an image with random colours, for training.
+    """Cut a random crop out of an image, and change its colours at random, for training.
 
     A crop of `min_area` (8%) to 100% of the area and 3/4 to 4/3 in width to height, resized with cubic interpolation;
     brightness, contrast and saturation changed by factors in 0.6..1.4 in random order; PCA lighting noise of
@@ -153,7 +153,7 @@ def training_image(image: np.ndarray, rng: np.random.RandomState, size: int = 22
 
 def load_training_image(path: str, rng: np.random.RandomState, size: int = 224, out: Optional[np.ndarray] = None,
                         min_area: float = MIN_CROP_AREA) -> np.ndarray:
-    """`training_image` of a file's `decode`, to the same pixels, for less: of a JPEG only the crop is decoded.
+    """Return `training_image(decode(path), ...)`, to the same pixels, in less time: of a JPEG only the crop is decoded.
 
     Raises InputError as `decode` does, but for damage below the crop of a JPEG, which is not read.
     """
@@ -179,7 +179,7 @@ def _cut(image: np.ndarray, crop: Optional[Crop], size: int) -> np.ndarray:
 
 def _with_random_colours(part: np.ndarray, rng: np.random.RandomState, size: int,
                          out: Optional[np.ndarray]) -> np.ndarray:
-    """Resized to `size`, and the colours and the side at random."""
+    """Resize to `size`, change the colours at random, and mirror half of the time."""
     if part.shape[:2] != (size, size):
         part = cv2.resize(part, (size, size), interpolation=cv2.INTER_CUBIC)
     colours = random_colours(np.array(cv2.mean(part)[:3]), rng)
@@ -190,7 +190,7 @@ def _with_random_colours(part: np.ndarray, rng: np.random.RandomState, size: int
 
 def random_crop(height: int, width: int, rng: np.random.RandomState,
                 min_area: float = MIN_CROP_AREA) -> Optional[Crop]:
-    """A rectangle of the training distribution; None if none of ten fits, as in a very long image."""
+    """Draw a rectangle of the training distribution; None if none of ten fits, as in a very long image."""
     for _ in range(10):
         area = rng.uniform(min_area, 1.) * height * width
         ratio = rng.uniform(3 / 4., 4 / 3.)
@@ -206,7 +206,7 @@ def random_crop(height: int, width: int, rng: np.random.RandomState,
 
 
 def random_colours(mean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
-    """A random change of colours as a matrix, float32 (3, 4): new BGR = matrix @ (B, G, R, 1).
+    """Draw a change of colours as a matrix, float32 (3, 4): new BGR = matrix @ (B, G, R, 1).
 
     mean: (3,), the image's mean colour, which the change of contrast leaves where it is.
     """
@@ -218,7 +218,7 @@ def random_colours(mean: np.ndarray, rng: np.random.RandomState) -> np.ndarray:
 
 def colour_matrix(mean: np.ndarray, order: np.ndarray, factors: np.ndarray,
                   lighting: np.ndarray) -> np.ndarray:
-    """Brightness (0), contrast (1) and saturation (2) in `order` by their `factors`, then `lighting` added.
+    """Compose brightness (0), contrast (1) and saturation (2), in `order` and by their `factors`, then `lighting`.
 
     All of these are affine maps of a pixel's colour (contrast also of the mean of the grey image, which is
     linear in the mean colour), so their composition is one such map. Returns float32 (3, 4).
@@ -238,7 +238,7 @@ def colour_matrix(mean: np.ndarray, order: np.ndarray, factors: np.ndarray,
 
 
 def _resized_centre(image: np.ndarray, shortest_edge: int, size: int) -> np.ndarray:
-    """Shortest edge to `shortest_edge` with cubic interpolation, then the central (size, size)."""
+    """Resize the shortest edge to `shortest_edge` with cubic interpolation, and cut out the central (size, size)."""
     image = _middle(image)
     height, width = image.shape[:2]
     scale = shortest_edge / float(min(height, width))
@@ -252,7 +252,7 @@ def _resized_centre(image: np.ndarray, shortest_edge: int, size: int) -> np.ndar
 
 
 def _middle(image: np.ndarray) -> np.ndarray:
-    """The image, without the far ends of one so long that resizing all of it would take gigabytes."""
+    """Cut off the far ends of an image that is so long that resizing all of it would take gigabytes."""
     height, width = image.shape[:2]
     limit = MAX_ELONGATION * min(height, width)
     y, x = max(0, height - limit) // 2, max(0, width - limit) // 2

@@ -9,6 +9,7 @@ until SIGTERM (exit status 0) or Ctrl-C (130).
 import argparse
 import os
 import sys
+from typing import List
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 # The first process forks, so nothing in it may start threads, as numpy's linear algebra does when it is
@@ -27,7 +28,8 @@ from third_party.transport import check_endpoint, default_endpoint  # noqa: E402
 FAKE_CLASSES = 1000
 
 
-def parse(arguments: list) -> argparse.Namespace:
+def parse(arguments: List[str]) -> argparse.Namespace:
+    """Read the command line. Raises InputError for what cannot be served."""
     parser = Parser(prog='serve-data.py', description=__doc__,
                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--data', metavar='DIR', help='folder with train/CLASS/*')
@@ -75,7 +77,7 @@ def parse(arguments: list) -> argparse.Namespace:
 
 
 def number_of_classes(args: argparse.Namespace) -> int:
-    """Of --fake, which needs no --data."""
+    """Count the classes that the labels of --fake are of, which needs no --data."""
     if args.data:
         return len(imagenet.class_names(args.data, args.classes))
     return len(imagenet.read_classes(args.classes)) if args.classes else FAKE_CLASSES

@@ -9,7 +9,8 @@ import logging
 import os
 import tempfile
 import time
-from typing import Any, Callable, Dict, List, NamedTuple, Set, Tuple
+from multiprocessing.connection import Connection
+from typing import Callable, Dict, List, NamedTuple, Set, Tuple, Union
 
 import cv2
 import numpy as np
@@ -83,7 +84,7 @@ def _add_workers(supervisor: Supervisor, inner: str, dataset: Dataset, settings:
     return workers
 
 
-def _await_ready(supervisor: Supervisor, readiness: Any) -> None:
+def _await_ready(supervisor: Supervisor, readiness: Connection) -> None:
     """Wait until the distributor has its sockets. Raises InputError with its reason if it cannot."""
     if supervisor.wait_for(readiness):
         problem = readiness.recv_bytes().decode()
@@ -119,7 +120,7 @@ def work(inner: str, table: 'ImageTable', order: 'EndlessShuffle', settings: Set
         socket.send(message, copy=False)
 
 
-def distribute(inner: str, outer: str, hwm: int, readiness: Any) -> None:
+def distribute(inner: str, outer: str, hwm: int, readiness: Connection) -> None:
     """Pass messages on from the workers to the ranks."""
     context = zmq.Context()
     source = context.socket(zmq.PULL)
@@ -128,7 +129,7 @@ def distribute(inner: str, outer: str, hwm: int, readiness: Any) -> None:
     _pass_on(lambda: source.recv(copy=False), context, outer, hwm, readiness)
 
 
-def distribute_constant(outer: str, classes: int, settings: Settings, readiness: Any) -> None:
+def distribute_constant(outer: str, classes: int, settings: Settings, readiness: Connection) -> None:
     """Send the same message for ever."""
     rng = np.random.RandomState(settings.seed)
     message, (images, labels) = new_message(batch_specs(settings.batch, settings.image_size))
@@ -153,7 +154,8 @@ def measure(inner: str, batch: int, workers: int, seconds: float) -> None:
           'in %.1f s' % (count / elapsed, workers, count / elapsed / workers, elapsed), flush=True)
 
 
-def _pass_on(receive: Callable[[], Any], context: zmq.Context, outer: str, hwm: int, readiness: Any) -> None:
+def _pass_on(receive: Callable[[], Union[zmq.Frame, memoryview]], context: zmq.Context, outer: str, hwm: int,
+             readiness: Connection) -> None:
     sink = context.socket(zmq.PUSH)
     sink.set(zmq.SNDHWM, hwm)
     _bind(sink, outer, readiness)
@@ -162,7 +164,7 @@ def _pass_on(receive: Callable[[], Any], context: zmq.Context, outer: str, hwm: 
         sink.send(receive(), copy=False)
 
 
-def _bind(socket: zmq.Socket, endpoint: str, readiness: Any) -> None:
+def _bind(socket: zmq.Socket, endpoint: str, readiness: Connection) -> None:
     os.umask(0o077)  # nobody else may connect
     try:
         socket.bind(endpoint)
@@ -172,7 +174,7 @@ def _bind(socket: zmq.Socket, endpoint: str, readiness: Any) -> None:
 
 
 def _report_unreadable(reports: int, i: int, problem: str) -> None:
-    """One line to the supervisor, short enough to be written at once."""
+    """Write a line to the supervisor, short enough to arrive in one piece."""
     os.write(reports, b'%d %s\n' % (i, ' '.join(problem.split()).encode('utf-8', 'surrogateescape')[:2000]))
 
 
@@ -189,6 +191,7 @@ class ImageTable:
         self.labels = np.array(dataset.labels, np.int32)
 
     def path(self, i: int) -> str:
+        """Return the path of image i."""
         start = self._ends[i - 1] if i else 0
         return os.fsdecode(self._names[start:self._ends[i]])
 
@@ -208,7 +211,7 @@ class EndlessShuffle:
         self._permutations: Dict[int, np.ndarray] = {}
 
     def take(self, number: int) -> List[Tuple[int, int]]:
-        """The next positions, with the index of the image at each."""
+        """Take the next positions; returns each with the index of its image."""
         fd = self._file.fileno()
         fcntl.lockf(fd, fcntl.LOCK_EX)
         start = int.from_bytes(os.pread(fd, 8, 0), 'little')
@@ -232,7 +235,10 @@ class UnreadableImages:
         self._seen: Set[int] = set()
 
     def report(self, line: str) -> None:
-        """`line`: index and problem. Raises InputError when nothing is left to serve."""
+        """Warn of an image, unless it was named before. Raises InputError when nothing is left to serve.
+
+        line: the image's index, a space, and the problem.
+        """
         i, _, problem = line.partition(' ')
         if int(i) in self._seen:
             return
@@ -243,5 +249,5 @@ class UnreadableImages:
 
 
 def message_size(batch: int, image_size: int) -> int:
-    """Bytes of the tensors of a batch."""
+    """Return the number of bytes of a batch's tensors."""
     return batch * (image_size * image_size * 3 + 4)

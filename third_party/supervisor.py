@@ -13,7 +13,10 @@ import os
 import signal
 import stat
 import time
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from runtime.errors import InputError
 from third_party.transport import check_endpoint, socket_directory
@@ -24,8 +27,7 @@ SHORT_LIFE = 5.  # seconds; a process that dies sooner is started again with a p
 MAX_SHORT_LIVES = 5
 fork = multiprocessing.get_context('fork')
 log = logging.getLogger(__name__)
-
-
+Handler = Union[Callable[[int, Optional[FrameType]], Any], int, signal.Handlers, None]  # as `signal.signal` returns it
 
 
 class Endpoint:
@@ -77,7 +79,7 @@ class Endpoint:
         return self
 
     def release(self) -> None:
-        """In a child: the lock is the first process's alone."""
+        """Close the lock in a child: it is the first process's alone."""
         os.close(self._lock)
 
     def __exit__(self, *_: Any) -> None:
@@ -98,7 +100,7 @@ class Child:
         self.last = last  # its end is the end of all
         self.target = target
         self.args = args
-        self.process: Optional[multiprocessing.Process] = None
+        self.process: Optional[BaseProcess] = None
         self.started = 0.
         self.due = 0.
         self.short_lives = 0
@@ -112,7 +114,7 @@ class Supervisor:
         self._in_child = in_child
         self._children: List[Child] = []
         self._signal = 0
-        self._old_handlers: Dict[int, Any] = {}
+        self._old_handlers: Dict[int, Handler] = {}
         self._unfinished = b''
 
     def __enter__(self) -> 'Supervisor':
@@ -143,9 +145,10 @@ class Supervisor:
         self._children.append(Child(name, last, target, args))
         self._start(self._children[-1])
 
-    def wait_for(self, connection: Any) -> bool:
+    def wait_for(self, connection: Connection) -> bool:
         """Wait until a connection has something to read; False when a signal or a death came first."""
-        waiting = [connection, self._wakeup] + [c.process.sentinel for c in self._children if c.process]
+        waiting: List[Union[Connection, int]] = [connection, self._wakeup]
+        waiting += [c.process.sentinel for c in self._children if c.process]
         return connection in multiprocessing.connection.wait(waiting)
 
     def run(self, report: Optional[Callable[[str], None]] = None) -> int:
@@ -155,17 +158,18 @@ class Supervisor:
         SIGINT.
         """
         while not self._signal:
-            sentinels = {c.process.sentinel: c for c in self._children if c.process}
+            sentinels = {c.process.sentinel: (c, c.process) for c in self._children if c.process}
             timeout = 0.5 if len(sentinels) < len(self._children) else None
             ready = multiprocessing.connection.wait(list(sentinels) + [self._wakeup, self._reports], timeout)
             if self._reports in ready and report:
                 self._read_reports(report)
             for sentinel in ready:
                 if sentinel in sentinels and not self._signal:
-                    child = sentinels[sentinel]
-                    if child.last and self._exit_code(child) == 0:
+                    child, process = sentinels[sentinel]
+                    process.join(1)
+                    if child.last and process.exitcode == 0:
                         return 0
-                    self._bury(child)
+                    self._bury(child, process)
             for child in self._children:
                 if child.process is None and time.monotonic() >= child.due:
                     self._start(child)
@@ -173,14 +177,15 @@ class Supervisor:
             raise KeyboardInterrupt
         return 0
 
-    def _note(self, number: int, _: Any) -> None:
+    def _note(self, number: int, _: Optional[FrameType]) -> None:
         self._signal = self._signal or number
 
     def _start(self, child: Child) -> None:
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # until the child has its own handlers
         try:
-            child.process = fork.Process(target=self._run_child, args=(child, os.getpid()), daemon=True)
-            child.process.start()
+            process = fork.Process(target=self._run_child, args=(child, os.getpid()), daemon=True)
+            process.start()
+            child.process = process
         finally:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         child.started = time.monotonic()
@@ -203,23 +208,20 @@ class Supervisor:
             os._exit(1)
 
     @staticmethod
-    def _exit_code(child: Child) -> Optional[int]:
-        child.process.join(1)
-        return child.process.exitcode
-
-    def _bury(self, child: Child) -> None:
-        code, pid = self._exit_code(child), child.process.pid
+    def _bury(child: Child, process: BaseProcess) -> None:
+        """Have a child that ended started again. Raises InputError where too many ended soon after their start."""
+        code, pid = process.exitcode, process.pid
         child.process = None
         now = time.monotonic()
         if now - child.started > SHORT_LIFE:
             child.short_lives = 0
         how = 'was killed by signal %d' % -code if code and code < 0 else 'ended with status %s' % code
         if child.short_lives >= MAX_SHORT_LIVES:
-            raise InputError('%s (process %d) %s, as did %d before it soon after their start: giving up'
+            raise InputError('%s (process %s) %s, as did %d before it soon after their start: giving up'
                              % (child.name, pid, how, child.short_lives))
         child.due = now + 0.5 * child.short_lives
         child.short_lives += 1
-        log.warning('%s (process %d) %s: starting another', child.name, pid, how)
+        log.warning('%s (process %s) %s: starting another', child.name, pid, how)
 
     def _read_reports(self, report: Callable[[str], None]) -> None:
         lines = (self._unfinished + os.read(self._reports, 65536)).split(b'\n')

@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 
 def batch_specs(batch: int, image_size: int) -> List[Spec]:
-    """What a training message holds: images uint8 (batch, size, size, 3) BGR, and labels int32 (batch,)."""
+    """Return what a training message holds: images uint8 (batch, size, size, 3) BGR, and labels int32 (batch,)."""
     return [(np.dtype('u1'), (batch, image_size, image_size, 3)), (np.dtype('<i4'), (batch,))]
 
 
 def server_command(batch: int, image_size: int, endpoint: str) -> str:
-    """The command that starts the server of such batches at an endpoint."""
+    """Return the command that starts the server of such batches at an endpoint."""
     command = 'third_party/serve-data.py --data DIR --batch %d' % batch
     if image_size != 224:
         command += ' --image-size %d' % image_size
@@ -43,19 +43,19 @@ def server_command(batch: int, image_size: int, endpoint: str) -> str:
 
 
 def server_to_start(batch: int, image_size: int, endpoint: str) -> str:
-    """What to do when no such batches come from an endpoint."""
+    """Say what to do when no such batches come from an endpoint."""
     return 'start %s on %s' % (server_command(batch, image_size, endpoint), network.gethostname())
 
 
 def other_classes(endpoint: str, classes: int, labels: Optional[np.ndarray] = None) -> str:
-    """The message about labels that a training of `classes` classes does not have."""
+    """Say that a server sends labels that a training of `classes` classes does not have."""
     which = '' if labels is None else ' from %d to %d' % (labels.min(), labels.max())
     return ('the server at %s sends labels%s, but this training has %d classes: give both the same --data and '
             '--classes' % (endpoint, which or ' outside the classes', classes))
 
 
 def socket_directory() -> str:
-    """A directory for sockets that only this user can enter, created where there is none.
+    """Return a directory for sockets that only this user can enter; creates it where there is none.
 
     It is in the temporary directory rather than XDG_RUNTIME_DIR, which login sessions have and batch jobs
     have not, so that a server started over ssh and a training under slurm would miss each other. Raises
@@ -77,7 +77,10 @@ def socket_directory() -> str:
 
 
 def default_endpoint(batch: int, image_size: int) -> str:
-    """Where server and training of such batches meet on this machine. Raises InputError, as the above."""
+    """Return where server and training of such batches meet on this machine.
+
+    Raises InputError as `socket_directory` does, and where the path would be too long.
+    """
     socket_directory()
     endpoint = _default_endpoint(batch, image_size)
     check_endpoint(endpoint)
@@ -93,7 +96,7 @@ def _default_endpoint(batch: int, image_size: int) -> str:
 
 
 def check_endpoint(endpoint: str) -> None:
-    """Raises InputError for what cannot be an endpoint."""
+    """Raise InputError for what cannot be an endpoint."""
     transport, _, address = endpoint.partition('://')
     port = re.match(r'.+:(\d{1,5})$', address)
     if transport == 'tcp':
@@ -111,7 +114,7 @@ def check_endpoint(endpoint: str) -> None:
 
 
 class Receiver:
-    """Iterates over the batches of a data server: lists of images uint8 (B,S,S,3) BGR and labels int32 (B,).
+    """An iterator over the batches of a data server: lists of images uint8 (B,S,S,3) BGR and labels int32 (B,).
 
     The arrays are read-only views of the received message. It connects at once and needs no server yet; a
     server that was started again goes on being received. A message that is not such a batch is reported,
@@ -149,7 +152,7 @@ class Receiver:
         return self
 
     def __next__(self) -> List[np.ndarray]:
-        """The next batch. Raises InputError after `timeout` seconds without, StopIteration once closed."""
+        """Wait for the next batch. Raises InputError after `timeout` seconds without, StopIteration once closed."""
         deadline = time.monotonic() + self._timeout
         self._last_problem = ''
         while True:

@@ -4,9 +4,9 @@
     python tools/cifar10.py DATA [--out cifar10-results] [--val-images 1000] [--only ResNet-adversarial,...]
 
 DATA has train/<class>/ and val/<class>/. Every network is trained, attacked with 10, 20 and 100 steps on validation
-images, and drawn, all in the folder --out. Each step is a command that is printed before it runs. The same command, given
-again, goes on where it was interrupted. It takes an hour and a half on 2 cores, and keeps a checkpoint of each epoch, of
-64 MB and more.
+images, and drawn, all in the folder --out. Each step is a command that is printed before it runs. The same command,
+given again, goes on where it was interrupted. It takes an hour and a half on 2 cores, and keeps a checkpoint of each
+epoch, of 64 MB and more.
 """
 import argparse
 import fcntl
@@ -14,6 +14,8 @@ import os
 import sys
 import tempfile
 from typing import IO, Any, Dict, List, NamedTuple
+
+from tabulate import tabulate
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -23,11 +25,7 @@ from runtime.compat import USES_BFLOAT16_UNITS  # noqa: E402
 from evaluation.outcomes import Strength  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
-from runtime.hardware import (
-    cost_of_dtype,  # noqa: E402
-    cpu_flags,  # noqa: E402
-    has_gpu,  # noqa: E402
-)
+from runtime.hardware import cost_of_dtype, cpu_flags, has_gpu  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
 from training.log_directory import LogName, newest_complete  # noqa: E402
@@ -43,14 +41,15 @@ SHAPE = ['--image-size', '32']
 
 
 class Recipe(NamedTuple):
-    """How a network is trained; its attack is of `attack_iter` steps."""
+    """How a network is trained."""
     arch: str
-    training: str
-    attack_iter: int
+    training: str     # 'standard' or 'adversarial'
+    attack_iter: int  # steps of the training's attack
     max_epoch: int
 
     @property
     def name(self) -> str:
+        """Name the network's files."""
         return '%s-%s' % (self.arch, self.training)
 
 
@@ -59,7 +58,7 @@ RECIPES = [Recipe('ResNet', 'adversarial', 3, 6), Recipe('ResNetDenoise', 'adver
 
 
 def attack_dtype() -> str:
-    """Of the attack of training: bfloat16 where the hardware has units for it."""
+    """Choose the dtype of the training's attack: bfloat16 where the hardware has units for it."""
     cost = cost_of_dtype('bfloat16', False, gpu=has_gpu(), cpu_flags=cpu_flags(), kernels=USES_BFLOAT16_UNITS)
     return 'float32' if cost or has_gpu() else 'bfloat16'
 
@@ -77,10 +76,14 @@ def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
     if epochs < recipe.max_epoch:
         raise InputError('the training was stopped after %d of %d epochs: give the same command again, and it goes on'
                          % (epochs, recipe.max_epoch))
-    return newest_complete(log)
+    checkpoint = newest_complete(log)
+    if checkpoint is None:
+        raise InputError('there is no complete checkpoint in %s' % log)
+    return checkpoint
 
 
 def evaluate(recipe: Recipe, checkpoint: str, data: str, out: str) -> None:
+    """Attack a network with each number of STEPS, and write out/NAME.json."""
     results = os.path.join(out, recipe.name)
     run([sys.executable, MAIN, '--eval', '--load', checkpoint, '--data', data, '--arch', recipe.arch, '-d', str(DEPTH),
          '--batch', '200', '--attack-iter', ','.join(map(str, STEPS)), '--attack-epsilon', str(EPSILON),
@@ -88,7 +91,10 @@ def evaluate(recipe: Recipe, checkpoint: str, data: str, out: str) -> None:
 
 
 def photos_by_class(folder: str) -> Dict[str, List[str]]:
-    """{class: paths}, both sorted."""
+    """List the photos of a folder with a folder for each class: {class: paths}, both sorted.
+
+    Raises InputError where a folder cannot be read.
+    """
     try:
         classes = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith('.'))
         return {name: sorted(os.path.join(folder, name, f) for f in os.listdir(os.path.join(folder, name))
@@ -98,9 +104,10 @@ def photos_by_class(folder: str) -> Dict[str, List[str]]:
 
 
 def link_photos(data: str, out: str, val_images: int) -> str:
-    """Makes out/photos: links to all training photos of `data`, and to as many validation photos of each class.
+    """Make the folder out/photos of links, and return it: all training photos of `data`, and `val_images` others.
 
-    What is there already is used, where it is of the same photos, or left alone.
+    Each class has as many validation photos. A folder that is there already is used where it is of the same photos.
+    Raises InputError where it is of others, where `data` has too few, and where nothing can be written.
     """
     train, val = [photos_by_class(os.path.join(data, split)) for split in ('train', 'val')]
     if not train or set(train) != set(val):
@@ -140,7 +147,10 @@ def link_photos(data: str, out: str, val_images: int) -> str:
 
 
 def lock(out: str) -> IO:
-    """The folder for this process alone, as long as the file that is returned stays open. Makes the folder."""
+    """Make the folder, and keep other processes of this program out of it while the returned file stays open.
+
+    Raises InputError where another one is at work in it, or it cannot be made.
+    """
     try:
         os.makedirs(out, exist_ok=True)
         file = open(os.path.join(out, '.lock'), 'w')
@@ -153,14 +163,18 @@ def lock(out: str) -> IO:
 
 
 def table(results: Dict[Recipe, Dict[str, Any]]) -> str:
-    """Error / attack success in percent, in the style of the model zoo."""
-    lines = ['| network | training | ' + ' | '.join('%d-step' % k if k else 'clean' for k in STEPS) + ' |',
-             '|---|---|' + '---|' * len(STEPS)]
-    for recipe, of_network in results.items():
-        lines.append('| %s-%d | %s | %s |' % (recipe.arch, DEPTH, recipe.training, ' | '.join(
-            '%.1f' % (100 * r['top1_error']) + (' / %.1f' % (100 * r['attack_success_rate']) if r['attack_iter'] else '')
-            for r in of_network['attacks'])))
-    return '\n'.join(lines)
+    """Lay out top-1 error / attack success in percent as a table in Markdown, in the style of the model zoo.
+
+    results: what `read_results` returns for each network.
+    """
+    rows = []
+    for recipe, network_results in results.items():
+        cells = ['%.1f' % (100 * r['top1_error']) +
+                 (' / %.1f' % (100 * r['attack_success_rate']) if r['attack_iter'] else '')
+                 for r in network_results['attacks']]
+        rows.append(['%s-%d' % (recipe.arch, DEPTH), recipe.training] + cells)
+    titles = ['network', 'training'] + ['%d-step' % k if k else 'clean' for k in STEPS]
+    return tabulate(rows, titles, tablefmt='github', disable_numparse=True)
 
 
 def main() -> int:

@@ -7,7 +7,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Iterator, Sequence
+from types import FrameType
+from typing import Iterator, Optional, Sequence
 
 from runtime.errors import InputError, RunError
 
@@ -15,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def show(command: Sequence[str], ending: str = '', folder: str = ROOT) -> None:
-    """Prints a command as it is given in the checkout's root, or after a change to another folder."""
+    """Print a command as one would give it in the checkout's root, or in another folder after a `cd`."""
     if folder != ROOT:
         print('$ cd ' + shlex.quote(folder))
     words = [os.path.relpath(word, ROOT) if word.startswith(ROOT) and folder == ROOT else word for word in command]
@@ -23,9 +24,9 @@ def show(command: Sequence[str], ending: str = '', folder: str = ROOT) -> None:
 
 
 def run(command: Sequence[str], log: str, folder: str = ROOT) -> str:
-    """Run a command in a folder, all its output to the end of a log file; its standard output is returned.
+    """Run a command in a folder; returns its standard output.
 
-    Raises InputError where it fails, after the log's end was shown.
+    All its output is added to a log file. Raises InputError where the command fails, after showing the log's end.
     """
     show(command, folder=folder)
     start = time.time()
@@ -52,10 +53,11 @@ def run(command: Sequence[str], log: str, folder: str = ROOT) -> str:
 
 @contextlib.contextmanager
 def data_server(data: str, flags: Sequence[str], log: str, folder: str = ROOT) -> Iterator[str]:
-    """A data server while the context lasts; trainings wait for it to be ready. Gives its end point.
+    """Run a data server while the context lasts; gives its end point. Trainings wait for it to be ready.
 
-    Raises InputError where the server ended before. The socket is its own: batches of the same shape may be served to
-    somebody else on this machine. A SIGTERM ends the context, and with it the server.
+    The end point is a new one: at the default one batches of the same shape may be served to somebody else on this
+    machine. A SIGTERM ends the context, and with it the server. Where the context fails with an InputError and the
+    server has ended, the InputError that is raised says so.
     """
     with tempfile.TemporaryDirectory() as sockets:
         endpoint = 'ipc://' + os.path.join(sockets, 'batches')
@@ -68,13 +70,15 @@ def data_server(data: str, flags: Sequence[str], log: str, folder: str = ROOT) -
         try:
             yield endpoint
         except InputError:
-            if server.poll() is not None:
-                raise InputError('the data server ended with status %d; its output is in %s' % (server.poll(), log))
+            status = server.poll()
+            if status is not None:
+                raise InputError('the data server ended with status %d; its output is in %s' % (status, log))
             raise
         finally:
             server.terminate()
             server.wait()
 
 
-def stop(*_) -> None:
+def stop(number: int, frame: Optional[FrameType]) -> None:
+    """Handle SIGTERM: raises RunError."""
     raise RunError('stopped by SIGTERM')

@@ -1,6 +1,8 @@
 #!/usr/bin/env python
-"""The main job from end to end, in minutes, on a CPU: train a standard and an adversarially trained network on tinted
-handwritten digits (demo_data.py), attack both, score a folder, print the table and draw it.
+"""The main job from end to end, in minutes, on a CPU.
+
+It trains a standard and an adversarially trained network on tinted handwritten digits (demo_data.py), attacks both,
+scores a folder, prints the table and draws it.
 
 Every step is a command that is printed before it runs, and that works the same on ImageNet.
 """
@@ -9,6 +11,8 @@ import shutil
 import sys
 import time
 from typing import Dict, NamedTuple
+
+from tabulate import tabulate
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -48,12 +52,15 @@ def train(recipe: Recipe, data: str, endpoint: str, work: str) -> str:
         '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
         '--max-epoch', str(recipe.max_epoch), '--base-lr', str(recipe.base_lr),
         '--training-eval', 'clean', '--logdir', name, '--overwrite']), os.path.join(work, name + '.log'))
-    log = LogName('ResNet', DEPTH, BATCH, RANKS, Strength(recipe.attack_iter, EPSILON), name)
-    return newest_complete(os.path.join(ROOT, log.path()))
+    log = LogName('ResNet', DEPTH, BATCH, RANKS, Strength(recipe.attack_iter, EPSILON), name).path()
+    checkpoint = newest_complete(os.path.join(ROOT, log))
+    if checkpoint is None:
+        raise InputError('there is no complete checkpoint in %s' % log)
+    return checkpoint
 
 
 def evaluate(checkpoint: str, data: str, log: str) -> Dict[int, Dict[str, float]]:
-    """Figures for each strength."""
+    """Attack a network with each number of steps of STRENGTHS; returns the figures of each (see read_figures)."""
     figures = {}
     for k in STRENGTHS:
         figures[k] = read_figures(run(
@@ -63,7 +70,7 @@ def evaluate(checkpoint: str, data: str, log: str) -> Dict[int, Dict[str, float]
 
 
 def score(checkpoint: str, data: str, work: str) -> float:
-    """Black-box scoring of the validation folder; returns the error over its predictions."""
+    """Score the validation folder as a black box; returns the error of the predictions, a fraction."""
     predictions = os.path.join(work, 'predictions.txt')
     run([sys.executable, 'main.py', '--eval-directory', os.path.join(data, 'val'), '--load', checkpoint,
          '--prediction-file', predictions] + SHAPE + NETWORK, os.path.join(work, 'score.log'))
@@ -73,14 +80,16 @@ def score(checkpoint: str, data: str, work: str) -> float:
 
 
 def table(results: Dict[str, Dict[int, Dict[str, float]]]) -> str:
-    """Error / attack success in percent, in the style of the model zoo."""
-    lines = ['| training | ' + ' | '.join('%d-step PGD' % k if k else 'clean' for k in STRENGTHS) + ' |',
-             '|---|' + '---|' * len(STRENGTHS)]
+    """Lay out top-1 error / attack success in percent as a table in Markdown, in the style of the model zoo.
+
+    results: for each training what `evaluate` returns.
+    """
+    rows = []
     for title, figures in results.items():
-        cells = ['%.1f' % (100 * figures[k]['Top1 Error']) +
-                 (' / %.1f' % (100 * figures[k]['Attack Success Rate']) if k else '') for k in STRENGTHS]
-        lines.append('| %s | %s |' % (title, ' | '.join(cells)))
-    return '\n'.join(lines)
+        rows.append([title] + ['%.1f' % (100 * figures[k]['Top1 Error']) +
+                               (' / %.1f' % (100 * figures[k]['Attack Success Rate']) if k else '') for k in STRENGTHS])
+    titles = ['training'] + ['%d-step PGD' % k if k else 'clean' for k in STRENGTHS]
+    return tabulate(rows, titles, tablefmt='github', disable_numparse=True)
 
 
 def main() -> int:

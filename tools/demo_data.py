@@ -17,7 +17,10 @@ NOISE = 4.0  # standard deviation of each pixel
 
 
 def tints(num_classes: int) -> np.ndarray:
-    """(num_classes, 3) BGR: hues evenly around the colour circle, of no brightness, at most TINT in any channel."""
+    """Return a tint for each class, (num_classes, 3) BGR, to be added to pixels.
+
+    The hues lie evenly around the colour circle. Brightness stays; no channel changes by more than TINT.
+    """
     angle = 2 * np.pi * np.arange(num_classes) / num_classes
     across = np.array([[1, -1, 0], [1, 1, -2]]) / np.sqrt([[2], [6]])  # orthonormal, both orthogonal to grey
     tint = np.stack([np.cos(angle), np.sin(angle)], axis=1).dot(across)
@@ -25,7 +28,7 @@ def tints(num_classes: int) -> np.ndarray:
 
 
 def render(digit: np.ndarray, label: int, rng: np.random.RandomState) -> np.ndarray:
-    """(8, 8) ink of a digit in [0, 16] -> (SIZE, SIZE, 3) uint8 BGR with the tint of its class."""
+    """Draw a digit, (8, 8) of ink in [0, 16], as (SIZE, SIZE, 3) uint8 BGR with the tint of its class."""
     ink = cv2.resize(digit / 16.0, (SIZE, SIZE), interpolation=cv2.INTER_CUBIC)
     grey = 127.5 + CONTRAST * (np.clip(ink, 0, 1) - 0.5)
     image = grey[:, :, None] + tints(10)[label] + rng.normal(0, NOISE, (SIZE, SIZE, 3))
@@ -48,7 +51,10 @@ def write_digits(directory: str) -> Tuple[int, int]:
 
 
 def tint_accuracy(images: np.ndarray, labels: np.ndarray) -> float:
-    """How often the tint alone tells the class: (N, SIZE, SIZE, 3) images, nearest tint to the mean colour."""
+    """Return the share of images, (N, SIZE, SIZE, 3), whose class the tint alone tells.
+
+    It tells the class whose tint is nearest to the image's mean colour.
+    """
     mean = images.reshape(len(images), -1, 3).mean(axis=1)
     mean -= mean.mean(axis=1, keepdims=True)
     distance = np.linalg.norm(mean[:, None] - tints(10)[None], axis=2)
@@ -56,7 +62,8 @@ def tint_accuracy(images: np.ndarray, labels: np.ndarray) -> float:
 
 
 def read_split(directory: str) -> Tuple[np.ndarray, np.ndarray]:
-    """All images of a split, (N, SIZE, SIZE, 3) uint8 BGR, and their labels, (N,) int, in sorted order."""
-    names = sorted((label, name) for label in os.listdir(directory) for name in os.listdir(os.path.join(directory, label)))
+    """Read all images of a split, (N, SIZE, SIZE, 3) uint8 BGR, and their labels, (N,) int, in sorted order."""
+    names = sorted((label, name) for label in os.listdir(directory)
+                   for name in os.listdir(os.path.join(directory, label)))
     images = [cv2.imread(os.path.join(directory, label, name)) for label, name in names]
     return np.stack(images), np.array([int(label) for label, _ in names])

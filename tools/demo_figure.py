@@ -1,11 +1,14 @@
 """The demonstration's picture: error and attack success of both networks, and images that they were attacked with."""
 import os
-from typing import Dict
+from typing import TYPE_CHECKING, Dict
 
 import numpy as np
 
 from inference import load_classifier
 from tools.demo_data import SIZE, read_split
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 EXAMPLES = 8
 COLOURS = {'standard': '#c44e52', 'adversarial': '#4c72b0'}
@@ -13,7 +16,13 @@ COLOURS = {'standard': '#c44e52', 'adversarial': '#4c72b0'}
 
 def draw(results: Dict[str, Dict[int, Dict[str, float]]], checkpoints: Dict[str, str], data: str, path: str, *,
          depth: int, epsilon: float) -> None:
-    """Write the picture as a PNG. Its examples are the first validation image of some classes, attacked with 100 steps."""
+    """Write the picture as a PNG.
+
+    Its examples are the first validation image of each of EXAMPLES classes, attacked with 100 steps.
+
+    results: for each training the figures of each number of attack steps. checkpoints: for each training.
+    data: the folder of the digits. depth: of the networks. epsilon: the attack's budget, in pixels of 255.
+    """
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -49,7 +58,8 @@ def draw(results: Dict[str, Dict[int, Dict[str, float]]], checkpoints: Dict[str,
     plt.close(figure)
 
 
-def draw_bars(axes, results: Dict[str, Dict[int, Dict[str, float]]]) -> None:
+def draw_bars(axes: 'Axes', results: Dict[str, Dict[int, Dict[str, float]]]) -> None:
+    """Draw a bar for the top-1 error of each training under each attack."""
     strengths = sorted(next(iter(results.values())))
     width = 0.8 / len(results)
     for i, (title, figures) in enumerate(results.items()):

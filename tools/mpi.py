@@ -6,9 +6,10 @@ from typing import Dict, List, Sequence
 
 
 def mpirun(ranks: int, arguments: Sequence[str]) -> List[str]:
-    """The command that runs `python ARGUMENTS` as `ranks` ranks of this machine, with this Python.
+    """Return the command that runs `python ARGUMENTS` as `ranks` ranks of this machine, with this Python.
 
-    Ranks may outnumber cores and use any of them: Open MPI would refuse the one and pin each rank to a core.
+    Ranks may outnumber cores, which Open MPI refuses unless told otherwise, and each may use all cores, where Open MPI
+    would pin it to one.
     """
     as_root = ['--allow-run-as-root'] if os.geteuid() == 0 else []
     return ['mpirun'] + as_root + ['--oversubscribe', '--bind-to', 'none', '-np', str(ranks),
@@ -16,6 +17,6 @@ def mpirun(ranks: int, arguments: Sequence[str]) -> List[str]:
 
 
 def read_figures(stdout: str) -> Dict[str, float]:
-    """The last lines of an evaluation, {'Top1 Error': fraction, ...}."""
+    """Read the figures that an evaluation prints at its end: {'Top1 Error': fraction, ...}."""
     return {title: float(value) for title, value in
             re.findall(r'^(Top1 Error|Attack Success Rate|Top5 Error): (\S+)$', stdout, re.MULTILINE)}

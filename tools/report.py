@@ -33,13 +33,13 @@ INTERVALS = ('top1_error_interval', 'attack_success_rate_interval')
 
 
 class Curve(NamedTuple):
-    """The records of one network and budget, by ascending steps."""
+    """The records of one network and budget, sorted by attack steps."""
     title: str
     records: List[Dict[str, Any]]
 
 
 class Example(NamedTuple):
-    """An attacked image; pictures are data: addresses."""
+    """An attacked image. Its pictures are addresses that contain them, data:image/png;base64,..."""
     title: str
     clean: str
     attacked: str
@@ -47,7 +47,7 @@ class Example(NamedTuple):
 
 
 def read_results(path: str) -> Dict[str, Any]:
-    """Raises InputError for what is no file of --results."""
+    """Read a file that `main.py --eval --results` wrote. Raises InputError for anything else."""
     try:
         with open(path) as f:
             results = json.load(f)
@@ -67,7 +67,7 @@ def read_results(path: str) -> Dict[str, Any]:
 
 
 def titles(paths: List[str], all_results: List[Dict[str, Any]]) -> List[str]:
-    """Network names; with the file's, where a name is there twice."""
+    """Name the networks of the results; where two have one name, with their files' names."""
     names = ['%s-%s' % (r['arch'], r['depth']) for r in all_results]
     files = [os.path.splitext(os.path.basename(path))[0] for path in paths]
     files = files if len(set(files)) == len(files) else paths
@@ -75,6 +75,7 @@ def titles(paths: List[str], all_results: List[Dict[str, Any]]) -> List[str]:
 
 
 def curves_of(title: str, results: Dict[str, Any]) -> List[Curve]:
+    """Return a curve for each budget in a network's results."""
     records = sorted(results['attacks'], key=lambda r: (r['epsilon'], r['attack_iter']))
     groups = [(epsilon, list(group)) for epsilon, group in itertools.groupby(records, lambda r: r['epsilon'])]
     return [Curve(title if len(groups) == 1 else '%s, epsilon %g' % (title, epsilon), group)
@@ -82,7 +83,7 @@ def curves_of(title: str, results: Dict[str, Any]) -> List[Curve]:
 
 
 def draw(curves: List[Curve]) -> bytes:
-    """The picture, as a PNG."""
+    """Draw top-1 error and attack success against attack steps; returns the bytes of a PNG."""
     import matplotlib
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
@@ -119,25 +120,29 @@ def draw(curves: List[Curve]) -> bytes:
 
 
 def data_address(png: bytes) -> str:
+    """Return an address that contains a picture."""
     return 'data:image/png;base64,' + base64.b64encode(png).decode()
 
 
 def found(path: str, results_file: str) -> Optional[str]:
-    """A path of an evaluation, relative to this folder or to the one of its results."""
+    """Find what an evaluation calls `path`, from this folder or from the one of its results; None where it is gone."""
     places = [path, os.path.join(os.path.dirname(results_file), path)]
     return next((place for place in places if os.path.exists(place)), None)
 
 
 def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
-    """Images under the strongest attack that was saved, spread over the set; none where images or photos are gone."""
-    folder = results.get('saved_adversarial') and found(str(results['saved_adversarial']), results_file)
-    manifest = folder and os.path.join(folder, MANIFEST)
-    if not manifest or not os.path.isfile(manifest):
+    """Yield up to EXAMPLES images under the strongest attack, spread over those that the evaluation saved.
+
+    What is gone or damaged is left out.
+    """
+    saved = results.get('saved_adversarial')
+    folder = found(str(saved), results_file) if saved else None
+    if not folder or not os.path.isfile(os.path.join(folder, MANIFEST)):
         return
     strongest = max(results['attacks'], key=lambda r: (r['epsilon'], r['attack_iter']))
     strength = Strength(strongest['attack_iter'], strongest['epsilon'])
     aim = {'attack_iter': str(strength.num_iter), 'epsilon': strength.epsilon_text}
-    with open(manifest, newline='', encoding='utf-8', errors='surrogateescape') as f:
+    with open(os.path.join(folder, MANIFEST), newline='', encoding='utf-8', errors='surrogateescape') as f:
         rows = [row for row in csv.DictReader(f) if all(row.get(name) == value for name, value in aim.items())]
     chosen = sorted({int(i) for i in np.linspace(0, len(rows) - 1, EXAMPLES)}) if rows else []
     for row in (rows[i] for i in chosen):
@@ -154,12 +159,16 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
         difference = np.clip(127.5 + 127.5 * change, 0, 255).astype(np.uint8)
         verdict = 'the target' if row['success'] == '1' else \
             'still its label' if row['prediction'] == row['label'] else 'neither'
-        yield Example('label %s, target %s; classified as %s: %s' % (row['label'], row['target'], row['prediction'], verdict),
-                      *[data_address(cv2.imencode('.png', image)[1].tobytes()) for image in (clean, attacked, difference)])
+        title = 'label %s, target %s; classified as %s: %s' % (row['label'], row['target'], row['prediction'], verdict)
+        yield Example(title, *[data_address(cv2.imencode('.png', image)[1].tobytes())
+                               for image in (clean, attacked, difference)])
 
 
 def write_report(paths: List[str], out: str) -> Tuple[str, str]:
-    """Returns the paths of the page and of the picture. Raises InputError for files that are no results."""
+    """Write the page and the picture of some results to the folder `out`; returns the two paths.
+
+    Raises InputError for files that are no results, and where nothing can be written.
+    """
     import jinja2
 
     all_results = [read_results(path) for path in paths]

@@ -1,12 +1,16 @@
-"""Compiles the op against the TensorFlow of this environment (install with --no-build-isolation) and the system's libzmq."""
+"""Compiles the op against the TensorFlow of this environment and the system's libzmq: install it with
+--no-build-isolation.
+"""
 import shlex
 import subprocess
+from typing import List
 
 import tensorflow
 from setuptools import Extension, setup
 
 
-def libzmq(what):
+def libzmq(what: str) -> List[str]:
+    """Ask pkg-config for the flags of libzmq: --cflags or --libs."""
     return shlex.split(subprocess.check_output(['pkg-config', what, 'libzmq'], universal_newlines=True))
 
 

@@ -18,10 +18,11 @@ _FRAMES = frozenset(range(0xc0, 0xd0)) - {0xc4, 0xc8, 0xcc}
 def _load() -> ctypes.CDLL:
     spec = importlib.util.find_spec('jpeg_region._decode')
     if spec is None:
-        raise ImportError('the compiled part of jpeg_region is missing: install the package with pip, or run the set-up '
-                          'again')
+        raise ImportError('the compiled part of jpeg_region is missing: install the package with pip, or run the '
+                          'set-up again')
     library = ctypes.CDLL(spec.origin)
-    library.decode_region.argtypes = [ctypes.c_char_p, ctypes.c_ulong] + 4 * [ctypes.c_int] + [ctypes.c_void_p]
+    library.decode_region.argtypes = [ctypes.c_char_p, ctypes.c_ulong, ctypes.c_int, ctypes.c_int, ctypes.c_int,
+                                      ctypes.c_int, ctypes.c_void_p]
     return library
 
 
@@ -29,7 +30,7 @@ _library = _load()
 
 
 def jpeg_size(data: bytes) -> Optional[Tuple[int, int]]:
-    """Height and width of an upright JPEG in pixels.
+    """Return the height and width of an upright JPEG in pixels.
 
     None for all else: another format, a damaged header, more than MAX_PIXELS, or a JPEG with EXIF data, which may say
     that it is to be turned.
@@ -49,7 +50,7 @@ def jpeg_size(data: bytes) -> Optional[Tuple[int, int]]:
 
 
 def decode_region(data: bytes, *, x: int, y: int, width: int, height: int) -> Optional[np.ndarray]:
-    """The rectangle's pixels, uint8 (height, width, 3) BGR, equal to those of a whole decoding with libjpeg's defaults.
+    """Decode a rectangle: uint8 (height, width, 3) BGR, equal to that of a whole decoding with libjpeg's defaults.
 
     None where that cannot be promised: the rectangle lies outside the image, the data are damaged as far as they were
     read, the colours are CMYK, or it is no JPEG. Then decode the whole image.

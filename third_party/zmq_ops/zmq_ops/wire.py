@@ -6,12 +6,12 @@ All numbers are little endian:
 Nothing in it is ever executed or unpickled. Both readers refuse the same messages, in the same words.
 """
 import struct
-from typing import List, Sequence, Tuple
+from typing import Dict, List, Sequence, Tuple, Union
 
 import numpy as np
 
 # The numbers of tensorflow/core/framework/types.proto. Strings and TensorFlow's own types don't travel.
-DTYPES = {
+DTYPES: Dict[int, np.dtype] = {
     1: np.dtype('<f4'), 2: np.dtype('<f8'), 3: np.dtype('<i4'), 4: np.dtype('u1'), 5: np.dtype('<i2'),
     6: np.dtype('i1'), 8: np.dtype('<c8'), 9: np.dtype('<i8'), 10: np.dtype('?'), 17: np.dtype('<u2'),
     18: np.dtype('<c16'), 19: np.dtype('<f2'), 22: np.dtype('<u4'), 23: np.dtype('<u8')}
@@ -24,7 +24,7 @@ Spec = Tuple[np.dtype, Tuple[int, ...]]
 
 
 def new_message(specs: Sequence[Spec]) -> Tuple[memoryview, List[np.ndarray]]:
-    """A message for tensors of these dtypes and shapes, and its arrays, to be filled: they share its memory.
+    """Return a message for tensors of these dtypes and shapes, and its arrays, to be filled: they share its memory.
 
     Raises ValueError for a dtype or rank that the format does not have.
     """
@@ -44,7 +44,7 @@ def new_message(specs: Sequence[Spec]) -> Tuple[memoryview, List[np.ndarray]]:
     if length > MAX_MESSAGE:
         raise ValueError('a message of %d bytes cannot be sent, at most %d' % (length, MAX_MESSAGE))
     message = np.empty(length, np.uint8)
-    buffer = memoryview(message)
+    buffer = message.data
     buffer[:4] = struct.pack('<i', len(specs))
     arrays, offset = [], 4
     for (dtype, shape), header, size in zip(specs, headers, sizes):
@@ -57,7 +57,7 @@ def new_message(specs: Sequence[Spec]) -> Tuple[memoryview, List[np.ndarray]]:
 
 
 def dump_arrays(arrays: Sequence[np.ndarray]) -> memoryview:
-    """The message with these arrays, each copied once. Raises ValueError for a dtype that cannot be sent."""
+    """Return the message with these arrays, each copied once. Raises ValueError for a dtype that cannot be sent."""
     arrays = [np.asarray(a) for a in arrays]
     message, targets = new_message([(a.dtype, a.shape) for a in arrays])
     for target, array in zip(targets, arrays):
@@ -65,8 +65,8 @@ def dump_arrays(arrays: Sequence[np.ndarray]) -> memoryview:
     return message
 
 
-def load_arrays(buffer) -> List[np.ndarray]:
-    """The arrays of a message (bytes or their memoryview), uncopied: read-only, they keep `buffer` alive.
+def load_arrays(buffer: Union[bytes, bytearray, memoryview]) -> List[np.ndarray]:
+    """Return the arrays of a message, uncopied: they are read-only and keep `buffer` alive.
 
     Raises ValueError that names what is wrong where a length does not fit the message.
     """
