@@ -168,7 +168,8 @@ class Attacker(PGDAttacker):
         return [tf.zeros([tf.shape(image)[0], 1, 1, 1])]
 
     def direction(self, gradient, state):
-        return tf.where(tf.equal(state[0] % 3, 2) & tf.ones_like(gradient, tf.bool), -gradient, gradient), [state[0] + 1]
+        away = tf.equal(state[0] % 3, 2) & tf.ones_like(gradient, tf.bool)
+        return tf.where(away, -gradient, gradient), [state[0] + 1]
 '''
 
 
@@ -189,8 +190,8 @@ def attacker_of(tmp_path, monkeypatch):
     (None, True), (MOMENTUM, True), (COUNTS_STEPS, True), (KNOWS_ITS_LENGTH, False), (OLD_STYLE, False)],
     ids=['pgd', 'momentum', 'counts steps', 'knows its length', 'old style'])
 def test_strengths_together_are_those_alone(source, shares, attacker_of, weights_of):
-    """An attacker whose steps have a state shares them as PGD does; one whose steps know how many there will be, or with
-    a loop of its own, does not. Either way each strength is what it is by itself."""
+    """An attacker whose steps have a state shares them as PGD does; one whose steps know how many there will be, or
+    with a loop of its own, does not. Either way each strength is what it is by itself."""
     from runtime.compat import tf
 
     from adv_model import AttackTower, PGDAttacker

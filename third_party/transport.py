@@ -19,6 +19,7 @@ import numpy as np
 import zmq
 from zmq_ops.wire import MAX_MESSAGE, Spec, load_arrays
 
+from runtime.command_line import THIS_RANK
 from runtime.errors import InputError
 
 SOCKET_PATH_LIMIT = 107  # of Linux, in bytes
@@ -204,7 +205,7 @@ class Receiver:
         kind = re.sub(r'\d+', 'N', problem)
         if kind not in self._reported:
             self._reported.add(kind)
-            logger.warning('skipped a message from %s: %s', self._endpoint, problem)
+            logger.warning('skipped a message from %s: %s', self._endpoint, problem, extra=THIS_RANK)
 
     def _timeout_message(self) -> str:
         message = 'no data from %s in %g seconds' % (self._endpoint, self._timeout)
