@@ -134,7 +134,8 @@ def command_line() -> Parser:
     training.add_argument('--starting-epoch', type=positive_int, default=1)
     training.add_argument('--max-epoch', type=positive_int, default=110,
                           help='number of epochs; the schedule scales with it (110)')
-    training.add_argument('--steps-per-epoch', type=positive_int, help='by default one pass over the training images')
+    training.add_argument('--steps-per-epoch', type=positive_int,
+                          help='by default one pass over the training images, to the nearest step')
     training.add_argument('--base-lr', type=positive_float, default=0.1, help='learning rate per 256 images (0.1)')
     training.add_argument('--training-eval', choices=['all', 'clean', 'none'], default='all',
                           help='evaluations between epochs: those of the paper, clean ones, or none (all)')
