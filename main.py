@@ -13,12 +13,15 @@ from typing import Any, Callable, List
 
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
+from runtime.launcher import check_launch
 
 
 def main() -> int:
     """Do the job that the flags name. TensorFlow is loaded by the jobs, after the flags were checked."""
     options = parse_options(sys.argv[1:])
     end_on_interrupt('main.py')
+    if not options.eval_directory:
+        check_launch()
     if options.eval:
         from evaluation.run import run_evaluation
         return run_evaluation(options)

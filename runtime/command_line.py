@@ -15,6 +15,7 @@ import traceback
 from typing import Callable, NoReturn
 
 from runtime.errors import InputError, RunError
+from runtime.launcher import find_launch, is_one_of_several
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +38,12 @@ class Parser(argparse.ArgumentParser):
 class Messages(logging.Handler):
     """Writes each message as one line on stderr; what all ranks would say alike, the chief alone says."""
 
-    def __init__(self, program: str):
+    def __init__(self, program: str, ranks: bool = True):
         super().__init__()
-        self.program = program
+        self.program, self.ranks = program, ranks
 
     def filter(self, record: logging.LogRecord) -> bool:
-        alike = record.levelno < logging.ERROR and not hasattr(record, 'this_rank')
+        alike = self.ranks and record.levelno < logging.ERROR and not hasattr(record, 'this_rank')
         return rank() == '0' or not alike
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -60,10 +61,13 @@ class Messages(logging.Handler):
             self.handleError(record)
 
 
-def start_messages(program: str) -> None:
-    """Send all messages of this process to stderr, in the name of a program."""
+def start_messages(program: str, ranks: bool = True) -> None:
+    """Send all messages of this process to stderr, in the name of a program.
+
+    ranks: where a launcher starts several, they do one job together.
+    """
     root = logging.getLogger()
-    root.handlers[:] = [Messages(program)]  # some libraries put one of their own there when they are imported
+    root.handlers[:] = [Messages(program, ranks)]  # some libraries put one of their own there when they are imported
     root.setLevel(logging.WARNING)
     for room in ROOMS:
         logging.getLogger(room).setLevel(logging.INFO)
@@ -91,28 +95,28 @@ def end_on_interrupt(program: str) -> None:
 
 def rank() -> str:
     """Return this process's number among those that a launcher started, as the launcher says it; '0' without one."""
-    return os.environ.get('OMPI_COMM_WORLD_RANK') or os.environ.get('PMI_RANK') or '0'
+    started = find_launch()
+    return str(started.rank) if started else '0'
 
 
 def this_rank() -> str:
     """Name this process, one of several, for the front of a message; '' when there is only one."""
-    size = os.environ.get('OMPI_COMM_WORLD_SIZE') or os.environ.get('PMI_SIZE')
-    return 'rank %s on %s: ' % (rank(), socket.gethostname()) if size not in (None, '1') else ''
+    return 'rank %s on %s: ' % (rank(), socket.gethostname()) if is_one_of_several() else ''
 
 
-def run_command(program: str, command: Callable[[], int]) -> NoReturn:
+def run_command(program: str, command: Callable[[], int], ranks: bool = True) -> NoReturn:
     """Run `command` and end the process with the status it returns; never returns.
 
     An InputError becomes one line on stderr and status 2, a RunError one line and status 1, an interrupt status
     130. The process ends without running exit handlers: under MPI, Horovod's would wait for ranks that may be
-    stuck in a collective, while a rank that is simply gone makes mpirun end the others.
+    stuck in a collective, while a rank that is simply gone makes mpirun end the others. ranks: as of start_messages.
     """
-    start_messages(program)
+    start_messages(program, ranks)
     try:
         status = command()
     except InputError as e:
         # Where all ranks find the same wrong, the first one's line is enough: it ends, and mpirun ends the others.
-        if rank() != '0':
+        if ranks and rank() != '0':
             time.sleep(1)
         log.error('%s', e)
         status = 2

@@ -97,4 +97,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    run_command('serve-data.py', main)
+    run_command('serve-data.py', main, ranks=False)  # srun may start one on each node
