@@ -117,3 +117,20 @@ def test_one_task_scores(evaluation):
 def test_one_task_trains(evaluation, variables):
     done = evaluation('--overwrite', job='training', **variables)
     assert done.returncode == 0 and '1 ranks' in done.stdout + done.stderr, done.stderr
+
+
+def test_sockets_are_on_the_nodes_own_disk(root, tmp_path):
+    """Whatever the site calls its shared file system. Programs of slurm and MPI say here what they are given."""
+    (tmp_path / 'bin').mkdir()
+    for name in ('srun', 'mpirun'):
+        (tmp_path / 'bin' / name).write_text('#!/bin/sh\necho "%s: $SOCKETS"\n' % name)
+        (tmp_path / 'bin' / name).chmod(0o755)
+    variables = environment(SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='77', PYTHON_ENVIRONMENT=str(tmp_path),
+                            SCRATCH=str(tmp_path / 'shared'))
+    for folder in ('/tmp', str(tmp_path / 'own')):
+        more = {} if folder == '/tmp' else {'TRAINING_SOCKET_FOLDER': folder}
+        done = subprocess.run(['bash', os.path.join(root, 'slurm', 'train.sh')], env=dict(variables, **more),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, universal_newlines=True, timeout=60)
+        assert done.returncode == 0
+        for name in ('srun', 'mpirun'):
+            assert '%s: %s/adversarial-training-%d-77\n' % (name, folder, os.getuid()) in done.stdout
