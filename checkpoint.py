@@ -1,6 +1,4 @@
 """Checkpoints: the files, and whether they fit a network. Nothing half-loaded ever gets evaluated."""
-import glob
-import os
 import re
 import zipfile
 from typing import Dict, List
@@ -9,8 +7,10 @@ from runtime.compat import tf
 
 import numpy as np
 
-from nets import ARCHITECTURES, DEPTHS, Network
+from checkpoint_files import check_files, damaged_npz, tf_prefix
+from nets import Network
 from runtime.errors import InputError
+from zoo import ARCHITECTURES, DEPTHS
 
 # Variables that training keeps beside the network's: the optimizer's, the schedule's, the smoothed summaries
 TRAINING_ONLY = re.compile(r'^(global_step|learning_rate|training/.*|EMA/.*|.*/Momentum|.*/EMA/(biased|local_step))$')
@@ -31,15 +31,13 @@ def read_checkpoint(path: str) -> Weights:
 
 
 def read_npz(path: str) -> Weights:
-    if not os.path.isfile(path):
-        raise InputError('no checkpoint %s' % path)
+    check_files(path)
     try:
         # not np.load: for a damaged archive NumPy 1.18 also prints a traceback
         with zipfile.ZipFile(path) as archive:
             return {re.sub(r'\.npy$', '', name): read_array(archive, name) for name in archive.namelist()}
     except Exception as e:  # a damaged file can end in many: all that happens here is reading it
-        raise InputError('checkpoint %s can\'t be read, it is damaged or not an .npz of plain arrays (%s); '
-                         'get it again' % (path, e))
+        raise damaged_npz(path, e)
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -47,24 +45,9 @@ def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def tf_prefix(path: str) -> str:
-    """Return the prefix of a TF checkpoint that is named by one of its files, or by the prefix itself."""
-    return re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
-
-
-def checkpoint_files(path: str) -> List[str]:
-    """List the files that hold a checkpoint's weights, sorted."""
-    if path.endswith('.npz'):
-        return [path]
-    prefix = tf_prefix(path)
-    return sorted(glob.glob(glob.escape(prefix) + '.index') + glob.glob(glob.escape(prefix) + '.data-*'))
-
-
 def read_tf_checkpoint(path: str) -> Weights:
+    check_files(path)
     prefix = tf_prefix(path)
-    if not os.path.isfile(prefix + '.index'):
-        raise InputError('no checkpoint %s: give an .npz file, or model-<step> as training writes it, '
-                         'which has a %s.index' % (path, os.path.basename(prefix)))
     try:
         reader = tf.train.load_checkpoint(prefix)
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()

@@ -1,32 +1,16 @@
-"""The zoo: a name and a depth make a network. A new network is a line in one of the two tables.
+"""The networks of the zoo: a name and a depth of zoo.py's tables make one.
 
     network = find_network('ResNetDenoise', 152)
     logits = network.logits(images, Mode())
 """
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import Any, Dict, NamedTuple, Tuple
 
 from runtime.compat import tf
 
-from denoising import denoising_block, non_local_dot_product, non_local_softmax
+import denoising
 from kernels.mode import Mode
 from resnet_model import backbone
-from runtime.errors import InputError
-
-# name -> what its backbone is called with (Section 6): denoising after each of the four groups is the paper's default;
-# the network of the winning entry to CAAD 2018 (6.2) is a ResNeXt 32x8d with denoising after every residual block
-ARCHITECTURES: Dict[str, Dict[str, Any]] = {
-    'ResNet': {},
-    'ResNetDenoise': dict(after_group=denoising_block(non_local_softmax)),
-    'ResNeXtDenoiseAll': dict(groups=32, width_per_group=8, after_block=denoising_block(non_local_dot_product)),
-}
-
-# number of layers -> bottlenecks in each of the four groups. 14 is for demonstrations and tests on a laptop.
-DEPTHS: Dict[int, List[int]] = {
-    14: [1, 1, 1, 1],
-    50: [3, 4, 6, 3],
-    101: [3, 4, 23, 3],
-    152: [3, 8, 36, 3],
-}
+from zoo import ARCHITECTURES, DEPTHS, check_network
 
 
 class Network(NamedTuple):
@@ -39,7 +23,7 @@ class Network(NamedTuple):
         """Compute logits: (N, H, W, 3) float32 images, BGR in [-1, 1] -> (N, num_classes) float32. H, W must be
         known."""
         with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-            return backbone(image, DEPTHS[self.depth], self.num_classes, mode, **ARCHITECTURES[self.arch])
+            return backbone(image, DEPTHS[self.depth], self.num_classes, mode, **backbone_options(self.arch))
 
     def variable_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Return every variable that a checkpoint of this network holds, {name: shape}."""
@@ -48,10 +32,13 @@ class Network(NamedTuple):
             return {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables()}
 
 
+def backbone_options(arch: str) -> Dict[str, Any]:
+    """Return what the backbone is called with, made of the table's line: a name becomes the block of that operation."""
+    return {option: denoising.denoising_block(getattr(denoising, value)) if isinstance(value, str) else value
+            for option, value in ARCHITECTURES[arch].items()}
+
+
 def find_network(arch: str, depth: int, num_classes: int = 1000) -> Network:
     """Return the zoo's network of this name and depth; raise InputError where there is none."""
-    if arch not in ARCHITECTURES:
-        raise InputError('no architecture %r in the zoo; choose one of %s' % (arch, ', '.join(ARCHITECTURES)))
-    if depth not in DEPTHS:
-        raise InputError('no depth %r in the zoo; choose one of %s' % (depth, ', '.join(map(str, DEPTHS))))
+    check_network(arch, depth)
     return Network(arch, depth, num_classes)

@@ -5,6 +5,7 @@ order of the validation set. Before each line stands the CRC-32 of the rest of i
 recognised and overwritten.
 """
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
@@ -20,6 +21,23 @@ from runtime.errors import InputError, RunError
 from runtime.files import sync_folder
 
 FORMAT = 'evaluation journal 1'
+
+
+def check_usable(path: str) -> None:
+    """Raise InputError where no journal can be written at `path`, without making one."""
+    problem = None
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except FileNotFoundError as e:
+        folder = os.path.dirname(os.path.realpath(path))
+        if not os.path.isdir(folder):
+            problem = e.strerror
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            problem = os.strerror(errno.EACCES)
+    except OSError as e:
+        problem = e.strerror
+    if problem:
+        raise InputError('cannot use the journal %s: %s' % (path, problem))
 
 
 class Journal:

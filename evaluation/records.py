@@ -7,7 +7,8 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 
 from adv_model import Attacker
-from checkpoint import Weights, checkpoint_files
+from checkpoint import Weights
+from checkpoint_files import checkpoint_files
 from evaluation.attack import attacker_sha256
 from evaluation.journal import Journal
 from evaluation.outcomes import Figures, Strength

@@ -9,6 +9,7 @@ from runtime.compat import ask_for_determinism, tf
 
 import checkpoint
 from adv_model import AttackTower, PGDAttacker
+from checkpoint_files import checkpoint_files
 from evaluation.attack import attack_batch, attacker_sha256, evaluate, load_attacker, with_progress
 from evaluation.outcomes import Figures, Strength, Tally
 from evaluation.records import Inputs, open_records
@@ -28,7 +29,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
     """Print the figures of every attack, keep what --results, --per-image, --journal and --save-adversarial ask for."""
     inputs = find_inputs(options)
     world = connect()
-    check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
+    check_agreement(world, vars(options), checkpoint=checkpoint_files(options.load),
                     data=inputs.dataset.listing(options.data), more_code=attacker_sha256(inputs.attacker))
     warn_of_cost(options.attack_dtype, options.xla)
     records = open_records(options, inputs, world)

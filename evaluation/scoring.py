@@ -12,7 +12,7 @@ from evaluation.saved_images import MANIFEST, Listed, read_manifest
 from inference import Classifier, load_classifier
 from runtime.errors import InputError
 from runtime.files import WholeFile, check_writable
-from runtime.launcher import is_one_of_several
+from runtime.launcher import check_alone
 from third_party.batches import map_ahead
 from third_party.imagenet import find_images
 from third_party.images import decode, validation_image
@@ -28,8 +28,7 @@ class Scores(NamedTuple):
 
 def run_scoring(options: argparse.Namespace) -> int:
     """Write a file of predictions, with --labels print the figures too; return 1 when some file was not scored."""
-    if is_one_of_several():
-        raise InputError('--eval-directory runs in one process, without mpirun or several tasks of srun')
+    check_alone('--eval-directory')
     find_images(options.eval_directory)
     check_writable(options.prediction_file)
     listed = find_manifest(options.eval_directory, options.labels)

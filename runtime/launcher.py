@@ -54,6 +54,12 @@ def is_one_of_several() -> bool:
     return started is not None and started.is_one_of_several
 
 
+def check_alone(job: str) -> None:
+    """Raise InputError where several processes would do a job that is one's."""
+    if is_one_of_several():
+        raise InputError('%s runs in one process, without mpirun or several tasks of srun' % job)
+
+
 def check_launch() -> None:
     """Raise InputError, before anything is loaded, where MPI can't connect the processes that srun has started.
 

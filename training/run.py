@@ -13,6 +13,7 @@ from tensorpack.tfutils import DictRestore, SaverRestore
 
 import checkpoint
 from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker
+from checkpoint_files import checkpoint_files
 from evaluation.outcomes import Strength
 from kernels.mode import attack_settings, native_mode
 from nets import Network, find_network
@@ -72,7 +73,7 @@ def run_training(options: argparse.Namespace) -> int:
     inputs = find_inputs(options)
     world = HorovodWorld()
     stopper = StopOnSignal(world)
-    check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load) if options.load else [],
+    check_agreement(world, vars(options), checkpoint=checkpoint_files(options.load) if options.load else [],
                     data=inputs.validation.listing(options.data) if inputs.validation else inputs.classes)
     warn_of_cost(options.attack_dtype, options.xla)
     plan = make_plan(options, inputs, world)
