@@ -32,7 +32,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
     check_agreement(world, vars(options), checkpoint=checkpoint_files(options.load),
                     data=inputs.dataset.listing(options.data), more_code=attacker_sha256(inputs.attacker))
     warn_of_cost(options.attack_dtype, options.xla)
-    records = open_records(options, inputs, world)
+    records = world.patiently(lambda: open_records(options, inputs, world))  # the chief may read the whole data set
     begin, token = world.from_chief([records.num_done, records.token])  # all ranks begin at the same image
     if options.save_adversarial:
         check_directory(options.save_adversarial, token)

@@ -2,7 +2,8 @@
 Horovod."""
 import json
 import os
-from typing import Any, Optional
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, Callable, Optional, TypeVar
 
 from runtime.compat import tf
 
@@ -13,6 +14,9 @@ from runtime.errors import InputError
 from runtime.hardware import has_gpu, num_gpus, session_config
 from runtime.launcher import check_launch, check_size, find_launch, one_task_is_one_process
 from runtime.sharing import share_of, warn_of_shares
+
+SECONDS_BETWEEN_MEETINGS = 2.0
+T = TypeVar('T')
 
 
 class World:
@@ -42,6 +46,13 @@ class World:
         """
         text = np.frombuffer(json.dumps(values if self.is_chief else None).encode(), np.uint8)
         return json.loads(self.gather(text[:len(text) if self.is_chief else 0, None]).tobytes().decode())
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        """Return `work()`, which takes as long as it takes, on this rank or on another one: nobody waits in silence.
+
+        All ranks must call it. The work may not meet other ranks, as it has a thread of its own where there are some.
+        """
+        return work()
 
     def session_config(self) -> Any:
         """Return the configuration of this rank's sessions: its GPU, and its share of the machine's cores.
@@ -97,6 +108,21 @@ class HorovodWorld(World):
             return rows
         as_bytes = np.ascontiguousarray(rows).view(np.uint8)
         return np.ascontiguousarray(self._run('gather', as_bytes)).view(rows.dtype)
+
+    def patiently(self, work: Callable[[], T]) -> T:
+        # A rank that waits for one that reads a data set for minutes is a deadlock to Horovod: it warns of it after 60
+        # seconds, and can be set to end the job. So all of them meet every few seconds, with or without a result.
+        if self.size == 1:
+            return work()
+        with ThreadPoolExecutor(1) as pool:
+            future = pool.submit(work)
+            while True:
+                wait([future], timeout=SECONDS_BETWEEN_MEETINGS)
+                ready = future.done()
+                if ready:
+                    future.result()  # an error ends this rank, and so the job
+                if self.sum(float(ready)) == self.size:
+                    return future.result()
 
     def _run(self, operation: str, values: np.ndarray) -> np.ndarray:
         if self._session is None:

@@ -86,3 +86,39 @@ def test_threads_follow_the_quota(monkeypatch, quota, ranks, threads):
     config = world.session_config()
     assert config.intra_op_parallelism_threads == threads
     assert config.inter_op_parallelism_threads == (max(2, threads) if threads else 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('slow_rank', [0, 1])
+@pytest.mark.parametrize('fails', [False, True])
+def test_nobody_waits_in_silence(root, slow_rank, fails):
+    """Work of one rank takes longer than Horovod lets the others wait, where it was set to end the job then."""
+    program = """
+import time
+from runtime.command_line import run_command
+from runtime.distributed import connect
+from runtime.errors import InputError
+
+def command():
+    world = connect()
+    def work():
+        if world.rank == %d:
+            time.sleep(15)
+            if %r:
+                raise InputError('the photo is broken')
+        return world.rank
+    print('rank %%d has %%d' %% (world.rank, world.patiently(work)), flush=True)
+    return 0
+
+run_command('prog.py', command)
+""" % (slow_rank, fails)
+    environment = dict(os.environ, PYTHONPATH=root, HOROVOD_STALL_CHECK_TIME_SECONDS='5',
+                       HOROVOD_STALL_SHUTDOWN_TIME_SECONDS='8')
+    done = subprocess.run(mpirun(2, ['-c', program]), cwd=root, env=environment, stdin=subprocess.DEVNULL,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+    assert 'tall' not in done.stderr  # Stall, stalled
+    if fails:
+        assert done.returncode == 2 and done.stderr.count('prog.py: error: the photo is broken') == 1, done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
+        assert sorted(re.findall(r'rank \d has \d', done.stdout)) == ['rank 0 has 0', 'rank 1 has 1']

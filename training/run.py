@@ -119,7 +119,7 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
     """Create or find the log directory, as the chief, and tell all ranks where in the schedule the training begins."""
     # one rank lists the training images: a hundred ranks would keep a file server busy
     images = IMAGENET_TRAINING_IMAGES if options.fake else \
-        world.from_chief(count_images(options.data, 'train') if world.is_chief else None)
+        world.from_chief(world.patiently(lambda: count_images(options.data, 'train') if world.is_chief else None))
     total_batch = options.batch * world.size * options.accumulate
     steps_per_epoch = options.steps_per_epoch or steps_in_epoch(images, total_batch)
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch)
