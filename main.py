@@ -198,4 +198,4 @@ def check_options(options: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    run_command('main.py', main)
+    run_command('main.py', main, chief_speaks=True)

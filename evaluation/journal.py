@@ -23,7 +23,7 @@ FORMAT = 'evaluation journal 1'
 
 
 class Journal:
-    """One process at a time may have it open.
+    """Keeps the outcomes of an evaluation in a file, which one process at a time may have open.
 
     Args:
         path: of the file; it is created where there is none.

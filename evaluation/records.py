@@ -22,7 +22,7 @@ from third_party.imagenet import Dataset
 
 
 class Inputs(NamedTuple):
-    """What an evaluation is of."""
+    """Holds what an evaluation is of."""
     network: Network
     weights: Weights
     dataset: Dataset

@@ -30,8 +30,8 @@ def attack_record(strength: Strength, figures: Figures, *, saved: bool = False) 
     """Make one strength's record. Rates are fractions; `seconds` are those of its whole trajectory, of which strengths
     with the same step size share the beginning. `saved`: also the figures of the images as they were saved."""
     seconds = figures.seconds
-    record: Dict[str, Any] = dict(attack_iter=strength.num_iter, epsilon=strength.epsilon, step_size=strength.step_used,
-                  num_images=figures.num_images)
+    record: Dict[str, Any] = dict(attack_iter=strength.num_iter, epsilon=strength.epsilon,
+                                  step_size=strength.step_used, num_images=figures.num_images)
     for prefix in ['', 'saved_'] if saved else ['']:
         for name, count in [('top1_error', 'wrong_top1'), ('top5_error', 'wrong_top5'),
                             ('attack_success_rate', 'successes')]:

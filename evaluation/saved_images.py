@@ -1,7 +1,7 @@
 """Attacked images on disk: PNG files of whole pixel values, still within the budget, and a manifest of them.
 
 A manifest is a CSV with at least the columns `file` (relative to the manifest) and `label`. With it the images are
-scored again, by another network (prediction.py).
+scored again, by another network (scoring.py).
 """
 import csv
 import os

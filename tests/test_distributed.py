@@ -1,4 +1,5 @@
 """Ranks that share a machine's cores leave them to each other while they wait."""
+import json
 import os
 import re
 import subprocess
@@ -41,3 +42,18 @@ def test_how_ranks_wait_for_each_other(root, options, cycle, said):
     # mpirun may put what two ranks print at once into one line
     found = re.findall(r'rank \d: yields \w+, cycle \d+ ms', done.stdout)
     assert sorted(found) == ['rank 0: ' + said, 'rank 1: ' + said]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 3])
+def test_what_ranks_tell_each_other(root, tmp_path, count):
+    """The chief's values, whole numbers of any size among them; rows of which a rank may have none; sums."""
+    done = subprocess.run(mpirun(count, [os.path.join(root, 'tests', 'ranks.py'), str(tmp_path)]), cwd=root,
+                          env=dict(os.environ, PYTHONPATH=root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    chief = {'number': 2 ** 60 + 1, 'text': 'é\udcff', 'list': [1.5, None, True]}
+    rows = [[rank, rank] for rank in range(count) for _ in range(rank)]
+    assert len(list(tmp_path.iterdir())) == count
+    for rank in range(count):
+        assert json.loads((tmp_path / str(rank)).read_text()) == [chief, None, rows, [count, sum(range(count))]]

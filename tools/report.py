@@ -141,9 +141,9 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
         return
     strongest = max(results['attacks'], key=lambda r: (r['epsilon'], r['attack_iter']))
     strength = Strength(strongest['attack_iter'], strongest['epsilon'])
-    aim = {'attack_iter': str(strength.num_iter), 'epsilon': strength.epsilon_text}
+    wanted = {'attack_iter': str(strength.num_iter), 'epsilon': strength.epsilon_text}
     with open(os.path.join(folder, MANIFEST), newline='', encoding='utf-8', errors='surrogateescape') as f:
-        rows = [row for row in csv.DictReader(f) if all(row.get(name) == value for name, value in aim.items())]
+        rows = [row for row in csv.DictReader(f) if all(row.get(name) == value for name, value in wanted.items())]
     chosen = sorted({int(i) for i in np.linspace(0, len(rows) - 1, EXAMPLES)}) if rows else []
     for row in (rows[i] for i in chosen):
         photo = found(row['path'], results_file)
@@ -157,9 +157,9 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
         # grey where nothing changed; the whole budget is black or white
         change = (attacked.astype(np.float32) - clean) / max(strongest['epsilon'], 1)
         difference = np.clip(127.5 + 127.5 * change, 0, 255).astype(np.uint8)
-        verdict = 'the target' if row['success'] == '1' else \
+        outcome = 'the target' if row['success'] == '1' else \
             'still its label' if row['prediction'] == row['label'] else 'neither'
-        title = 'label %s, target %s; classified as %s: %s' % (row['label'], row['target'], row['prediction'], verdict)
+        title = 'label %s, target %s; classified as %s: %s' % (row['label'], row['target'], row['prediction'], outcome)
         yield Example(title, *[data_address(cv2.imencode('.png', image)[1].tobytes())
                                for image in (clean, attacked, difference)])
 

@@ -1,6 +1,5 @@
 """A training, from its flags to its end: tensorpack's HorovodTrainer on every rank, evaluated between epochs."""
 import argparse
-import logging
 import shlex
 from typing import List, NamedTuple, Optional
 
@@ -196,8 +195,6 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
         validation = Validation(inputs.network, inputs.validation, options.image_size, options.batch, options.max_epoch,
                                 inputs.attack.epsilon, inputs.attack.step_size, options.training_eval == 'clean')
         callbacks.append(DistributedEvaluation(validation, world, stopper, catch_up=plan.catch_up))
-    # tensorpack's message about a failed training has an argument too many; logging would print a traceback about it
-    logging.raiseExceptions = False
     data = training_input(options, inputs.network.num_classes)
     if start.checkpoint:
         restored = SaverRestore(start.checkpoint, ignore=[STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH])
