@@ -20,6 +20,7 @@ for library in ('OPENBLAS', 'OMP', 'MKL'):
 from zmq_ops.wire import MAX_MESSAGE  # noqa: E402
 
 from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.cores import usable_cores  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from third_party import imagenet, server  # noqa: E402
 from third_party.images import MIN_CROP_AREA  # noqa: E402
@@ -39,7 +40,7 @@ def parse(arguments: List[str]) -> argparse.Namespace:
     parser.add_argument('--classes', metavar='FILE', help='the class names in label order, one a line')
     parser.add_argument('--endpoint', help='where to serve: ipc://PATH or tcp://HOST:PORT '
                         '(default: a socket in a directory that only you can enter)')
-    parser.add_argument('--workers', type=int, default=len(os.sched_getaffinity(0)),
+    parser.add_argument('--workers', type=int, default=usable_cores(),
                         help='processes that decode and augment (default: as many as cores, %(default)s)')
     parser.add_argument('--seed', type=int, help='of the order and the augmentation, for the same data '
                         'again; give each machine another one (default: a random one)')
