@@ -4,7 +4,6 @@
       |-- worker 0..N-1: a batch of the shuffled images, as a message        --> NAME.workers
       `-- distributor: NAME.workers --> NAME, where every rank takes the next message
 """
-import fcntl
 import logging
 import os
 import tempfile
@@ -200,8 +199,9 @@ class EndlessShuffle:
     """The images in an order that is shuffled anew each epoch, dealt out to any number of processes.
 
     Position p of the endless order is image p % count of the permutation of epoch p // count. The next
-    position is kept in a file that has no name; its lock goes with a process that is killed, whereas that of
-    a semaphore stays.
+    position is how far a file is read that has no name and no content: all processes share it, and the kernel
+    moves it in one step. So there is no lock, which a process that is killed could keep, and which some file
+    systems don't have.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -212,11 +212,7 @@ class EndlessShuffle:
 
     def take(self, number: int) -> List[Tuple[int, int]]:
         """Take the next positions; returns each with the index of its image."""
-        fd = self._file.fileno()
-        fcntl.lockf(fd, fcntl.LOCK_EX)
-        start = int.from_bytes(os.pread(fd, 8, 0), 'little')
-        os.pwrite(fd, (start + number).to_bytes(8, 'little'), 0)
-        fcntl.lockf(fd, fcntl.LOCK_UN)
+        start = os.lseek(self._file.fileno(), number, os.SEEK_CUR) - number
         return [(position, self._image(position)) for position in range(start, start + number)]
 
     def _image(self, position: int) -> int:

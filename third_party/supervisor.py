@@ -63,11 +63,14 @@ class Endpoint:
                 raise InputError('cannot serve at %s: %s: %s' % (self.name, path, e.strerror))
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 owner = os.read(self._lock, 20).decode().strip()
                 os.close(self._lock)
                 raise InputError('another server (process %s) serves at %s: stop it, or give this and its '
                                  'training another --endpoint' % (owner or 'unknown', self.name))
+            except OSError as e:  # some file systems, such as Lustre and NFS, have no locks, or not everywhere
+                log.warning('%s can\'t be locked (%s): take care that nobody else serves at %s meanwhile, or name a '
+                            'place on a disk of this machine with --endpoint or TMPDIR', path, e.strerror, self.name)
             try:
                 if os.path.samestat(os.stat(path), os.fstat(self._lock)):
                     break
