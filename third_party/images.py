@@ -5,21 +5,25 @@ Images are uint8 arrays (height, width, 3) in BGR order. The random augmentation
 and hundreds of megabytes in each data-serving process that never uses it, and because a colour change that
 is one affine map of the colours costs a tenth of the same change made step by step.
 """
+import contextlib
 import os
 import re
 import zlib
 from typing import NamedTuple, Optional
 
 import cv2
+import jpeg_region
 import numpy as np
 from jpeg_region import decode_region, jpeg_size
 
 from runtime.errors import InputError, RunError
 from runtime.limits import refusal
 
-# OpenCV's own lines on stderr about a bad file; the InputError says the same, with the file's name.
+# OpenCV's own lines on stderr about a bad file; the InputError says the same, with the file's name. What libjpeg and
+# libpng write is kept back where they are called; a jpeg_region from before needs "make setup" for it.
 if hasattr(cv2, 'setLogLevel'):
     cv2.setLogLevel(0)
+quiet_decoders = getattr(jpeg_region, 'quiet_decoders', contextlib.nullcontext)
 
 GREY = np.array([0.114, 0.587, 0.299])  # luma of B, G, R: ITU-R BT.601, as in OpenCV
 # Principal components of ImageNet's colours (Krizhevsky et al. 2012), in 0..255 units: eigenvalues, and the
@@ -66,7 +70,8 @@ def _read(path: str) -> bytes:
 
 def _decode_bytes(data: bytes, path: str) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        with quiet_decoders():
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as e:  # such as more pixels than OpenCV allows
         if e.code == NO_MEMORY:
             raise InputError('cannot decode %s: %s' % (path, refusal(MemoryError())))
