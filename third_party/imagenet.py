@@ -177,7 +177,7 @@ def read_classes(path: str) -> List[str]:
         twice = next(n for i, n in enumerate(names) if n in names[:i])
         raise InputError('%s: the class %r is there twice' % (path, twice))
     if len(names) < 2:
-        raise InputError('%s: a single class leaves nothing to classify' % path)
+        raise InputError('%s: a single class leaves nothing to classify; write one a line' % path)
     return names
 
 
