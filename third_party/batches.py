@@ -1,12 +1,12 @@
 """Batches of validation images, decoded ahead by threads, in order."""
 import collections
 import itertools
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Deque, Iterable, Iterator, NamedTuple, Optional, Sequence, TypeVar
 
 import numpy as np
 
+from runtime.cores import usable_cores
 from third_party.imagenet import Dataset
 from third_party.images import decode, validation_image
 
@@ -47,7 +47,7 @@ def validation_batches(dataset: Dataset, parts: Sequence[Sequence[int]], *, imag
 
     Raises InputError naming the file when an image can't be read: leaving it out would give a wrong result.
     """
-    threads = threads or min(16, len(os.sched_getaffinity(0)))
+    threads = threads or min(16, usable_cores())
     largest = max(map(len, parts), default=0)
     images = map_ahead(lambda i: validation_image(decode(dataset.paths[i]), image_size),
                        itertools.chain.from_iterable(parts), threads=threads, ahead=2 * largest + threads)

@@ -5,20 +5,25 @@ Images are uint8 arrays (height, width, 3) in BGR order. The random augmentation
 and hundreds of megabytes in each data-serving process that never uses it, and because a colour change that
 is one affine map of the colours costs a tenth of the same change made step by step.
 """
+import contextlib
 import os
 import re
 import zlib
 from typing import NamedTuple, Optional
 
 import cv2
+import jpeg_region
 import numpy as np
 from jpeg_region import decode_region, jpeg_size
 
-from runtime.errors import InputError
+from runtime.errors import InputError, RunError
+from runtime.limits import refusal
 
-# OpenCV's own lines on stderr about a bad file; the InputError says the same, with the file's name.
+# OpenCV's own lines on stderr about a bad file; the InputError says the same, with the file's name. What libjpeg and
+# libpng write is kept back where they are called; a jpeg_region from before needs "make setup" for it.
 if hasattr(cv2, 'setLogLevel'):
     cv2.setLogLevel(0)
+quiet_decoders = getattr(jpeg_region, 'quiet_decoders', contextlib.nullcontext)
 
 GREY = np.array([0.114, 0.587, 0.299])  # luma of B, G, R: ITU-R BT.601, as in OpenCV
 # Principal components of ImageNet's colours (Krizhevsky et al. 2012), in 0..255 units: eigenvalues, and the
@@ -31,6 +36,7 @@ JITTER = 0.4
 LIGHTING = 0.1
 MIN_CROP_AREA = 0.08
 MAX_ELONGATION = 32
+NO_MEMORY = -4  # cv2.Error.StsNoMem, which old versions don't name
 
 
 def decode(path: str) -> np.ndarray:
@@ -45,13 +51,16 @@ def decode(path: str) -> np.ndarray:
 
 
 def _read(path: str) -> bytes:
-    """Return the file's bytes. Raises InputError where `check_complete` finds something wrong with them."""
+    """Return the file's bytes. Raises InputError where `check_complete` finds something wrong with them, and RunError
+    where the system refuses to open more files."""
     try:
         if not os.path.isfile(path) and os.path.exists(path):
             raise InputError('%s is not a file' % path)  # opening a named pipe would wait for ever
         with open(path, 'rb') as f:
             data = f.read()
     except OSError as e:
+        if refusal(e):  # nothing is wrong with the image
+            raise RunError('cannot read %s: %s' % (path, refusal(e)))
         raise InputError('cannot read %s: %s' % (path, e.strerror))
     problem = check_complete(data)
     if problem:
@@ -61,8 +70,11 @@ def _read(path: str) -> bytes:
 
 def _decode_bytes(data: bytes, path: str) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        with quiet_decoders():
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as e:  # such as more pixels than OpenCV allows
+        if e.code == NO_MEMORY:
+            raise InputError('cannot decode %s: %s' % (path, refusal(MemoryError())))
         raise InputError('%s is not a readable image: %s' % (path, getattr(e, 'err', None) or e))
     if image is None:
         raise InputError('%s is not a readable image: corrupt, or of an unknown format' % path)

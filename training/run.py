@@ -86,11 +86,11 @@ def run_training(options: argparse.Namespace) -> int:
 def find_inputs(options: argparse.Namespace) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
     network = find_network(options.arch, options.depth)
-    classes = [str(k) for k in range(IMAGENET_CLASSES)] if options.fake else \
-        class_names(options.data, options.classes)
-    network = network._replace(num_classes=len(classes))
     evaluated = not options.fake and options.training_eval != 'none'
     validation = load_dataset(options.data, 'val', options.classes) if evaluated else None
+    classes = [str(k) for k in range(IMAGENET_CLASSES)] if options.fake else \
+        validation.class_names if validation else class_names(options.data, options.classes)
+    network = network._replace(num_classes=len(classes))
     weights = read_initial_weights(options, network) if options.load else None
     attack = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
     return Inputs(network, classes, validation, weights, attack)
