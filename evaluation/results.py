@@ -27,19 +27,24 @@ def wilson_interval(count: int, total: int) -> Tuple[float, float]:
 
 
 def attack_record(strength: Strength, figures: Figures, *, saved: bool = False) -> Dict[str, Any]:
-    """Make one strength's record. Rates are fractions; `seconds` are those of its whole trajectory, of which strengths
-    with the same step size share the beginning. `saved`: also the figures of the images as they were saved."""
+    """Make one strength's record. Rates are fractions, None where they can't be known.
+
+    `seconds` are those of its whole trajectory, of which strengths with the same step size share the beginning.
+    `saved`: also the figures of the images as they were saved.
+    """
     seconds = figures.seconds
     record: Dict[str, Any] = dict(attack_iter=strength.num_iter, epsilon=strength.epsilon, step_size=strength.step_used,
                   num_images=figures.num_images)
     for prefix in ['', 'saved_'] if saved else ['']:
         for name, count in [('top1_error', 'wrong_top1'), ('top5_error', 'wrong_top5'),
                             ('attack_success_rate', 'successes')]:
-            record[prefix + name] = figures.rate(prefix + count)
-            record[prefix + name + '_interval'] = list(
-                wilson_interval(getattr(figures, prefix + count), figures.num_images))
+            rate, total = figures.rate(prefix + count), figures.total(prefix + count)
+            record[prefix + name] = rate
+            record[prefix + name + '_interval'] = None if rate is None else list(
+                wilson_interval(getattr(figures, prefix + count), total))
     record['seconds'] = round(seconds, 3)
-    record['image_steps_per_second'] = round(figures.num_images * strength.num_iter / seconds, 3) if seconds else 0.0
+    image_steps = figures.num_images * strength.num_iter
+    record['image_steps_per_second'] = round(image_steps / seconds, 3) if seconds else None
     return record
 
 
@@ -70,8 +75,10 @@ class ImageTable:
             label = self._dataset.labels[position]
             for strength, outcome in zip(self._strengths, of_image):
                 prediction, target = int(outcome[prefix + 'prediction']), int(outcome['target'])
-                row = [position, self._dataset.paths[position], label, strength.num_iter, strength.epsilon_text, target,
-                       prediction, int(outcome[prefix + 'top5_correct']), int(prediction == target and target >= 0)]
+                # empty where there is none: no target without an attack, no prediction of logits that are no numbers
+                row = [position, self._dataset.paths[position], label, strength.num_iter, strength.epsilon_text,
+                       '' if target < 0 else target, '' if prediction < 0 else prediction,
+                       int(outcome[prefix + 'top5_correct']), '' if target < 0 else int(prediction == target)]
                 self._rows.writerow(([file_name(position, strength)] if self._manifest else []) + row)
 
 

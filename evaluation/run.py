@@ -88,6 +88,6 @@ def print_figures(strengths: Sequence[Strength], figures: Sequence[Figures], *, 
         print('%d images, %d attack steps, epsilon %g, step size %g' % (
             of_strength.num_images, strength.num_iter, strength.epsilon, strength.step_used))
         if saved:
-            print('as saved: top-1 error %.6f, attack success rate %.6f, top-5 error %.6f' % tuple(
-                of_strength.rate('saved_' + count) for count in ('wrong_top1', 'successes', 'wrong_top5')))
-        print(of_strength.lines())
+            print('as saved: top-1 error %s, attack success rate %s, top-5 error %s' % tuple(
+                of_strength.text('saved_' + count) for count in ('wrong_top1', 'successes', 'wrong_top5')))
+        print(of_strength.lines(clean=strength.num_iter == 0))

@@ -51,6 +51,12 @@ def print_scores(scores: Scores, num_listed: int) -> None:
         print('%d images%s' % (figures.num_images,
                                ', %g attack steps, epsilon %g' % strength if len(strength) == 2 else ''))
         print(figures.lines())
+        if 0 < figures.targeted < figures.num_images:
+            log.warning('%d of these %d images have a target in --labels: the attack success rate is of them alone',
+                        figures.targeted, figures.num_images)
+    if not scores.figures:
+        print('0 images')
+        print(Figures().lines())
     scored = sum(figures.num_images for figures in scores.figures.values())
     if scored < num_listed:
         log.warning('%d of the %d images of --labels were not scored: the figures are of the others',
@@ -127,8 +133,8 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
 def check_listed(listed: Dict[str, Listed], paths: Sequence[str], classifier: Classifier, directory: str) -> None:
     """Raise InputError where a manifest is of other classes or other images."""
     classes = classifier.network.num_classes
-    if any(row.label not in range(classes) for row in listed.values()):
-        raise InputError('the manifest has labels that the network, of %d classes, does not have' % classes)
+    if any(row.label not in range(classes) or row.target not in range(-1, classes) for row in listed.values()):
+        raise InputError('the manifest has labels or targets that the network, of %d classes, does not have' % classes)
     if listed and not any(os.path.realpath(path) in listed for path in paths):
         raise InputError('the manifest lists %d images, and none of those in %s: its files are named relative to itself'
                          % (len(listed), directory))
