@@ -1,6 +1,8 @@
 """Black-box scoring: main.py --eval-directory on folders of all sorts of files."""
 import os
 
+from runtime.compat import tf
+
 import cv2
 import numpy as np
 import pytest
@@ -135,3 +137,23 @@ def test_figures_of_no_image_are_unknown(python, ready, weights_file, tmp_path):
         cv2.imwrite(str(folder / ('%02d.png' % i)), np.zeros((16, 16, 3), np.uint8))
     done = scored(python, folder, weights_file(), tmp_path, 'file,label', lambda i: '3')
     assert done.returncode == 1 and set(read_figures(done.stdout).values()) == {None}
+
+
+@pytest.mark.parametrize('scale', [3e38, -3e38])
+def test_logits_that_overflow_are_no_labels(python, ready, weights_of, tmp_path, scale):
+    """The weights are numbers, and some logits infinite or, as a difference of two infinities, not a number."""
+    weights = weights_of('ResNet')
+    weights['linear/W'] = np.sign(weights['linear/W']) * np.float32(scale)
+    np.savez(str(tmp_path / 'huge.npz'), **weights)
+    done = scored(python, ready, tmp_path / 'huge.npz', tmp_path, 'file,label', lambda i: '3')
+    assert done.returncode == 1 and done.stderr.count('logits are no numbers') == 12
+    assert (tmp_path / 'p.txt').read_text() == ''
+    assert set(read_figures(done.stdout).values()) == {None}
+
+
+def test_an_infinite_logit_is_no_label(session):
+    """Nor is the largest of the others: which one it would be can't be said."""
+    from adv_model import is_wrong, most_likely
+    logits = np.array([[1, np.inf, 0], [1, -np.inf, 0], [np.nan, 1, 0], [0, 1, 2]], np.float32)
+    predictions, wrong = session.run([most_likely(logits.copy()), is_wrong(tf.constant(logits), [1, 0, 1, 2], 1)])
+    assert list(predictions) == [-1, -1, -1, 2] and list(wrong) == [True, True, True, False]
