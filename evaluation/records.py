@@ -64,8 +64,8 @@ class Records:
     def add(self, positions: range, outcomes: np.ndarray) -> None:
         """Keep the outcomes of the next images, (N, number of strengths) of OUTCOME."""
 
-    def write_results(self, figures: Sequence[Figures], ranks: int) -> None:
-        """Write the records of all strengths, when every image is done."""
+    def write_results(self, figures: Sequence[Figures], ranks: int, warnings: Sequence[str]) -> None:
+        """Write the records of all strengths, when every image is done; warnings: what was said of the job."""
 
 
 class ChiefsRecords(Records):
@@ -105,11 +105,12 @@ class ChiefsRecords(Records):
             self._journal.append(positions, outcomes)
         self._tables.write(positions, outcomes)
 
-    def write_results(self, figures: Sequence[Figures], ranks: int) -> None:
+    def write_results(self, figures: Sequence[Figures], ranks: int, warnings: Sequence[str]) -> None:
         options = self._options
         if options.results:
             facts = dict(self._facts, checkpoint=options.load, data=options.data, ranks=ranks, batch=options.batch,
-                         instruction_set=instruction_set(), saved_adversarial=options.save_adversarial)
+                         instruction_set=instruction_set(), saved_adversarial=options.save_adversarial,
+                         warnings=list(warnings))
             write_results(options.results, facts, [
                 attack_record(strength, of_strength, saved=bool(options.save_adversarial))
                 for strength, of_strength in zip(self._inputs.strengths, figures)])

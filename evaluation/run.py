@@ -19,6 +19,7 @@ from nets import find_network
 from runtime.agreement import check_agreement
 from runtime.distributed import World, connect
 from runtime.hardware import warn_of_cost
+from runtime.pixels import mistaken_attack
 from third_party.imagenet import load_dataset
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ def run_evaluation(options: argparse.Namespace) -> int:
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
                     data=inputs.dataset.listing(options.data), more_code=attacker_sha256(inputs.attacker))
     warn_of_cost(options.attack_dtype, options.xla)
+    warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
+    for warning in warnings:
+        log.warning('%s', warning)
     records = open_records(options, inputs, world)
     begin, token = world.from_chief([records.num_done, records.token])  # all ranks begin at the same image
     if options.save_adversarial:
@@ -41,7 +45,8 @@ def run_evaluation(options: argparse.Namespace) -> int:
         if begin == 0:
             for suspicion in suspicions(tower, session, inputs.dataset, world, image_size=options.image_size,
                                         batch=options.batch):
-                log.warning(suspicion)
+                log.warning('%s', suspicion)
+                warnings.append(suspicion)
         for positions, outcomes in records.replay():
             tally.add(positions, outcomes)
         attack = functools.partial(attack_batch, tower, session, strengths=inputs.strengths,
@@ -53,7 +58,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
 
     if world.is_chief:
         print_figures(inputs.strengths, tally.figures, saved=bool(options.save_adversarial))
-    records.write_results(tally.figures, ranks=world.size)
+    records.write_results(tally.figures, ranks=world.size, warnings=warnings)
     return 0
 
 
