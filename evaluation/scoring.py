@@ -8,6 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from evaluation.outcomes import OUTCOME, Figures, count
+from evaluation.sanity import judge, sample
 from evaluation.saved_images import MANIFEST, Listed, read_manifest
 from inference import Classifier, load_classifier
 from runtime.distributed import started_by_mpi
@@ -36,7 +37,7 @@ def run_scoring(options: argparse.Namespace) -> int:
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
                                  batch=options.batch)
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
-                               ignored=[options.labels] if options.labels else [])
+                               ignored=[options.labels] if options.labels else [], doubt=bool(options.labels))
     print('predictions are in %s' % options.prediction_file)
     if options.labels:
         print_scores(scores, len(listed))
@@ -98,11 +99,13 @@ def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
 
 
 def write_predictions(classifier: Classifier, directory: str, prediction_file: str,
-                      listed: Optional[Dict[str, Listed]] = None, ignored: Sequence[str] = ()) -> Scores:
+                      listed: Optional[Dict[str, Listed]] = None, ignored: Sequence[str] = (), *,
+                      doubt: bool = False) -> Scores:
     """Classify the images below `directory`; write a line `path,label` for each, in the order of `find_images`.
 
     A file that is not a readable image is named in a message and gets no line. The prediction file appears when it is
     complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images.
+    `doubt`: warn where the labels seem not to belong to the images.
     Raises InputError where there is no image at all or the file can't be written.
     """
     # predictions of an earlier run, and a manifest, may lie in the folder
@@ -110,6 +113,8 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     paths = [p for p in find_images(directory) if os.path.realpath(p) not in others]
     listed = listed or {}
     check_listed(listed, paths, classifier, directory)
+    for suspicion in suspicions(paths, classifier, listed) if doubt else ():
+        log.warning('%s', suspicion)
     figures: Dict[Tuple[float, ...], Figures] = {}
     failed = 0
     with WholeFile(prediction_file) as out, tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
@@ -138,6 +143,26 @@ def check_listed(listed: Dict[str, Listed], paths: Sequence[str], classifier: Cl
     if listed and not any(os.path.realpath(path) in listed for path in paths):
         raise InputError('the manifest lists %d images, and none of those in %s: its files are named relative to itself'
                          % (len(listed), directory))
+
+
+def suspicions(paths: Sequence[str], classifier: Classifier, listed: Dict[str, Listed]) -> List[str]:
+    """Say what looks wrong of a sample of the listed images that are clean, as sanity.suspicions does of a data set."""
+    rows = [(path, listed[os.path.realpath(path)]) for path in paths if os.path.realpath(path) in listed]
+    rows = [(path, row) for path, row in rows if row.clean]
+    if not rows:
+        return []
+    seen = []
+    images = map_ahead(lambda r: (read_image(r[0], classifier.image_size, listed)[1], r[1].label), sample(rows),
+                       threads=min(16, os.cpu_count() or 1), ahead=2 * classifier.batch)
+    readable = (item for item in images if item[0] is not None)  # the others are named when it is their turn
+    for chunk in in_chunks(readable, classifier.batch):
+        pixels, labels = np.stack([image for image, _ in chunk]), np.array([label for _, label in chunk])
+        seen.append([labels] + [classifier.classify(p, labels)[0] for p in (pixels, pixels[..., ::-1])])
+    if not seen:
+        return []
+    found = judge(*np.concatenate(seen, axis=1))
+    unsure = not any(row.strength for _, row in rows)  # attacked images have such an error, too
+    return [text + ('; attacked images have a column attack_iter in --labels' if unsure else '') for text in found]
 
 
 def classified(classifier: Classifier, chunk: Sequence[Image],
