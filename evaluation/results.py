@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation.outcomes import Figures, Strength
 from evaluation.saved_images import file_name
+from runtime.errors import InputError, RunError
 from runtime.files import WholeFile
 from third_party.imagenet import Dataset
 
@@ -49,9 +50,10 @@ def attack_record(strength: Strength, figures: Figures, *, saved: bool = False) 
 
 
 def write_results(path: str, facts: Dict[str, Any], attacks: List[Dict[str, Any]]) -> None:
-    """Write JSON: `facts`, and the records under `attacks`. The file is there as a whole or not at all."""
-    with WholeFile(path) as f:
-        json.dump(dict(facts, attacks=attacks), f, indent=1, sort_keys=True)
+    """Write JSON: `facts`, and the records under `attacks`. The file is there as a whole or not at all.
+    No NaN is written: it is no JSON."""
+    with WholeFile(path, keep=True) as f:
+        json.dump(dict(facts, attacks=attacks), f, indent=1, sort_keys=True, allow_nan=False)
         f.write('\n')
 
 
@@ -90,16 +92,29 @@ class ImageTables:
         self._wanted = [(per_image, False), (manifest, True)]
         self._dataset, self._strengths = dataset, strengths
 
-    def __enter__(self) -> 'ImageTables':
+    def open(self) -> None:
+        """Begin the files."""
+        self._files: List[WholeFile] = []
         with contextlib.ExitStack() as files:
-            self._tables = [ImageTable(files.enter_context(WholeFile(path)), self._dataset, self._strengths,
-                                       manifest=manifest) for path, manifest in self._wanted if path]
-            self._files = files.pop_all()
-        return self
+            self._tables = []
+            for path, manifest in self._wanted:
+                if path:
+                    file = WholeFile(path, keep=True)
+                    self._tables.append(ImageTable(files.enter_context(file), self._dataset, self._strengths,
+                                                   manifest=manifest))
+                    self._files.append(file)
+            files.pop_all()
 
     def write(self, positions: range, outcomes: np.ndarray) -> None:
         for table in self._tables:
             table.write(positions, outcomes)
 
-    def __exit__(self, *error: Any) -> None:
-        self._files.__exit__(*error)
+    def close(self, error: Any = (None, None, None)) -> List[Exception]:
+        """End every file, whatever becomes of the others; returns what went wrong."""
+        failures: List[Exception] = []
+        for file in self._files:
+            try:
+                file.__exit__(*error)
+            except (InputError, RunError) as e:
+                failures.append(e)
+        return failures

@@ -2,7 +2,7 @@
 import argparse
 import logging
 import os
-from typing import Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
@@ -12,7 +12,7 @@ from evaluation.sanity import judge, sample
 from evaluation.saved_images import MANIFEST, Listed, read_manifest
 from inference import Classifier, load_classifier
 from runtime.distributed import started_by_mpi
-from runtime.errors import InputError
+from runtime.errors import InputError, RunError
 from runtime.files import WholeFile, check_writable
 from third_party.batches import map_ahead
 from third_party.imagenet import find_images
@@ -25,6 +25,7 @@ class Scores(NamedTuple):
     """How many files were not scored, and what a manifest says about the others: {its strength: Figures}."""
     num_failed: int
     figures: Dict[Tuple[float, ...], Figures]
+    failure: Optional[Exception] = None  # where the file of predictions could not be written
 
 
 def run_scoring(options: argparse.Namespace) -> int:
@@ -38,9 +39,12 @@ def run_scoring(options: argparse.Namespace) -> int:
                                  batch=options.batch)
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
                                ignored=[options.labels] if options.labels else [], doubt=bool(options.labels))
-    print('predictions are in %s' % options.prediction_file)
+    if not scores.failure:
+        print('predictions are in %s' % options.prediction_file)
     if options.labels:
         print_scores(scores, len(listed))
+    if scores.failure:
+        raise scores.failure
     if scores.num_failed:
         log.error('%d files were not scored; they are named above', scores.num_failed)
     return 1 if scores.num_failed else 0
@@ -106,7 +110,7 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     A file that is not a readable image is named in a message and gets no line. The prediction file appears when it is
     complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images.
     `doubt`: warn where the labels seem not to belong to the images.
-    Raises InputError where there is no image at all or the file can't be written.
+    Raises InputError where there is no image at all.
     """
     # predictions of an earlier run, and a manifest, may lie in the folder
     others = {os.path.realpath(p) for p in (prediction_file, os.path.join(directory, MANIFEST), *ignored)}
@@ -115,23 +119,38 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     check_listed(listed, paths, classifier, directory)
     for suspicion in suspicions(paths, classifier, listed) if doubt else ():
         log.warning('%s', suspicion)
-    figures: Dict[Tuple[float, ...], Figures] = {}
-    failed = 0
-    with WholeFile(prediction_file) as out, tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
-        images = map_ahead(lambda p: read_image(p, classifier.image_size, listed), paths,
-                           threads=min(16, os.cpu_count() or 1), ahead=2 * classifier.batch)
-        for chunk in in_chunks(images, classifier.batch):
-            for path, prediction, in_top5, problem in classified(classifier, chunk, listed):
-                if problem:
-                    failed += 1
-                    log.warning('%s', problem, extra={'word': 'not scored'})
-                    continue
-                out.write('%s,%d\n' % (path, prediction))
-                row = listed.get(os.path.realpath(path))
-                if row:
-                    outcome = as_outcome(row, prediction, in_top5)
-                    figures[row.strength] = figures.get(row.strength, Figures()).plus(count([row.label], outcome))
-            bar.update(len(chunk))
+    scores = Scores(0, {})
+    images = map_ahead(lambda p: read_image(p, classifier.image_size, listed), paths,
+                       threads=min(16, os.cpu_count() or 1), ahead=2 * classifier.batch)
+    complete = False
+    try:
+        with WholeFile(prediction_file, keep=True) as out:
+            with tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
+                for chunk in in_chunks(images, classifier.batch):
+                    scores = plus_chunk(scores, classified(classifier, chunk, listed), listed, out)
+                    bar.update(len(chunk))
+            complete = True
+    except (InputError, RunError) as e:
+        if not complete:
+            raise
+        return scores._replace(failure=e)
+    return scores
+
+
+def plus_chunk(scores: Scores, results: Iterable[Tuple[str, int, bool, str]], listed: Dict[str, Listed],
+               out: Any) -> Scores:
+    """Write the lines of some images, and count them."""
+    failed, figures = scores.num_failed, dict(scores.figures)
+    for path, prediction, in_top5, problem in results:
+        if problem:
+            failed += 1
+            log.warning('%s', problem, extra={'word': 'not scored'})
+            continue
+        out.write('%s,%d\n' % (path, prediction))
+        row = listed.get(os.path.realpath(path))
+        if row:
+            outcome = as_outcome(row, prediction, in_top5)
+            figures[row.strength] = figures.get(row.strength, Figures()).plus(count([row.label], outcome))
     return Scores(failed, figures)
 
 
