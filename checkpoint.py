@@ -3,7 +3,7 @@ import glob
 import os
 import re
 import zipfile
-from typing import Dict, List
+from typing import Any, Callable, Dict, Iterable, List
 
 from runtime.compat import tf
 
@@ -23,11 +23,28 @@ def read_checkpoint(path: str) -> Weights:
     """Read an .npz file or a TF checkpoint (its prefix, or one of its files): {variable name: array}.
 
     A `:0` after a name is dropped. Variables of training alone are left out. Nothing is ever unpickled.
-    Raises InputError where there is no checkpoint, or one that can't be read.
+    Raises InputError where there is no checkpoint, one that can't be read, or one that has a variable twice.
     """
     weights = read_npz(path) if path.endswith('.npz') else read_tf_checkpoint(path)
-    weights = {(name[:-2] if name.endswith(':0') else name): value for name, value in weights.items()}
-    return {name: value for name, value in weights.items() if not TRAINING_ONLY.match(name)}
+    check_names(weights, path)
+    return {variable(name): value for name, value in weights.items() if not TRAINING_ONLY.match(variable(name))}
+
+
+def variable(name: str) -> str:
+    """Return the variable that a name of a checkpoint means."""
+    return name[:-2] if name.endswith(':0') else name
+
+
+def check_names(names: Iterable[str], path: str) -> None:
+    """Raise InputError where two names, or one that stands there twice, mean the same variable: which one counts?"""
+    named: Dict[str, List[str]] = {}
+    for name in names:
+        if not TRAINING_ONLY.match(variable(name)):
+            named.setdefault(variable(name), []).append(name)
+    twice = [' and '.join(sorted(same)) for same in named.values() if len(same) > 1]
+    if twice:
+        raise InputError('checkpoint %s has the same variable twice: %s. Save it again with the right ones alone'
+                         % (path, listed(twice)))
 
 
 def read_npz(path: str) -> Weights:
@@ -36,7 +53,10 @@ def read_npz(path: str) -> Weights:
     try:
         # not np.load: for a damaged archive NumPy 1.18 also prints a traceback
         with zipfile.ZipFile(path) as archive:
+            check_names([re.sub(r'\.npy$', '', name) for name in archive.namelist()], path)
             return {re.sub(r'\.npy$', '', name): read_array(archive, name) for name in archive.namelist()}
+    except InputError:
+        raise
     except Exception as e:  # a damaged file can end in many: all that happens here is reading it
         raise InputError('checkpoint %s can\'t be read, it is damaged or not an .npz of plain arrays (%s); '
                          'get it again' % (path, e))
@@ -76,9 +96,20 @@ def read_tf_checkpoint(path: str) -> Weights:
 def num_classes(weights: Weights, path: str) -> int:
     """Return the number of classes of the network whose weights these are."""
     if 'linear/b' not in weights or weights['linear/b'].ndim != 1:
+        check_prefix(weights, path)
         raise InputError('checkpoint %s has no linear/b with one value a class: it is not of a network of the zoo'
                          % path)
     return len(weights['linear/b'])
+
+
+def check_prefix(weights: Weights, path: str) -> None:
+    """Raise InputError where the variables of a network stand under a prefix, such as one of a tower."""
+    known = ('linear/b', 'conv0/W')  # the two ends of every network
+    prefixes = sorted({name[:-len(end)] for name in weights for end in known if name.endswith(end)})
+    if prefixes and '' not in prefixes:
+        raise InputError('checkpoint %s has its variables under %s, which is no part of their names: save it again '
+                         'without that (and only one network), {name[%d:]: value} for each name that begins with %s'
+                         % (path, listed(prefixes), len(prefixes[0]), prefixes[0]))
 
 
 def without_head(weights: Weights, path: str, network: Network) -> Weights:
@@ -95,17 +126,26 @@ def fit_checkpoint(weights: Weights, network: Network, path: str) -> Weights:
     """
     problems = misfits(weights, network)
     if not problems:
-        bad = [name for name, value in weights.items() if not np.issubdtype(value.dtype, np.number)]
-        if bad:
-            raise InputError('checkpoint %s: not numbers: %s' % (path, listed(bad)))
+        refuse(weights, path, lambda name, value: value.dtype.kind == 'c',
+               'complex numbers, of which a network would use the real part alone: save real ones')
+        refuse(weights, path, lambda name, value: value.dtype.kind not in 'fiu', 'not numbers')
         with np.errstate(over='ignore'):
             weights = {name: value.astype(np.float32) for name, value in weights.items()}
-        bad = [name for name, value in weights.items() if not np.isfinite(value).all()]
-        if bad:
-            raise InputError('checkpoint %s: infinite, not a number, or beyond float32: %s' % (path, listed(bad)))
+        refuse(weights, path, lambda name, value: not np.isfinite(value).all(),
+               'infinite, not a number, or beyond float32')
+        refuse(weights, path, lambda name, value: name.endswith('/variance/EMA') and bool((value < 0).any()),
+               'variances below 0, which have no root: give a checkpoint that was not damaged or averaged wrongly')
         return weights
+    check_prefix(weights, path)
     raise InputError('checkpoint %s does not fit %s with depth %d and %d classes: %s. %s' % (
         path, network.arch, network.depth, network.num_classes, '; '.join(problems), advice(weights, network)))
+
+
+def refuse(weights: Weights, path: str, bad: Callable[[str, Any], bool], what: str) -> None:
+    """Raise InputError that names the variables that are bad."""
+    names = [name for name, value in weights.items() if bad(name, value)]
+    if names:
+        raise InputError('checkpoint %s: %s: %s' % (path, what, listed(names)))
 
 
 def misfits(weights: Weights, network: Network) -> List[str]:

@@ -202,7 +202,7 @@ def with_progress(rounds: Iterator[Tuple[range, np.ndarray]], tally: Tally, worl
         for positions, outcomes in rounds:
             tally.add(positions, outcomes)
             shown = tally.figures[-1]
-            bar.set_postfix_str('error %.4f, success %.4f' % (shown.rate('wrong_top1'), shown.rate('successes')),
+            bar.set_postfix_str('error %s, success %s' % (shown.text('wrong_top1', 4), shown.text('successes', 4)),
                                 refresh=False)
             bar.update(len(positions))
             yield positions, outcomes

@@ -5,9 +5,11 @@ order of the validation set. Before each line stands the CRC-32 of the rest of i
 recognised and overwritten.
 """
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
+import logging
 import os
 import stat
 import zlib
@@ -19,7 +21,11 @@ from evaluation.outcomes import OUTCOME, OUTCOME_FIELDS
 from runtime.errors import InputError, RunError
 from runtime.files import sync_folder
 
+log = logging.getLogger(__name__)
+
 FORMAT = 'evaluation journal 1'
+# What a file system without locks (some of Lustre and NFS) answers; of a rival's lock it is EWOULDBLOCK
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
 
 
 class Journal:
@@ -71,6 +77,11 @@ class Journal:
         except BlockingIOError:
             raise InputError('the journal %s is in use by another evaluation: wait for it, or give another file'
                              % self._path)
+        except OSError as e:
+            if e.errno not in NO_LOCKS:
+                raise
+            log.warning('the journal %s can\'t be locked on its file system (%s): no other evaluation may use it '
+                        'meanwhile, and none would be noticed', self._path, e.strerror)
         end = self._check(header, num_images)
         self._file.truncate(end)
         if end == 0:

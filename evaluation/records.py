@@ -1,6 +1,7 @@
 """All that is kept of an evaluation, behind one object: journal, tables, saved images, results. The chief's, or
 nobody's."""
 import argparse
+import logging
 import os
 from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
 
@@ -16,9 +17,12 @@ from evaluation.saved_images import MANIFEST, prepare_directory
 from kernels.convolution import instruction_set
 from nets import Network
 from runtime.distributed import World
+from runtime.errors import InputError, RunError
 from runtime.files import check_writable
 from runtime.fingerprint import code_sha256, sha256_of_files, versions
 from third_party.imagenet import Dataset
+
+log = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
@@ -64,8 +68,11 @@ class Records:
     def add(self, positions: range, outcomes: np.ndarray) -> None:
         """Keep the outcomes of the next images, (N, number of strengths) of OUTCOME."""
 
-    def write_results(self, figures: Sequence[Figures], ranks: int) -> None:
-        """Write the records of all strengths, when every image is done."""
+    def write_results(self, figures: Sequence[Figures], ranks: int, warnings: Sequence[str]) -> None:
+        """Write the records of all strengths, when every image is done; warnings: what was said of the job.
+
+        Raises InputError or RunError where one of the files could not be written, after all others were.
+        """
 
 
 class ChiefsRecords(Records):
@@ -74,6 +81,7 @@ class ChiefsRecords(Records):
     def __init__(self, options: argparse.Namespace, inputs: Inputs):
         self._options, self._inputs = options, inputs
         self._journal: Optional[Journal] = None
+        self._failures: List[Exception] = []
         for path in filter(None, [options.results, options.per_image]):
             check_writable(path)
         self._facts = evaluation_facts(options, inputs) if options.results or options.journal else {}
@@ -84,16 +92,20 @@ class ChiefsRecords(Records):
         if options.save_adversarial:
             self.token = prepare_directory(options.save_adversarial, inputs.strengths, done=self.num_done,
                                            continued=self._journal is not None and self._journal.existed)
+            check_writable(os.path.join(options.save_adversarial, MANIFEST))
 
     def __enter__(self) -> 'ChiefsRecords':
         saved = self._options.save_adversarial
         self._tables = ImageTables(self._options.per_image, saved and os.path.join(saved, MANIFEST),
                                    self._inputs.dataset, self._inputs.strengths)
-        self._tables.__enter__()
+        self._tables.open()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._tables.__exit__(*error)
+        # what went wrong waits until the figures, which took hours, are printed and written
+        self._failures += self._tables.close(error)
+        if error[0] and self._failures:
+            raise self._failures[0]
 
     def replay(self) -> Iterator[Tuple[range, np.ndarray]]:
         for positions, outcomes in self._journal.replay() if self._journal else ():
@@ -105,14 +117,22 @@ class ChiefsRecords(Records):
             self._journal.append(positions, outcomes)
         self._tables.write(positions, outcomes)
 
-    def write_results(self, figures: Sequence[Figures], ranks: int) -> None:
+    def write_results(self, figures: Sequence[Figures], ranks: int, warnings: Sequence[str]) -> None:
         options = self._options
         if options.results:
             facts = dict(self._facts, checkpoint=options.load, data=options.data, ranks=ranks, batch=options.batch,
-                         instruction_set=instruction_set(), saved_adversarial=options.save_adversarial)
-            write_results(options.results, facts, [
-                attack_record(strength, of_strength, saved=bool(options.save_adversarial))
-                for strength, of_strength in zip(self._inputs.strengths, figures)])
+                         instruction_set=instruction_set(), saved_adversarial=options.save_adversarial,
+                         warnings=list(warnings))
+            attacks = [attack_record(strength, of_strength, saved=bool(options.save_adversarial))
+                       for strength, of_strength in zip(self._inputs.strengths, figures)]
+            try:
+                write_results(options.results, facts, attacks)
+            except (InputError, RunError) as e:
+                self._failures.append(e)
+        for failure in self._failures[:-1]:
+            log.error('%s', failure)
+        if self._failures:
+            raise self._failures[-1]
 
 
 def open_records(options: argparse.Namespace, inputs: Inputs, world: World) -> Records:

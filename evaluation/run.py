@@ -19,6 +19,7 @@ from nets import find_network
 from runtime.agreement import check_agreement
 from runtime.distributed import World, connect
 from runtime.hardware import warn_of_cost
+from runtime.pixels import mistaken_attack
 from third_party.imagenet import load_dataset
 
 log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ def run_evaluation(options: argparse.Namespace) -> int:
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
                     data=inputs.dataset.listing(options.data), more_code=attacker_sha256(inputs.attacker))
     warn_of_cost(options.attack_dtype, options.xla)
+    warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
+    for warning in warnings:
+        log.warning('%s', warning)
     records = open_records(options, inputs, world)
     begin, token = world.from_chief([records.num_done, records.token])  # all ranks begin at the same image
     if options.save_adversarial:
@@ -41,7 +45,8 @@ def run_evaluation(options: argparse.Namespace) -> int:
         if begin == 0:
             for suspicion in suspicions(tower, session, inputs.dataset, world, image_size=options.image_size,
                                         batch=options.batch):
-                log.warning(suspicion)
+                log.warning('%s', suspicion)
+                warnings.append(suspicion)
         for positions, outcomes in records.replay():
             tally.add(positions, outcomes)
         attack = functools.partial(attack_batch, tower, session, strengths=inputs.strengths,
@@ -53,7 +58,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
 
     if world.is_chief:
         print_figures(inputs.strengths, tally.figures, saved=bool(options.save_adversarial))
-    records.write_results(tally.figures, ranks=world.size)
+    records.write_results(tally.figures, ranks=world.size, warnings=warnings)
     return 0
 
 
@@ -88,6 +93,6 @@ def print_figures(strengths: Sequence[Strength], figures: Sequence[Figures], *, 
         print('%d images, %d attack steps, epsilon %g, step size %g' % (
             of_strength.num_images, strength.num_iter, strength.epsilon, strength.step_used))
         if saved:
-            print('as saved: top-1 error %.6f, attack success rate %.6f, top-5 error %.6f' % tuple(
-                of_strength.rate('saved_' + count) for count in ('wrong_top1', 'successes', 'wrong_top5')))
-        print(of_strength.lines())
+            print('as saved: top-1 error %s, attack success rate %s, top-5 error %s' % tuple(
+                of_strength.text('saved_' + count) for count in ('wrong_top1', 'successes', 'wrong_top5')))
+        print(of_strength.lines(clean=strength.num_iter == 0))

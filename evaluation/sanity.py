@@ -3,7 +3,7 @@
 A sample of the validation images is classified clean, as they are and with their channels swapped. What looks wrong is
 a warning, not an error: a bad network may be what somebody wants to measure.
 """
-from typing import List
+from typing import List, Sequence
 
 from runtime.compat import tf
 
@@ -25,14 +25,18 @@ SIGNIFICANT = 3.3  # standard deviations: one false alarm in two thousand
 def suspicions(tower: AttackTower, session: tf.Session, dataset: Dataset, world: World, *, image_size: int,
                batch: int) -> List[str]:
     """Say what looks wrong, one sentence each; nothing where all looks well. All ranks must call it."""
-    positions = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE).astype(int)).tolist()
-    mine = positions[world.rank::world.size]
+    mine = sample(range(len(dataset)))[world.rank::world.size]
     parts = [mine[i:i + batch] for i in range(0, len(mine), batch)]
     rows = [np.zeros((0, 3), np.int64)]
     for b in validation_batches(dataset, parts, image_size=image_size):
         seen = [session.run(tower.prediction, {tower.image: pixels}) for pixels in (b.images, b.images[..., ::-1])]
         rows.append(np.stack([b.labels] + seen, axis=1).astype(np.int64))
     return judge(*world.gather(np.concatenate(rows)).T)
+
+
+def sample(positions: Sequence) -> List:
+    """Choose at most SAMPLE, spread over all."""
+    return [positions[i] for i in np.unique(np.linspace(0, len(positions) - 1, SAMPLE).astype(int))]
 
 
 def judge(labels: np.ndarray, predictions: np.ndarray, swapped: np.ndarray) -> List[str]:

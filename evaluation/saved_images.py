@@ -90,6 +90,7 @@ class Listed(NamedTuple):
     label: int
     target: int
     strength: Tuple[float, ...]  # attack_iter and epsilon
+    clean: bool  # not attacked, as far as the manifest says
 
 
 def read_manifest(path: str) -> Dict[str, Listed]:
@@ -109,8 +110,9 @@ def read_manifest(path: str) -> Dict[str, Listed]:
                 label, target = int(row['label']), int(row.get('target') or -1)
                 if label == target:
                     raise ValueError('%s has its label as its target' % row['file'])
-                listed[image] = Listed(label, target, tuple(
-                    float(row[name]) for name in ('attack_iter', 'epsilon') if row.get(name)))
+                strength = tuple(float(row[name]) for name in ('attack_iter', 'epsilon') if row.get(name))
+                clean = float(row['attack_iter']) == 0 if row.get('attack_iter') else not strength and target < 0
+                listed[image] = Listed(label, target, strength, clean)
     except OSError as e:
         raise InputError('cannot read %s: %s' % (path, e.strerror))
     except InputError:

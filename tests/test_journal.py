@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evaluation.journal import Journal
-from evaluation.outcomes import OUTCOME, Tally
+from evaluation.outcomes import OUTCOME, Figures, Tally
 from runtime.errors import InputError
 
 FACTS = dict(arch='ResNet', seed=0, strengths=[[10, 16.0, 1.0], [100, 16.0, 1.0]])
@@ -157,3 +157,5 @@ def test_figures_count_what_the_outcomes_say():
     figures = tally.figures[0]
     assert (figures.num_images, figures.wrong_top1, figures.wrong_top5, figures.successes) == (4, 3, 2, 1)
     assert figures.rate('wrong_top1') == 0.75
+    assert figures.targeted == 3 and figures.rate('successes') == 1 / 3
+    assert Figures().rate('wrong_top1') is None and 'nan' not in Figures().lines()

@@ -74,6 +74,18 @@ def test_in_a_browser(report):
     assert len(widths) == 19 and int(widths[0]) > 1000 and set(widths[1:]) == {'32'}
 
 
+def test_figures_that_are_not_known(report, python, tmp_path):
+    results = json.loads((report / 'plain.json').read_text())
+    for record in results['attacks']:
+        for name in ('top1_error', 'top5_error', 'attack_success_rate'):
+            record[name] = record[name + '_interval'] = None
+    (tmp_path / 'r.json').write_text(json.dumps(results))
+    done = python('-m', 'tools.report', tmp_path / 'r.json', '--out', tmp_path / 'out')
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert page.count('n/a') == 4 + 4 + 3 and 'nan' not in page  # the clean one has no success at all
+
+
 @pytest.mark.parametrize('content, said', [
     (None, 'cannot read'), ('', 'no file of main.py --eval --results'), ('[]', 'no file of'),
     ('{"attacks": []}', 'no file of'), ('{"attacks": [{"attack_iter": "ten"}]}', 'no file of')])

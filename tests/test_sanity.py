@@ -4,7 +4,7 @@ import os
 import cv2
 import numpy as np
 import pytest
-from evaluating import alone, evaluate
+from evaluating import SMALL, alone, evaluate
 from photos import photographs
 
 from evaluation.sanity import judge
@@ -40,18 +40,22 @@ def test_few_images_prove_nothing():
 
 @pytest.fixture(scope='module')
 def own_classes(tmp_path_factory, classifier):
-    """A writer of data sets whose labels are what the network says: write(shift of the labels, swap the channels)."""
+    """A writer of data sets whose labels are what the network says: write(shift of the labels, swap the channels,
+    whether images are given to the network as they are)."""
     photos = [cv2.resize(p, (32, 32)) for p in photographs(60, seed=3)]
     names = ['%03d.png' % i for i in range(60)]
     folder = tmp_path_factory.mktemp('photos')
     for name, photo in zip(names, photos):
         cv2.imwrite(str(folder / name), photo)
     from third_party.images import decode, validation_image
-    seen = np.stack([validation_image(decode(str(folder / name)), 32) for name in names])
-    predictions = classifier().logits(seen).argmax(axis=1)
-    assert len(set(predictions)) > 3
+    seen = [decode(str(folder / name)) for name in names]
+    prepared = np.stack([validation_image(image, 32) for image in seen])
+    said = {ready: classifier().logits(images).argmax(axis=1) for ready, images in ((False, prepared),
+                                                                                    (True, np.stack(seen)))}
+    assert len(set(said[False])) > 3
 
-    def write(shift=0, swap=False):
+    def write(shift=0, swap=False, ready=False):
+        predictions = said[ready]
         data = tmp_path_factory.mktemp('data')
         os.makedirs(str(data / 'val'))
         for name, photo in zip(names, photos):
@@ -91,3 +95,27 @@ def test_a_robust_network_with_its_channels_exchanged():
             pair = (right, better) if exchanged else (better, right)
             found[exchanged] += any('swapped' in s for s in judge(labels, *pair))
     assert found[True] > 150 and found[False] == 0
+
+
+@pytest.mark.parametrize('wrong, columns, said', [
+    (dict(), {}, None),
+    (dict(shift=1), {}, 'labels are likely shifted'),
+    (dict(swap=True), {}, 'RGB and BGR are likely swapped'),
+    (dict(shift=5), dict(attack_iter=0, epsilon=16, target=''), 'the clean error is 100%'),
+    (dict(shift=1), dict(attack_iter=10, epsilon=16), None),  # of attacked images nothing can be said
+    (dict(shift=1), dict(target=11), None)])
+def test_scoring_warns_of_clean_images(python, own_classes, weights_file, tmp_path, wrong, columns, said):
+    data = own_classes(ready=True, **wrong)
+    manifest = data / 'val' / 'labels.csv'
+    with open(str(manifest), 'w') as f:
+        f.write(','.join(['file', 'label'] + list(columns)) + '\n')
+        for name, label in (line.split() for line in (data / 'val.txt').read_text().splitlines()):
+            target = dict(target=(int(label) + 3) % 10) if columns.get('target') else {}
+            f.write(','.join([name, label] + [str(v) for v in dict(columns, **target).values()]) + '\n')
+    done = python('main.py', '--eval-directory', data / 'val', '--labels', manifest, '--load', weights_file(),
+                  '--prediction-file', tmp_path / 'p.txt', *SMALL)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if 'main.py: warning' in line]
+    assert len(warnings) == (said is not None), done.stderr
+    assert said is None or said in warnings[0] and ('column attack_iter' in warnings[0]) == (not columns)
+    assert len((tmp_path / 'p.txt').read_text().splitlines()) == 60 and 'Top1 Error: ' in done.stdout

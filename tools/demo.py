@@ -63,9 +63,10 @@ def evaluate(checkpoint: str, data: str, log: str) -> Dict[int, Dict[str, float]
     """Attack a network with each number of steps of STRENGTHS; returns the figures of each (see read_figures)."""
     figures = {}
     for k in STRENGTHS:
-        figures[k] = read_figures(run(
+        printed = read_figures(run(
             [sys.executable, 'main.py', '--eval', '--load', checkpoint, '--data', data, '--batch', '120'] + SHAPE +
             NETWORK + ['--attack-iter', str(k), '--attack-epsilon', str(EPSILON)], '%s-%d.log' % (log, k)))
+        figures[k] = {title: rate for title, rate in printed.items() if rate is not None}
     return figures
 
 

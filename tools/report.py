@@ -28,8 +28,8 @@ from third_party.images import decode, validation_image
 EXAMPLES = 6
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html.j2')
 PANELS = [('top1_error', 'top-1 error, %'), ('attack_success_rate', 'attack success, %')]
-NUMBERS = ('attack_iter', 'epsilon', 'step_size', 'num_images', 'top1_error', 'top5_error', 'attack_success_rate')
-INTERVALS = ('top1_error_interval', 'attack_success_rate_interval')
+NUMBERS = ('attack_iter', 'epsilon', 'step_size', 'num_images')
+RATES = ('top1_error', 'top5_error', 'attack_success_rate')
 
 
 class Curve(NamedTuple):
@@ -54,8 +54,12 @@ def read_results(path: str) -> Dict[str, Any]:
         for record in results['attacks']:
             for key in NUMBERS:
                 float(record[key])
-            for key in INTERVALS:
-                low, high = map(float, record[key])
+            for key in RATES:  # null where it can't be known, and its interval too
+                if record[key] is not None:
+                    float(record[key])
+            for key, _ in PANELS:
+                if record[key] is not None:
+                    low, high = map(float, record[key + '_interval'])
         if not results['attacks']:
             raise KeyError('attacks')
         results['arch'], results['depth'], int(results['image_size'])
@@ -92,7 +96,8 @@ def draw(curves: List[Curve]) -> bytes:
     steps = sorted({r['attack_iter'] for curve in curves for r in curve.records})
     for panel, (key, label) in zip(axes, PANELS):
         for curve in curves:
-            shown = [r for r in curve.records if r['attack_iter'] > 0 or key == 'top1_error']
+            shown = [r for r in curve.records
+                     if r[key] is not None and (r['attack_iter'] > 0 or key == 'top1_error')]
             x = [r['attack_iter'] for r in shown]
             y = np.array([r[key] for r in shown])
             low, high = np.array([r[key + '_interval'] for r in shown]).reshape(-1, 2).T
@@ -159,7 +164,8 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
         difference = np.clip(127.5 + 127.5 * change, 0, 255).astype(np.uint8)
         outcome = 'the target' if row['success'] == '1' else \
             'still its label' if row['prediction'] == row['label'] else 'neither'
-        title = 'label %s, target %s; classified as %s: %s' % (row['label'], row['target'], row['prediction'], outcome)
+        title = 'label %s, target %s; classified as %s: %s' % (row['label'], row['target'] or 'none',
+                                                               row['prediction'] or 'nothing', outcome)
         yield Example(title, *[data_address(cv2.imencode('.png', image)[1].tobytes())
                                for image in (clean, attacked, difference)])
 

@@ -19,6 +19,7 @@ from runtime.agreement import check_agreement
 from runtime.distributed import HorovodWorld, World
 from runtime.errors import InputError
 from runtime.hardware import warn_of_cost
+from runtime.pixels import mistaken_attack
 from third_party.imagenet import Dataset, class_names, count_images, load_dataset
 from training.callbacks import LossGuard, Saver, ScheduledLearningRate, ScheduledPosition, StopOnSignal
 from training.input import errors_of_input, training_input
@@ -39,6 +40,8 @@ from training.records import Statistics, evaluated_epochs, forget_after
 from training.schedule import LearningRate, attack_iters_after
 from training.trainer import AccumulatingTrainer, SessionCreator
 from training.validation import DistributedEvaluation, Validation
+
+log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
 IMAGENET_TRAINING_IMAGES = 1281167  # the length of a --fake epoch
@@ -74,6 +77,9 @@ def run_training(options: argparse.Namespace) -> int:
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load) if options.load else [],
                     data=inputs.validation.listing(options.data) if inputs.validation else inputs.classes)
     warn_of_cost(options.attack_dtype, options.xla)
+    if inputs.attack.num_iter or (inputs.validation and options.training_eval == 'all'):
+        for mistake in mistaken_attack([inputs.attack.epsilon], inputs.attack.step_size):
+            log.warning('%s', mistake)
     plan = make_plan(options, inputs, world)
     if plan.start.epoch <= options.max_epoch or plan.catch_up:
         train(options, inputs, plan, world, stopper)
