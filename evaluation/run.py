@@ -20,6 +20,7 @@ from runtime.agreement import check_agreement
 from runtime.distributed import World, connect
 from runtime.hardware import warn_of_cost
 from third_party.imagenet import load_dataset
+from third_party.images import PREPARATIONS
 
 log = logging.getLogger(__name__)
 
@@ -36,18 +37,18 @@ def run_evaluation(options: argparse.Namespace) -> int:
     if options.save_adversarial:
         check_directory(options.save_adversarial, token)
 
-    tally = Tally(inputs.dataset.labels, len(inputs.strengths))
+    tally, prepare = Tally(inputs.dataset.labels, len(inputs.strengths)), PREPARATIONS[options.preprocess]
     with attacked_network(options, inputs, world) as (tower, session), records:
         if begin == 0:
             for suspicion in suspicions(tower, session, inputs.dataset, world, image_size=options.image_size,
-                                        batch=options.batch):
+                                        batch=options.batch, prepare=prepare):
                 log.warning(suspicion)
         for positions, outcomes in records.replay():
             tally.add(positions, outcomes)
         attack = functools.partial(attack_batch, tower, session, strengths=inputs.strengths,
                                    save=ImageWriter(options.save_adversarial) if options.save_adversarial else None)
         rounds = evaluate(attack, len(inputs.strengths), inputs.dataset, world, image_size=options.image_size,
-                          batch=options.batch, begin=begin)
+                          batch=options.batch, begin=begin, prepare=prepare)
         for positions, outcomes in with_progress(rounds, tally, world, total=len(inputs.dataset), begin=begin):
             records.add(positions, outcomes)
 

@@ -15,7 +15,7 @@ from runtime.errors import InputError
 from runtime.files import WholeFile, check_writable
 from third_party.batches import map_ahead
 from third_party.imagenet import find_images
-from third_party.images import decode, validation_image
+from third_party.images import PREPARATIONS, Preparation, decode, resized_image
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,8 @@ def run_scoring(options: argparse.Namespace) -> int:
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
                                  batch=options.batch)
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
-                               ignored=[options.labels] if options.labels else [])
+                               ignored=[options.labels] if options.labels else [],
+                               prepare=PREPARATIONS[options.preprocess])
     print('predictions are in %s' % options.prediction_file)
     if options.labels:
         print_scores(scores, len(listed))
@@ -60,8 +61,8 @@ def print_scores(scores: Scores, num_listed: int) -> None:
 Image = Tuple[str, Optional[np.ndarray], str]  # path, what the network sees of it, what is wrong where that is None
 
 
-def read_image(path: str, image_size: int, listed: Dict[str, Listed]) -> Image:
-    """Read an image as the network is to see it.
+def read_image(path: str, image_size: int, listed: Dict[str, Listed], prepare: Preparation) -> Image:
+    """Read an image as the network is to see it: as `prepare` makes it.
 
     A listed image was made for a network, and is what it sees already; resizing it would undo what an attack did.
     """
@@ -70,7 +71,7 @@ def read_image(path: str, image_size: int, listed: Dict[str, Listed]) -> Image:
             raise InputError('%r has a line break in its name: rename it' % path)
         image = decode(path)
         if os.path.realpath(path) not in listed:
-            return path, validation_image(image, image_size), ''
+            return path, prepare(image, image_size), ''
         if image.shape[:2] != (image_size, image_size):
             raise InputError('%s has %dx%d pixels, and the manifest is for images that are ready for a network of %dx%d'
                              % (path, image.shape[1], image.shape[0], image_size, image_size))
@@ -92,11 +93,13 @@ def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
 
 
 def write_predictions(classifier: Classifier, directory: str, prediction_file: str,
-                      listed: Optional[Dict[str, Listed]] = None, ignored: Sequence[str] = ()) -> Scores:
+                      listed: Optional[Dict[str, Listed]] = None, ignored: Sequence[str] = (),
+                      prepare: Preparation = resized_image) -> Scores:
     """Classify the images below `directory`; write a line `path,label` for each, in the order of `find_images`.
 
     A file that is not a readable image is named in a message and gets no line. The prediction file appears when it is
-    complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images.
+    complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images. `prepare`:
+    makes of an image that is not listed what the network sees.
     Raises InputError where there is no image at all or the file can't be written.
     """
     # predictions of an earlier run, and a manifest, may lie in the folder
@@ -107,7 +110,7 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     figures: Dict[Tuple[float, ...], Figures] = {}
     failed = 0
     with WholeFile(prediction_file) as out, tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
-        images = map_ahead(lambda p: read_image(p, classifier.image_size, listed), paths,
+        images = map_ahead(lambda p: read_image(p, classifier.image_size, listed, prepare), paths,
                            threads=min(16, os.cpu_count() or 1), ahead=2 * classifier.batch)
         for chunk in in_chunks(images, classifier.batch):
             for path, prediction, in_top5, problem in classified(classifier, chunk, listed):

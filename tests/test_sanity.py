@@ -46,8 +46,8 @@ def own_classes(tmp_path_factory, classifier):
     folder = tmp_path_factory.mktemp('photos')
     for name, photo in zip(names, photos):
         cv2.imwrite(str(folder / name), photo)
-    from third_party.images import decode, validation_image
-    seen = np.stack([validation_image(decode(str(folder / name)), 32) for name in names])
+    from third_party.images import decode
+    seen = np.stack([decode(str(folder / name)) for name in names])
     predictions = classifier().logits(seen).argmax(axis=1)
     assert len(set(predictions)) > 3
 
@@ -65,7 +65,7 @@ def own_classes(tmp_path_factory, classifier):
 @pytest.mark.parametrize('wrong, said', [
     (dict(), None), (dict(shift=1), 'labels are likely shifted'), (dict(swap=True), 'RGB and BGR are likely swapped')])
 def test_an_evaluation_warns_and_goes_on(root, own_classes, weights_file, wrong, said):
-    done = evaluate(root, alone, own_classes(**wrong), weights_file(), '--attack-iter', 0)
+    done = evaluate(root, alone, own_classes(**wrong), weights_file(), '--attack-iter', 0, '--preprocess', 'resize')
     warnings = [line for line in done.stderr.splitlines() if 'main.py: warning' in line]
     assert len(warnings) == (said is not None), done.stderr
     assert said is None or said in warnings[0]

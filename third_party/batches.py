@@ -8,7 +8,7 @@ from typing import Callable, Deque, Iterable, Iterator, NamedTuple, Optional, Se
 import numpy as np
 
 from third_party.imagenet import Dataset
-from third_party.images import decode, validation_image
+from third_party.images import Preparation, decode, validation_image
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -42,14 +42,14 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, thre
 
 
 def validation_batches(dataset: Dataset, parts: Sequence[Sequence[int]], *, image_size: int,
-                       threads: Optional[int] = None) -> Iterator[Batch]:
-    """Yield a batch for each of the `parts`, which are positions in the data set, preprocessed for validation.
+                       prepare: Preparation = validation_image, threads: Optional[int] = None) -> Iterator[Batch]:
+    """Yield a batch for each of the `parts`, which are positions in the data set, of images that `prepare` made.
 
     Raises InputError naming the file when an image can't be read: leaving it out would give a wrong result.
     """
     threads = threads or min(16, len(os.sched_getaffinity(0)))
     largest = max(map(len, parts), default=0)
-    images = map_ahead(lambda i: validation_image(decode(dataset.paths[i]), image_size),
+    images = map_ahead(lambda i: prepare(decode(dataset.paths[i]), image_size),
                        itertools.chain.from_iterable(parts), threads=threads, ahead=2 * largest + threads)
     for part in parts:
         yield Batch(np.stack([next(images) for _ in part]), np.array([dataset.labels[i] for i in part], np.int32),

@@ -8,7 +8,7 @@ is one affine map of the colours costs a tenth of the same change made step by s
 import os
 import re
 import zlib
-from typing import NamedTuple, Optional
+from typing import Callable, Dict, NamedTuple, Optional
 
 import cv2
 import numpy as np
@@ -128,6 +128,19 @@ def _check_png(data: bytes) -> Optional[str]:
 def validation_image(image: np.ndarray, size: int = 224) -> np.ndarray:
     """Resize the shortest edge to size * 256 / 224, and cut out the centre, for evaluation: uint8 (size, size, 3)."""
     return _resized_centre(image, int(round(size * 256 / 224.)), size)
+
+
+def resized_image(image: np.ndarray, size: int = 224) -> np.ndarray:
+    """Resize the whole image, whatever its shape, with cubic interpolation, as the published code scores a folder:
+    uint8 (size, size, 3). An image of that size stays as it is."""
+    if image.shape[:2] == (size, size):
+        return image
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+Preparation = Callable[[np.ndarray, int], np.ndarray]  # an image of any size, and the network's, make what it sees
+# What main.py --preprocess names
+PREPARATIONS: Dict[str, Preparation] = {'resize': resized_image, 'validation': validation_image}
 
 
 class Crop(NamedTuple):
