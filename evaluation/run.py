@@ -10,6 +10,7 @@ from runtime.compat import ask_for_determinism, tf
 import checkpoint
 from adv_model import AttackTower, PGDAttacker
 from evaluation.attack import attack_batch, attacker_sha256, evaluate, load_attacker, with_progress
+from evaluation.contents import read_contents
 from evaluation.outcomes import Figures, Strength, Tally
 from evaluation.records import Inputs, open_records
 from evaluation.sanity import suspicions
@@ -32,7 +33,8 @@ def run_evaluation(options: argparse.Namespace) -> int:
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
                     data=inputs.dataset.listing(options.data), more_code=attacker_sha256(inputs.attacker))
     warn_of_cost(options.attack_dtype, options.xla)
-    records = open_records(options, inputs, world)
+    contents = read_contents(inputs.dataset, world, options.batch)
+    records = open_records(options, inputs, contents, world)
     begin, token = world.from_chief([records.num_done, records.token])  # all ranks begin at the same image
     if options.save_adversarial:
         check_directory(options.save_adversarial, token)
