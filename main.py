@@ -34,6 +34,7 @@ def main() -> int:
 LARGEST = 2 ** 31 - 1
 MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before its end
 ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
+PREPROCESS = ['resize', 'validation']  # the names in third_party.images.PREPARATIONS, which takes OpenCV
 
 
 def positive_int(text: str) -> int:
@@ -73,6 +74,7 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
     check_options(options)
     options.xla = options.xla or options.use_fp16xla
     options.attack_dtype = options.attack_dtype or ('float16' if options.use_fp16xla else 'float32')
+    options.preprocess = options.preprocess or ('resize' if options.eval_directory else 'validation')
     return options
 
 
@@ -107,6 +109,9 @@ def command_line() -> Parser:
     which = job.add_mutually_exclusive_group()
     which.add_argument('--eval', action='store_true', help='evaluate --load on the validation images of --data')
     which.add_argument('--eval-directory', metavar='DIR', help='classify all images below a folder with --load')
+    job.add_argument('--preprocess', choices=PREPROCESS,
+                     help='resize: whole images to the network\'s size, those of that size stay as they are (of '
+                          '--eval-directory); validation: shortest edge 256, then the centre 224 (of --eval)')
     job.add_argument('--results', metavar='FILE', help='where the figures of --eval go, as JSON')
     job.add_argument('--per-image', metavar='FILE', help='where a row for each image and attack goes, as CSV')
     job.add_argument('--save-adversarial', metavar='DIR',
@@ -184,6 +189,8 @@ def check_options(options: argparse.Namespace) -> None:
     for flag in ('results', 'per_image', 'save_adversarial', 'journal', 'attacker'):
         if getattr(options, flag) and not options.eval:
             raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
+    if options.preprocess and not (options.eval or options.eval_directory):
+        raise InputError('--preprocess goes with --eval and --eval-directory')
     check_outputs(options)
     if options.labels and not options.eval_directory:
         raise InputError('--labels goes with --eval-directory')

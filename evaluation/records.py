@@ -16,6 +16,7 @@ from evaluation.results import ImageTables, attack_record, write_results
 from evaluation.saved_images import MANIFEST, prepare_directory
 from kernels.convolution import instruction_set
 from nets import Network
+from runtime.agreement import digest
 from runtime.distributed import World
 from runtime.errors import InputError, RunError
 from runtime.files import check_writable
@@ -35,18 +36,17 @@ class Inputs(NamedTuple):
 
 
 def evaluation_facts(options: argparse.Namespace, inputs: Inputs) -> Dict[str, Any]:
-    """Return all that the outcomes depend on, but for rounding: two evaluations with the same facts are the same one.
-
-    It reads the whole data set.
-    """
+    """Return all that the outcomes depend on, but for rounding and what the image files hold: two evaluations with the
+    same facts, of the same files, are the same one."""
     network, attacker = inputs.network, inputs.attacker
     return dict(
         arch=network.arch, depth=network.depth, classes=network.num_classes, image_size=options.image_size,
         checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)),
-        data_sha256=inputs.dataset.digest(options.data),
+        paths_and_labels_sha256=digest(inputs.dataset.listing(options.data)).hex(),
         num_images=len(inputs.dataset), seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
         attacker='%s:%s' % (attacker.__module__, attacker.__name__), attacker_sha256=attacker_sha256(attacker),
         strengths=[list(s) for s in inputs.strengths], saves_images=bool(options.save_adversarial),
+        preprocess=options.preprocess,
         code_sha256=code_sha256(), versions=versions())
 
 
@@ -78,8 +78,8 @@ class Records:
 class ChiefsRecords(Records):
     """What the flags ask for. Raises InputError, before any work, where something can't be written or continued."""
 
-    def __init__(self, options: argparse.Namespace, inputs: Inputs):
-        self._options, self._inputs = options, inputs
+    def __init__(self, options: argparse.Namespace, inputs: Inputs, contents: Sequence[str]):
+        self._options, self._inputs, self._contents = options, inputs, contents
         self._journal: Optional[Journal] = None
         self._failures: List[Exception] = []
         for path in filter(None, [options.results, options.per_image]):
@@ -87,7 +87,7 @@ class ChiefsRecords(Records):
         self._facts = evaluation_facts(options, inputs) if options.results or options.journal else {}
         if options.journal:
             self._journal = Journal(options.journal, self._facts, num_images=len(inputs.dataset),
-                                    num_strengths=len(inputs.strengths))
+                                    num_strengths=len(inputs.strengths), paths=inputs.dataset.paths, contents=contents)
             self.num_done = self._journal.num_done
         if options.save_adversarial:
             self.token = prepare_directory(options.save_adversarial, inputs.strengths, done=self.num_done,
@@ -120,7 +120,8 @@ class ChiefsRecords(Records):
     def write_results(self, figures: Sequence[Figures], ranks: int, warnings: Sequence[str]) -> None:
         options = self._options
         if options.results:
-            facts = dict(self._facts, checkpoint=options.load, data=options.data, ranks=ranks, batch=options.batch,
+            facts = dict(self._facts, data_sha256=self._inputs.dataset.digest(options.data, self._contents),
+                         checkpoint=options.load, data=options.data, ranks=ranks, batch=options.batch,
                          instruction_set=instruction_set(), saved_adversarial=options.save_adversarial,
                          warnings=list(warnings))
             attacks = [attack_record(strength, of_strength, saved=bool(options.save_adversarial))
@@ -135,6 +136,6 @@ class ChiefsRecords(Records):
             raise self._failures[-1]
 
 
-def open_records(options: argparse.Namespace, inputs: Inputs, world: World) -> Records:
-    """Return what this rank keeps. Raises InputError at the chief."""
-    return ChiefsRecords(options, inputs) if world.is_chief else Records()
+def open_records(options: argparse.Namespace, inputs: Inputs, contents: Sequence[str], world: World) -> Records:
+    """Return what this rank keeps. contents: as of read_contents. Raises InputError at the chief."""
+    return ChiefsRecords(options, inputs, contents) if world.is_chief else Records()

@@ -16,7 +16,7 @@ from runtime.errors import InputError, RunError
 from runtime.files import WholeFile, check_writable
 from third_party.batches import map_ahead
 from third_party.imagenet import find_images
-from third_party.images import decode, validation_image
+from third_party.images import PREPARATIONS, Preparation, decode, resized_image
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ def run_scoring(options: argparse.Namespace) -> int:
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
                                  batch=options.batch)
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
-                               ignored=[options.labels] if options.labels else [], doubt=bool(options.labels))
+                               ignored=[options.labels] if options.labels else [],
+                               prepare=PREPARATIONS[options.preprocess], doubt=bool(options.labels))
     if not scores.failure:
         print('predictions are in %s' % options.prediction_file)
     if options.labels:
@@ -71,8 +72,8 @@ def print_scores(scores: Scores, num_listed: int) -> None:
 Image = Tuple[str, Optional[np.ndarray], str]  # path, what the network sees of it, what is wrong where that is None
 
 
-def read_image(path: str, image_size: int, listed: Dict[str, Listed]) -> Image:
-    """Read an image as the network is to see it.
+def read_image(path: str, image_size: int, listed: Dict[str, Listed], prepare: Preparation) -> Image:
+    """Read an image as the network is to see it: as `prepare` makes it.
 
     A listed image was made for a network, and is what it sees already; resizing it would undo what an attack did.
     """
@@ -81,7 +82,7 @@ def read_image(path: str, image_size: int, listed: Dict[str, Listed]) -> Image:
             raise InputError('%r has a line break in its name: rename it' % path)
         image = decode(path)
         if os.path.realpath(path) not in listed:
-            return path, validation_image(image, image_size), ''
+            return path, prepare(image, image_size), ''
         if image.shape[:2] != (image_size, image_size):
             raise InputError('%s has %dx%d pixels, and the manifest is for images that are ready for a network of %dx%d'
                              % (path, image.shape[1], image.shape[0], image_size, image_size))
@@ -104,13 +105,13 @@ def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
 
 def write_predictions(classifier: Classifier, directory: str, prediction_file: str,
                       listed: Optional[Dict[str, Listed]] = None, ignored: Sequence[str] = (), *,
-                      doubt: bool = False) -> Scores:
+                      prepare: Preparation = resized_image, doubt: bool = False) -> Scores:
     """Classify the images below `directory`; write a line `path,label` for each, in the order of `find_images`.
 
     A file that is not a readable image is named in a message and gets no line. The prediction file appears when it is
-    complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images.
-    `doubt`: warn where the labels seem not to belong to the images.
-    Raises InputError where there is no image at all.
+    complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images. `prepare`:
+    makes of an image that is not listed what the network sees. `doubt`: warn where the labels seem not to belong to the
+    images. Raises InputError where there is no image at all.
     """
     # predictions of an earlier run, and a manifest, may lie in the folder
     others = {os.path.realpath(p) for p in (prediction_file, os.path.join(directory, MANIFEST), *ignored)}
@@ -120,7 +121,7 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     for suspicion in suspicions(paths, classifier, listed) if doubt else ():
         log.warning('%s', suspicion)
     scores = Scores(0, {})
-    images = map_ahead(lambda p: read_image(p, classifier.image_size, listed), paths,
+    images = map_ahead(lambda p: read_image(p, classifier.image_size, listed, prepare), paths,
                        threads=min(16, os.cpu_count() or 1), ahead=2 * classifier.batch)
     complete = False
     try:
@@ -137,7 +138,7 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     return scores
 
 
-def plus_chunk(scores: Scores, results: Iterable[Tuple[str, int, bool, str]], listed: Dict[str, Listed],
+def plus_chunk(scores: Scores, results: Iterable[Tuple[str, Optional[int], bool, str]], listed: Dict[str, Listed],
                out: Any) -> Scores:
     """Write the lines of some images, and count them."""
     failed, figures = scores.num_failed, dict(scores.figures)
@@ -145,10 +146,10 @@ def plus_chunk(scores: Scores, results: Iterable[Tuple[str, int, bool, str]], li
         if problem:
             failed += 1
             log.warning('%s', problem, extra={'word': 'not scored'})
-            continue
-        out.write('%s,%d\n' % (path, prediction))
+        else:
+            out.write('%s,%d\n' % (path, prediction))
         row = listed.get(os.path.realpath(path))
-        if row:
+        if row and prediction is not None:  # logits that are no numbers are wrong, as in an evaluation
             outcome = as_outcome(row, prediction, in_top5)
             figures[row.strength] = figures.get(row.strength, Figures()).plus(count([row.label], outcome))
     return Scores(failed, figures)
@@ -171,7 +172,7 @@ def suspicions(paths: Sequence[str], classifier: Classifier, listed: Dict[str, L
     if not rows:
         return []
     seen = []
-    images = map_ahead(lambda r: (read_image(r[0], classifier.image_size, listed)[1], r[1].label), sample(rows),
+    images = map_ahead(lambda r: (read_image(r[0], classifier.image_size, listed, resized_image)[1], r[1].label), sample(rows),
                        threads=min(16, os.cpu_count() or 1), ahead=2 * classifier.batch)
     readable = (item for item in images if item[0] is not None)  # the others are named when it is their turn
     for chunk in in_chunks(readable, classifier.batch):
@@ -185,9 +186,9 @@ def suspicions(paths: Sequence[str], classifier: Classifier, listed: Dict[str, L
 
 
 def classified(classifier: Classifier, chunk: Sequence[Image],
-               listed: Dict[str, Listed]) -> Iterator[Tuple[str, int, bool, str]]:
+               listed: Dict[str, Listed]) -> Iterator[Tuple[str, Optional[int], bool, str]]:
     """Yield (path, prediction, whether a listed image's label is in the top 5, what is wrong) of images, in their
-    order."""
+    order. The prediction is None where there is no image, -1 where the logits are no numbers."""
     readable = [(path, image) for path, image, _ in chunk if image is not None]
     results: Iterator[Tuple[int, bool]] = iter(())
     if readable:
@@ -195,8 +196,11 @@ def classified(classifier: Classifier, chunk: Sequence[Image],
         labels = np.array([row.label if row else 0 for row in rows])
         results = zip(*classifier.classify(np.stack([image for _, image in readable]), labels))
     for path, image, problem in chunk:
-        prediction, in_top5 = next(results) if image is not None else (-1, False)
-        if prediction < 0 and not problem:
+        if image is None:
+            yield path, None, False, problem
+            continue
+        prediction, in_top5 = next(results)
+        if prediction < 0:
             problem = '%s: the network\'s logits are no numbers' % path
         yield path, prediction, in_top5, problem
 

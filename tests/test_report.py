@@ -87,6 +87,10 @@ def test_figures_that_are_not_known(report, python, tmp_path):
 
 
 @pytest.mark.parametrize('content, said', [
+    ('{"attacks": [{"attack_iter": 0, "epsilon": 16, "step_size": 0, "num_images": 1, "top1_error": 0, '
+     '"top5_error": 0, "attack_success_rate": 0, "top1_error_interval": [0, 1], '
+     '"attack_success_rate_interval": [0, 1]}], "arch": "A", "depth": 14, "image_size": 32, '
+     '"preprocess": "no such"}', 'no file of'),
     (None, 'cannot read'), ('', 'no file of main.py --eval --results'), ('[]', 'no file of'),
     ('{"attacks": []}', 'no file of'), ('{"attacks": [{"attack_iter": "ten"}]}', 'no file of')])
 def test_bad_input(python, tmp_path, content, said):

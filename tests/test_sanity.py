@@ -40,22 +40,18 @@ def test_few_images_prove_nothing():
 
 @pytest.fixture(scope='module')
 def own_classes(tmp_path_factory, classifier):
-    """A writer of data sets whose labels are what the network says: write(shift of the labels, swap the channels,
-    whether images are given to the network as they are)."""
+    """A writer of data sets whose labels are what the network says: write(shift of the labels, swap the channels)."""
     photos = [cv2.resize(p, (32, 32)) for p in photographs(60, seed=3)]
     names = ['%03d.png' % i for i in range(60)]
     folder = tmp_path_factory.mktemp('photos')
     for name, photo in zip(names, photos):
         cv2.imwrite(str(folder / name), photo)
-    from third_party.images import decode, validation_image
-    seen = [decode(str(folder / name)) for name in names]
-    prepared = np.stack([validation_image(image, 32) for image in seen])
-    said = {ready: classifier().logits(images).argmax(axis=1) for ready, images in ((False, prepared),
-                                                                                    (True, np.stack(seen)))}
-    assert len(set(said[False])) > 3
+    from third_party.images import decode
+    seen = np.stack([decode(str(folder / name)) for name in names])
+    predictions = classifier().logits(seen).argmax(axis=1)
+    assert len(set(predictions)) > 3
 
-    def write(shift=0, swap=False, ready=False):
-        predictions = said[ready]
+    def write(shift=0, swap=False):
         data = tmp_path_factory.mktemp('data')
         os.makedirs(str(data / 'val'))
         for name, photo in zip(names, photos):
@@ -69,7 +65,7 @@ def own_classes(tmp_path_factory, classifier):
 @pytest.mark.parametrize('wrong, said', [
     (dict(), None), (dict(shift=1), 'labels are likely shifted'), (dict(swap=True), 'RGB and BGR are likely swapped')])
 def test_an_evaluation_warns_and_goes_on(root, own_classes, weights_file, wrong, said):
-    done = evaluate(root, alone, own_classes(**wrong), weights_file(), '--attack-iter', 0)
+    done = evaluate(root, alone, own_classes(**wrong), weights_file(), '--attack-iter', 0, '--preprocess', 'resize')
     warnings = [line for line in done.stderr.splitlines() if 'main.py: warning' in line]
     assert len(warnings) == (said is not None), done.stderr
     assert said is None or said in warnings[0]
@@ -105,7 +101,7 @@ def test_a_robust_network_with_its_channels_exchanged():
     (dict(shift=1), dict(attack_iter=10, epsilon=16), None),  # of attacked images nothing can be said
     (dict(shift=1), dict(target=11), None)])
 def test_scoring_warns_of_clean_images(python, own_classes, weights_file, tmp_path, wrong, columns, said):
-    data = own_classes(ready=True, **wrong)
+    data = own_classes(**wrong)
     manifest = data / 'val' / 'labels.csv'
     with open(str(manifest), 'w') as f:
         f.write(','.join(['file', 'label'] + list(columns)) + '\n')

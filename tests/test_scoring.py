@@ -32,9 +32,9 @@ def write_odd_images(folder):
     return sorted(os.path.relpath(os.path.join(d, f), str(folder)) for d, _, fs in os.walk(str(folder)) for f in fs)
 
 
-def score(python, folder, weights, out):
+def score(python, folder, weights, out, *flags):
     return python('main.py', '--eval-directory', folder, '--load', weights, '--prediction-file', out,
-                  '--batch', '4', *SMALL)
+                  '--batch', '4', *(SMALL + list(flags)))
 
 
 def read(out):
@@ -42,15 +42,16 @@ def read(out):
         return [line.rstrip('\n').rsplit(',', 1) for line in f]
 
 
-def test_every_kind_of_image_gets_its_label(python, tmp_path, weights_file, classifier):
-    from third_party.images import decode, validation_image
+@pytest.mark.parametrize('preprocess', ['resize', 'validation'])
+def test_every_kind_of_image_gets_its_label(python, tmp_path, weights_file, classifier, preprocess):
+    from third_party.images import PREPARATIONS, decode
     folder = tmp_path / 'images'
     names = write_odd_images(folder)
-    done = score(python, folder, weights_file(), tmp_path / 'out.txt')
+    done = score(python, folder, weights_file(), tmp_path / 'out.txt', '--preprocess', preprocess)
     assert done.returncode == 0, done.stderr
     rows = read(tmp_path / 'out.txt')
     assert [path for path, _ in rows] == [str(folder / name) for name in names]
-    images = np.stack([validation_image(decode(path), 32) for path, _ in rows])
+    images = np.stack([PREPARATIONS[preprocess](decode(path), 32) for path, _ in rows])
     assert [int(label) for _, label in rows] == list(classifier().logits(images).argmax(axis=1))
 
 

@@ -21,9 +21,8 @@ import hashlib
 import logging
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 from runtime.errors import InputError
 from third_party.folders import IMAGE_ENDINGS, has_entries, list_folder, read_lines, require_folder, scan
@@ -48,17 +47,15 @@ class Dataset:
         """List class names, every image's path in the folder, and labels: what tells the set without reading files."""
         return [self.class_names, [os.path.relpath(path, data_dir) for path in self.paths], self.labels]
 
-    def digest(self, data_dir: str) -> str:
+    def digest(self, data_dir: str, contents: Sequence[str]) -> str:
         """Return the SHA-256 of every image's path in the folder, label and content, in order.
 
-        It is the same wherever the folder lies. It takes reading all files. Raises InputError naming one that can't be
-        read.
+        It is the same wherever the folder lies. contents: the SHA-256 of each image's file, in hexadecimal digits.
         """
         sha256 = hashlib.sha256()
-        with ThreadPoolExecutor(8) as pool:  # file servers are slow one by one
-            for path, label, content in zip(self.paths, self.labels, pool.map(_sha256_of_file, self.paths)):
-                line = '%s\0%d\0%s\n' % (os.path.relpath(path, data_dir), label, content)
-                sha256.update(line.encode('utf-8', 'surrogateescape'))
+        for path, label, content in zip(self.paths, self.labels, contents):
+            line = '%s\0%d\0%s\n' % (os.path.relpath(path, data_dir), label, content)
+            sha256.update(line.encode('utf-8', 'surrogateescape'))
         return sha256.hexdigest()
 
 
@@ -227,14 +224,6 @@ def find_images(directory: str) -> List[str]:
     if not found:
         raise InputError('there is no image in %s' % directory)
     return [os.path.join(directory, name) for name in sorted(found)]
-
-
-def _sha256_of_file(path: str) -> str:
-    try:
-        with open(path, 'rb') as f:
-            return hashlib.sha256(f.read()).hexdigest()
-    except OSError as e:
-        raise InputError('cannot read %s: %s' % (path, e.strerror))
 
 
 def _labelled_by_folder(top: str, names: List[str], source: Optional[str]) -> Tuple[List[str], List[int]]:

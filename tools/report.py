@@ -23,7 +23,7 @@ from evaluation.outcomes import Strength
 from evaluation.saved_images import MANIFEST
 from runtime.command_line import Parser, run_command
 from runtime.errors import InputError
-from third_party.images import decode, validation_image
+from third_party.images import PREPARATIONS, Preparation, decode
 
 EXAMPLES = 6
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html.j2')
@@ -63,11 +63,17 @@ def read_results(path: str) -> Dict[str, Any]:
         if not results['attacks']:
             raise KeyError('attacks')
         results['arch'], results['depth'], int(results['image_size'])
+        preparation_of(results)
     except OSError as e:
         raise InputError('cannot read %s: %s' % (path, e.strerror))
     except (ValueError, KeyError, TypeError) as e:
         raise InputError('%s is no file of main.py --eval --results (%s: %s)' % (path, type(e).__name__, e))
     return results
+
+
+def preparation_of(results: Dict[str, Any]) -> Preparation:
+    """Return how an evaluation prepared its images; those that don't say so, as for validation."""
+    return PREPARATIONS[results.get('preprocess', 'validation')]
 
 
 def titles(paths: List[str], all_results: List[Dict[str, Any]]) -> List[str]:
@@ -153,7 +159,7 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
     for row in (rows[i] for i in chosen):
         photo = found(row['path'], results_file)
         try:
-            clean = validation_image(decode(photo or row['path']), results['image_size'])
+            clean = preparation_of(results)(decode(photo or row['path']), results['image_size'])
             attacked = decode(os.path.join(folder, row['file']))
         except InputError:  # gone, or damaged
             continue

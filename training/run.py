@@ -1,5 +1,6 @@
 """A training, from its flags to its end: tensorpack's HorovodTrainer on every rank, evaluated between epochs."""
 import argparse
+import logging
 import shlex
 from typing import List, NamedTuple, Optional
 
