@@ -1,22 +1,58 @@
-"""Checkpoints: the files, and whether they fit a network. Nothing half-loaded ever gets evaluated."""
+"""Checkpoints: the files, and whether they fit a network. Nothing half-loaded ever gets evaluated.
+
+TensorFlow is loaded by what needs it: a wrong name is told at once.
+"""
 import glob
 import os
 import re
 import zipfile
-from typing import Any, Callable, Dict, Iterable, List
-
-from runtime.compat import tf
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List
 
 import numpy as np
 
 from nets import ARCHITECTURES, DEPTHS, Network
 from runtime.errors import InputError
 
+if TYPE_CHECKING:
+    from runtime.compat import tf
+
 # Variables that training keeps beside the network's: the optimizer's, the schedule's, the smoothed summaries
 TRAINING_ONLY = re.compile(r'^(global_step|learning_rate|training/.*|EMA/.*|.*/Momentum|.*/EMA/(biased|local_step))$')
 MAX_NAMED = 4
 
 Weights = Dict[str, np.ndarray]
+
+
+def tf_prefix(path: str) -> str:
+    """Return the prefix of a TF checkpoint that is named by one of its files, or by the prefix itself."""
+    return re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
+
+
+def checkpoint_files(path: str) -> List[str]:
+    """List the files that hold a checkpoint's weights, sorted."""
+    if path.endswith('.npz'):
+        return [path]
+    prefix = tf_prefix(path)
+    return sorted(glob.glob(glob.escape(prefix) + '.index') + glob.glob(glob.escape(prefix) + '.data-*'))
+
+
+def check_files(path: str) -> None:
+    """Raise InputError where there is no checkpoint at `path`, or an .npz file that is cut off or no archive."""
+    if path.endswith('.npz'):
+        if not os.path.isfile(path):
+            raise InputError('no checkpoint %s' % path)
+        try:
+            zipfile.ZipFile(path).close()  # reads where its members are, which stands at its end
+        except Exception as e:  # a damaged file can end in many: all that happens here is reading it
+            raise damaged_npz(path, e)
+    elif not os.path.isfile(tf_prefix(path) + '.index'):
+        raise InputError('no checkpoint %s: give an .npz file, or model-<step> as training writes it, '
+                         'which has a %s.index' % (path, os.path.basename(tf_prefix(path))))
+
+
+def damaged_npz(path: str, error: Exception) -> InputError:
+    return InputError('checkpoint %s can\'t be read, it is damaged or not an .npz of plain arrays (%s); '
+                      'get it again' % (path, error))
 
 
 def read_checkpoint(path: str) -> Weights:
@@ -48,8 +84,7 @@ def check_names(names: Iterable[str], path: str) -> None:
 
 
 def read_npz(path: str) -> Weights:
-    if not os.path.isfile(path):
-        raise InputError('no checkpoint %s' % path)
+    check_files(path)
     try:
         # not np.load: for a damaged archive NumPy 1.18 also prints a traceback
         with zipfile.ZipFile(path) as archive:
@@ -58,8 +93,7 @@ def read_npz(path: str) -> Weights:
     except InputError:
         raise
     except Exception as e:  # a damaged file can end in many: all that happens here is reading it
-        raise InputError('checkpoint %s can\'t be read, it is damaged or not an .npz of plain arrays (%s); '
-                         'get it again' % (path, e))
+        raise damaged_npz(path, e)
 
 
 def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
@@ -67,24 +101,10 @@ def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
-def tf_prefix(path: str) -> str:
-    """Return the prefix of a TF checkpoint that is named by one of its files, or by the prefix itself."""
-    return re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
-
-
-def checkpoint_files(path: str) -> List[str]:
-    """List the files that hold a checkpoint's weights, sorted."""
-    if path.endswith('.npz'):
-        return [path]
-    prefix = tf_prefix(path)
-    return sorted(glob.glob(glob.escape(prefix) + '.index') + glob.glob(glob.escape(prefix) + '.data-*'))
-
-
 def read_tf_checkpoint(path: str) -> Weights:
+    check_files(path)
+    from runtime.compat import tf
     prefix = tf_prefix(path)
-    if not os.path.isfile(prefix + '.index'):
-        raise InputError('no checkpoint %s: give an .npz file, or model-<step> as training writes it, '
-                         'which has a %s.index' % (path, os.path.basename(prefix)))
     try:
         reader = tf.train.load_checkpoint(prefix)
         return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
@@ -180,8 +200,9 @@ def advice(weights: Weights, network: Network) -> str:
     return 'It fits no network of the zoo'
 
 
-def assign_weights(session: tf.Session, weights: Weights) -> None:
+def assign_weights(session: 'tf.Session', weights: Weights) -> None:
     """Give every variable of the session's graph its value in `weights`."""
+    from runtime.compat import tf
     with session.graph.as_default():
         variables = tf.global_variables()
         values = [tf.placeholder(v.dtype.base_dtype, v.shape) for v in variables]

@@ -6,19 +6,26 @@
     mpirun -np 16 ... python main.py --data DIR --batch 32 --arch A -d N                training, beside a data server
 """
 import argparse
+import logging
 import math
 import os
 import sys
 from typing import Any, Callable, List
 
-from runtime.command_line import Parser, end_on_interrupt, run_command
+from checkpoint import check_files
+from nets import find_network
+from runtime.command_line import Parser, end_on_interrupt, rank, run_command
 from runtime.errors import InputError
+from runtime.files import check_folder, check_writable
+from runtime.launcher import check_alone, check_launch
+from third_party.imagenet import check_folders, class_names, find_images, load_dataset
 
 
 def main() -> int:
     """Do the job that the flags name. TensorFlow is loaded by the jobs, after the flags were checked."""
     options = parse_options(sys.argv[1:])
     end_on_interrupt('main.py')
+    check_inputs(options)
     if options.eval:
         from evaluation.run import run_evaluation
         return run_evaluation(options)
@@ -139,7 +146,8 @@ def command_line() -> Parser:
     training.add_argument('--starting-epoch', type=positive_int, default=1)
     training.add_argument('--max-epoch', type=positive_int, default=110,
                           help='number of epochs; the schedule scales with it (110)')
-    training.add_argument('--steps-per-epoch', type=positive_int, help='by default one pass over the training images')
+    training.add_argument('--steps-per-epoch', type=positive_int,
+                          help='by default one pass over the training images, to the nearest step')
     training.add_argument('--base-lr', type=positive_float, default=0.1, help='learning rate per 256 images (0.1)')
     training.add_argument('--training-eval', choices=['all', 'clean', 'none'], default='all',
                           help='evaluations between epochs: those of the paper, clean ones, or none (all)')
@@ -202,6 +210,66 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError('--use-fp16xla means --attack-dtype float16, not %s: give one of them' % options.attack_dtype)
     if options.starting_epoch > options.max_epoch:
         raise InputError('--starting-epoch %d comes after --max-epoch %d' % (options.starting_epoch, options.max_epoch))
+
+
+# --- what the flags name ---------------------------------------------------------------------------------------------
+
+def check_inputs(options: argparse.Namespace) -> None:
+    """Raise InputError for what can be told to be wrong without TensorFlow, which takes seconds to load.
+
+    The jobs look at all of it again, and more closely: what they warn of is said by them.
+    """
+    logging.disable(logging.WARNING)
+    try:
+        if options.eval_directory:
+            check_scoring(options)
+        else:
+            check_launch()
+        find_network(options.arch, options.depth)
+        if options.eval:
+            load_dataset(options.data, 'val', options.classes)
+        elif not options.eval_directory and not options.fake:
+            check_training_data(options)
+        if options.load:
+            check_files(options.load)
+        if rank() == '0':  # the others' machines need not have these places
+            check_places(options)
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def check_scoring(options: argparse.Namespace) -> None:
+    """Raise InputError where a folder of images can't be scored."""
+    check_alone('--eval-directory')
+    find_images(options.eval_directory)
+    check_writable(options.prediction_file)
+    if options.labels:
+        from evaluation.saved_images import read_manifest  # with OpenCV, which takes its time, too
+        read_manifest(options.labels)
+
+
+def check_training_data(options: argparse.Namespace) -> None:
+    """Raise InputError where the data of a training is missing."""
+    class_names(options.data, options.classes)
+    if options.training_eval != 'none':
+        load_dataset(options.data, 'val', options.classes)
+    if rank() == '0':  # the chief counts the images of all
+        check_folders(options.data, 'train')
+
+
+def check_places(options: argparse.Namespace) -> None:
+    """Raise InputError where a job can't write what it would, or go on from what isn't there."""
+    for path in filter(None, [options.results, options.per_image]):
+        check_writable(path)
+    if options.journal:
+        from evaluation.journal import check_usable
+        check_usable(options.journal)
+    if options.save_adversarial:
+        check_folder(options.save_adversarial, 'cannot write %s: %s')
+    if options.resume and not os.path.isdir(options.resume):
+        raise InputError('--resume: there is no checkpoint in %s' % options.resume)
+    if not (options.eval or options.eval_directory):
+        check_folder(options.resume or 'train_log', 'cannot write the log directory %s: %s')
 
 
 if __name__ == '__main__':

@@ -2,22 +2,25 @@
 
     network = find_network('ResNetDenoise', 152)
     logits = network.logits(images, Mode())
+
+TensorFlow is loaded when a network is built: the command line knows the names at once.
 """
-from typing import Any, Dict, List, NamedTuple, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Tuple
 
-from runtime.compat import tf
-
-from denoising import denoising_block, non_local_dot_product, non_local_softmax
-from kernels.mode import Mode
-from resnet_model import backbone
 from runtime.errors import InputError
 
-# name -> what its backbone is called with (Section 6): denoising after each of the four groups is the paper's default;
-# the network of the winning entry to CAAD 2018 (6.2) is a ResNeXt 32x8d with denoising after every residual block
+if TYPE_CHECKING:
+    from runtime.compat import tf
+
+    from kernels.mode import Mode
+
+# name -> what its backbone is called with (Section 6); a denoising block is named by its operation, a function of
+# denoising.py. Denoising after each of the four groups is the paper's default; the network of the winning entry to CAAD
+# 2018 (6.2) is a ResNeXt 32x8d with denoising after every residual block
 ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     'ResNet': {},
-    'ResNetDenoise': dict(after_group=denoising_block(non_local_softmax)),
-    'ResNeXtDenoiseAll': dict(groups=32, width_per_group=8, after_block=denoising_block(non_local_dot_product)),
+    'ResNetDenoise': dict(after_group='non_local_softmax'),
+    'ResNeXtDenoiseAll': dict(groups=32, width_per_group=8, after_block='non_local_dot_product'),
 }
 
 # number of layers -> bottlenecks in each of the four groups. 14 is for demonstrations and tests on a laptop.
@@ -35,14 +38,24 @@ class Network(NamedTuple):
     depth: int
     num_classes: int = 1000
 
-    def logits(self, image: tf.Tensor, mode: Mode) -> tf.Tensor:
+    def logits(self, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Tensor':
         """Compute logits: (N, H, W, 3) float32 images, BGR in [-1, 1] -> (N, num_classes) float32. H, W must be
         known."""
+        from runtime.compat import tf
+
+        import denoising
+        from resnet_model import backbone
+        options: Dict[str, Any] = {
+            name: denoising.denoising_block(getattr(denoising, value)) if isinstance(value, str) else value
+            for name, value in ARCHITECTURES[self.arch].items()}
         with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
-            return backbone(image, DEPTHS[self.depth], self.num_classes, mode, **ARCHITECTURES[self.arch])
+            return backbone(image, DEPTHS[self.depth], self.num_classes, mode, **options)
 
     def variable_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Return every variable that a checkpoint of this network holds, {name: shape}."""
+        from runtime.compat import tf
+
+        from kernels.mode import Mode
         with tf.Graph().as_default():
             self.logits(tf.zeros([1, 32, 32, 3]), Mode())
             return {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables()}

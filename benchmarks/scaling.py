@@ -18,7 +18,7 @@ from typing import Dict, List, NamedTuple
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
 from runtime.command_line import Parser, run_command  # noqa: E402
-from training.schedule import attack_iters_after  # noqa: E402
+from training.schedule import attack_iters_after, steps_in_epoch  # noqa: E402
 
 IMAGES, VALIDATION, EPOCHS, BATCH, GPUS_PER_NODE = 1281167, 50000, 110, 32, 8
 IMAGE_BYTES = 224 * 224 * 3
@@ -73,7 +73,7 @@ def evaluation_steps(epochs: int = EPOCHS) -> int:
 def predict(job: Job) -> Dict[str, float]:
     """Return a line of the model's table: the job, and how fast and how long it is."""
     seconds = step_seconds(job)
-    steps = EPOCHS * (IMAGES // (BATCH * job.gpus))
+    steps = EPOCHS * steps_in_epoch(IMAGES, BATCH * job.gpus)
     evaluation = VALIDATION * evaluation_steps() / (job.gpu_rate * job.gpus)
     node_images = GPUS_PER_NODE * BATCH / seconds['total']
     return dict(job._asdict(), step_seconds=round(seconds['total'], 3),

@@ -32,6 +32,23 @@ DIGITS = 16  # of the 64 of an image's SHA-256: they tell a file that changed, n
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
 
 
+def check_usable(path: str) -> None:
+    """Raise InputError where no journal can be written at `path`, without making one."""
+    problem = None
+    try:
+        os.close(os.open(path, os.O_RDWR))
+    except FileNotFoundError as e:
+        folder = os.path.dirname(os.path.realpath(path))
+        if not os.path.isdir(folder):
+            problem = e.strerror
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            problem = os.strerror(errno.EACCES)
+    except OSError as e:
+        problem = e.strerror
+    if problem:
+        raise InputError('cannot use the journal %s: %s' % (path, problem))
+
+
 class Journal:
     """Keeps the outcomes of an evaluation in a file, which one process at a time may have open.
 

@@ -11,9 +11,9 @@ from evaluation.outcomes import OUTCOME, Figures, count
 from evaluation.sanity import judge, sample
 from evaluation.saved_images import MANIFEST, Listed, read_manifest
 from inference import Classifier, load_classifier
-from runtime.distributed import started_by_mpi
 from runtime.errors import InputError, RunError
 from runtime.files import WholeFile, check_writable
+from runtime.launcher import check_alone
 from third_party.batches import map_ahead
 from third_party.imagenet import find_images
 from third_party.images import PREPARATIONS, Preparation, decode, resized_image
@@ -30,8 +30,7 @@ class Scores(NamedTuple):
 
 def run_scoring(options: argparse.Namespace) -> int:
     """Write a file of predictions, with --labels print the figures too; return 1 when some file was not scored."""
-    if started_by_mpi():
-        raise InputError('--eval-directory runs in one process, without mpirun')
+    check_alone('--eval-directory')
     find_images(options.eval_directory)
     check_writable(options.prediction_file)
     listed = find_manifest(options.eval_directory, options.labels)
@@ -147,7 +146,7 @@ def plus_chunk(scores: Scores, results: Iterable[Tuple[str, Optional[int], bool,
             failed += 1
             log.warning('%s', problem, extra={'word': 'not scored'})
         else:
-            out.write('%s,%d\n' % (path, prediction))
+            out.write('%s,%s\n' % (path, prediction))
         row = listed.get(os.path.realpath(path))
         if row and prediction is not None:  # logits that are no numbers are wrong, as in an evaluation
             outcome = as_outcome(row, prediction, in_top5)
@@ -172,8 +171,9 @@ def suspicions(paths: Sequence[str], classifier: Classifier, listed: Dict[str, L
     if not rows:
         return []
     seen = []
-    images = map_ahead(lambda r: (read_image(r[0], classifier.image_size, listed, resized_image)[1], r[1].label), sample(rows),
-                       threads=min(16, os.cpu_count() or 1), ahead=2 * classifier.batch)
+    images = map_ahead(
+        lambda r: (read_image(r[0], classifier.image_size, listed, resized_image)[1], r[1].label), sample(rows),
+        threads=min(16, os.cpu_count() or 1), ahead=2 * classifier.batch)
     readable = (item for item in images if item[0] is not None)  # the others are named when it is their turn
     for chunk in in_chunks(readable, classifier.batch):
         pixels, labels = np.stack([image for image, _ in chunk]), np.array([label for _, label in chunk])

@@ -17,6 +17,7 @@ import traceback
 from typing import Callable, NoReturn
 
 from runtime.errors import InputError, RunError
+from runtime.launcher import find_launch, is_one_of_several
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What stands before a message of a level, unless the record has a `word` of its own
@@ -111,13 +112,13 @@ def end_on_interrupt(program: str) -> None:
 
 def rank() -> str:
     """Return this process's number among those that a launcher started, as the launcher says it; '0' without one."""
-    return os.environ.get('OMPI_COMM_WORLD_RANK') or os.environ.get('PMI_RANK') or '0'
+    started = find_launch()
+    return str(started.rank) if started else '0'
 
 
 def this_rank() -> str:
     """Name this process, one of several, for the front of a message; '' when there is only one."""
-    size = os.environ.get('OMPI_COMM_WORLD_SIZE') or os.environ.get('PMI_SIZE')
-    return 'rank %s on %s: ' % (rank(), socket.gethostname()) if size not in (None, '1') else ''
+    return 'rank %s on %s: ' % (rank(), socket.gethostname()) if is_one_of_several() else ''
 
 
 def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool = False) -> NoReturn:
@@ -132,7 +133,7 @@ def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool 
         status = command()
     except InputError as e:
         # Where all ranks find the same wrong, the first one's line is enough: it ends, and mpirun ends the others.
-        if rank() != '0':
+        if chief_speaks and rank() != '0':
             time.sleep(1)
         messages.say(logging.ERROR, str(e))
         status = 2

@@ -8,8 +8,11 @@ from runtime.compat import tf
 
 import numpy as np
 
+from runtime.cores import usable_cores
 from runtime.errors import InputError
 from runtime.hardware import has_gpu, num_gpus, session_config
+from runtime.launcher import check_launch, check_size, find_launch, one_task_is_one_process
+from runtime.sharing import share_of, warn_of_shares
 
 
 class World:
@@ -49,14 +52,16 @@ class World:
         if num_gpus():  # a launcher may show each rank its own GPU only, as number 0
             config.gpu_options.visible_device_list = str(self.local_rank % num_gpus())
         if self.size > 1:
-            cores = len(os.sched_getaffinity(0))
-            config.intra_op_parallelism_threads = max(1, min(cores, (os.cpu_count() or 1) // self.local_size))
+            bound, usable = len(os.sched_getaffinity(0)), usable_cores()
+            # a quota of CPU time is one for all ranks of the machine
+            shared = usable if usable < bound else os.cpu_count() or 1
+            config.intra_op_parallelism_threads = max(1, min(bound, shared // self.local_size))
             config.inter_op_parallelism_threads = max(2, config.intra_op_parallelism_threads)
         return config
 
 
 class HorovodWorld(World):
-    """The ranks that mpirun started."""
+    """The ranks that mpirun started. Raises InputError where Horovod counts others than the launcher."""
 
     def __init__(self) -> None:
         try:
@@ -70,11 +75,16 @@ class HorovodWorld(World):
             os.environ.setdefault('HOROVOD_CYCLE_TIME', '10')
             # Open MPI's ranks wait for each other in such a loop, too. This lets others have the core meanwhile.
             os.environ.setdefault('OMPI_MCA_mpi_yield_when_idle', '1')
-        hvd.init()
+        check_launch()
+        with one_task_is_one_process():
+            hvd.init()
+        check_size(hvd.size())
         self.hvd = hvd
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self._session: Optional[tf.Session] = None
+        if self.size > 1:
+            warn_of_shares(self.gather(share_of(self.local_size, num_gpus())))
 
     def sum(self, values: Any) -> np.ndarray:
         values = np.asarray(values, np.float64)
@@ -101,14 +111,14 @@ class HorovodWorld(World):
         return self._session.run(result, {given: values})
 
 
-def started_by_mpi() -> bool:
-    """Tell whether a launcher says that this process is one of several (Open MPI; MPICH and its relatives)."""
-    sizes = [os.environ[name] for name in ('OMPI_COMM_WORLD_SIZE', 'PMI_SIZE') if os.environ.get(name)]
-    if not sizes and os.environ.get('PMIX_RANK'):
-        raise InputError('this is one of several processes, but not started by mpirun: start them with mpirun')
-    return any(int(size) > 1 for size in sizes)
-
-
 def connect() -> World:
     """Return the ranks of this job; wait until all of them are there."""
-    return HorovodWorld() if started_by_mpi() else World()
+    started = find_launch()
+    if started is None or started.size == 1:
+        return World()
+    try:
+        return HorovodWorld()
+    except InputError:
+        if started.is_one_of_several:
+            raise
+        return World()  # a launcher that doesn't say how many there are, and no Horovod that could know of others

@@ -234,6 +234,15 @@ def check_writable(path: str) -> None:
         remove(part)
 
 
+def check_folder(path: str, message: str) -> None:
+    """Raise InputError where a folder can be neither made nor written to. message: of a path and the reason."""
+    there = os.path.realpath(path)
+    while not os.path.lexists(there):
+        there = os.path.dirname(there)
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(message % (path, os.strerror(errno.EACCES if os.path.isdir(there) else errno.ENOTDIR)))
+
+
 def cannot_write(path: str, error: OSError, kept: Optional[str] = None) -> Exception:
     """Return an InputError, or a RunError where the machine failed a job that was started well. kept: where the content
     is instead."""

@@ -1,8 +1,11 @@
 """What this machine computes with: GPUs, the CPU's units, and what a dtype costs where there are none for it."""
 import logging
+import os
 from typing import Any, FrozenSet, Optional
 
 from runtime.compat import USES_BFLOAT16_UNITS, tf
+
+from runtime.cores import usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -19,9 +22,15 @@ def has_gpu() -> bool:
 
 
 def session_config() -> Any:
-    """Return the configuration that all sessions share: a GPU's memory is taken as it is needed."""
+    """Return the configuration that all sessions share: a GPU's memory is taken as it is needed.
+
+    Where there is a quota of CPU time, there are as many threads as keep it busy: by itself TensorFlow counts cores.
+    """
     config = tf.ConfigProto(allow_soft_placement=True)
     config.gpu_options.allow_growth = True
+    if usable_cores() < len(os.sched_getaffinity(0)):
+        config.intra_op_parallelism_threads = usable_cores()
+        config.inter_op_parallelism_threads = max(2, usable_cores())
     return config
 
 

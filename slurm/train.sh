@@ -18,7 +18,7 @@ PYTHON_ENVIRONMENT=${PYTHON_ENVIRONMENT:-.venv-tf2}          # of Python, as `ma
 GPUS_PER_NODE=${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-8}}     # and ranks
 MPI_OPTIONS=${MPI_OPTIONS:-}                                 # for example: --mca btl_tcp_if_include ib0
 SERVER_OPTIONS=${SERVER_OPTIONS:-}                           # of serve-data.py, for example: --workers 32
-SCRATCH=${SCRATCH:-/tmp}                                     # on every node, for sockets
+TRAINING_SOCKET_FOLDER=${TRAINING_SOCKET_FOLDER:-/tmp}       # on each node's own disk: shared ones may have no sockets
 
 timed_out='' stopped='' data=''
 trap 'timed_out=yes' USR1
@@ -32,7 +32,7 @@ restart=${SLURM_RESTART_COUNT:-0}
 logs=slurm-$SLURM_JOB_ID/$restart
 mkdir -p "$logs"
 # One socket a job and node: several of them may share a machine.
-export SOCKETS=$SCRATCH/adversarial-training-$(id -u)-$SLURM_JOB_ID
+export SOCKETS=$TRAINING_SOCKET_FOLDER/adversarial-training-$(id -u)-$SLURM_JOB_ID
 
 arguments=() server=() fake=''
 for ((i = 1; i <= $#; i++)); do

@@ -1,12 +1,15 @@
 """Ranks that share a machine's cores leave them to each other while they wait."""
 import json
+import logging
 import os
 import re
 import subprocess
 
+import numpy as np
 import pytest
 
 from runtime.hardware import has_gpu
+from runtime.sharing import warn_of_shares
 from tools.mpi import mpirun
 
 # Open MPI says through MPI's tool interface what it goes by, wherever that was set.
@@ -57,3 +60,45 @@ def test_what_ranks_tell_each_other(root, tmp_path, count):
     assert len(list(tmp_path.iterdir())) == count
     for rank in range(count):
         assert json.loads((tmp_path / str(rank)).read_text()) == [chief, None, rows, [count, sum(range(count))]]
+
+
+@pytest.mark.skipif(has_gpu() or len(os.sched_getaffinity(0)) < 2, reason='needs CPUs alone, and a core for each rank')
+def test_ranks_that_are_bound_to_a_core_say_so_once(root):
+    program = 'from runtime.command_line import run_command\nfrom runtime.distributed import connect\n' \
+        'run_command("prog.py", lambda: 0 * connect().size, chief_speaks=True)'
+    for binding, times in (('core', 1), ('none', 0)):
+        command = mpirun(2, ['-c', program])
+        command[command.index('--bind-to') + 1] = binding
+        command.remove('--oversubscribe')
+        done = subprocess.run(command, cwd=root, env=dict(os.environ, PYTHONPATH=root), stdin=subprocess.DEVNULL,
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        words = 'prog.py: warning: ranks are bound to 1 of %d cores: start mpirun with --bind-to none' \
+            % len(os.sched_getaffinity(0))
+        assert done.stderr.count(words) == times == done.stderr.count('prog.py: '), done.stderr
+
+
+@pytest.mark.parametrize('rows, said', [
+    ([[2, 1, 8, 8]] * 2, ['2 ranks share 1 GPU of']), ([[8, 4, 64, 64]] * 8, ['8 ranks share 4 GPUs of']),
+    ([[8, 8, 64, 64]] * 8, []), ([[2, 0, 64, 64]] * 2, []), ([[8, 8, 1, 64]] * 8, ['1 of 64 cores']),
+    ([[1, 1, 8, 8]] + [[2, 1, 1, 8]] * 2, ['2 ranks share 1 GPU of', '1 of 8 cores']), ([[1, 1, 4, 8]] * 2, [])])
+def test_what_is_said_of_shares(caplog, rows, said):
+    with caplog.at_level(logging.WARNING):
+        warn_of_shares(np.array(rows))
+    assert len(caplog.records) == len(said)
+    for record, words in zip(caplog.records, said):
+        assert words in record.getMessage()
+
+
+@pytest.mark.parametrize('quota, ranks, threads', [(None, 1, 0), (3, 1, 3), (1, 1, 1), (6, 2, 3), (2, 4, 1)])
+def test_threads_follow_the_quota(monkeypatch, quota, ranks, threads):
+    from runtime import distributed, hardware
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda pid: set(range(16)))
+    monkeypatch.setattr(os, 'cpu_count', lambda: 16)
+    for module in (distributed, hardware):
+        monkeypatch.setattr(module, 'usable_cores', lambda: quota or 16)
+    world = distributed.World()
+    world.size = world.local_size = ranks
+    config = world.session_config()
+    assert config.intra_op_parallelism_threads == threads
+    assert config.inter_op_parallelism_threads == (max(2, threads) if threads else 0)

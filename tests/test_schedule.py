@@ -1,7 +1,7 @@
 """The learning rate of a step and the evaluations after an epoch, with the figures of the paper."""
 import pytest
 
-from training.schedule import LearningRate, attack_iters_after
+from training.schedule import LearningRate, attack_iters_after, steps_in_epoch
 
 
 def at_epoch(schedule, epoch):
@@ -54,6 +54,13 @@ def test_shorter_trainings_scale_milestones_and_warm_up():
     for step, rate in [(0, 0.1), (5, 0.15), (10, 0.2), (69, 0.2), (70, 0.02), (139, 0.02), (140, 2e-3), (189, 2e-3),
                        (190, 2e-4), (219, 2e-4)]:
         assert schedule.at(step) == pytest.approx(rate), step
+
+
+@pytest.mark.parametrize('images, total_batch, steps', [
+    (1281167, 4096, 313), (1281167, 256, 5005), (1281167, 8192, 156), (40, 8, 5), (40, 16, 2), (47, 10, 5), (44, 10, 4),
+    (5, 8, 1), (3, 8, 1), (1, 32768, 1)])
+def test_an_epoch_is_one_pass_to_the_nearest_step(images, total_batch, steps):
+    assert steps_in_epoch(images, total_batch) == steps
 
 
 def test_one_epoch_has_the_whole_schedule():

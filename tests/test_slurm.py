@@ -1,7 +1,10 @@
-"""slurm/train.sh and eval.sh under a real slurm of two nodes: the job is told to stop, queued again, and ends."""
+"""slurm/train.sh and eval.sh under a real slurm of two nodes: the job is told to stop, queued again, and ends. And
+what srun starts."""
 import glob
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -63,7 +66,7 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, check
     write_split(data / 'val', 9, classes=9, seed=1)
     environment = dict(PYTHON_ENVIRONMENT=sys.prefix, GPUS_PER_NODE='1', SERVER_OPTIONS='--workers 1',
                        OMPI_ALLOW_RUN_AS_ROOT='1', OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1',
-                       MPI_OPTIONS='--mca btl_tcp_if_include lo')
+                       MPI_OPTIONS='--mca btl_tcp_if_include lo', SCRATCH='/dev/null')  # the site's own
     small = ['--data', 'data', '--batch', '4', '--image-size', '32', '-d', '14', '--attack-iter', '0']
     steps, epochs = 90, 2
 
@@ -136,3 +139,28 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, check
     wait_until(lambda: cluster.state(job)[0] not in ('PENDING', 'RUNNING', 'COMPLETING'), 240, lambda: explain(job))
     figures = read_figures(log_of_job())
     assert figures['Top1 Error'] == pytest.approx(records[-1]['eval-clean/error-top1'], abs=1.01 / 9), explain(job)
+
+
+def test_what_srun_starts_is_one_process_or_refused(cluster, root, tmp_path, weights_file):
+    """srun connects no Open MPI ranks without PMIx: several tasks would each be a whole evaluation."""
+    write_split(tmp_path / 'data' / 'val', 12)
+    command = [sys.executable, os.path.join(root, 'main.py'), '--eval', '--load', weights_file(), '-d', '14', '--data',
+               'data', '--image-size', '32', '--attack-iter', '0', '--results', 'results.json']
+
+    def start(*launcher):
+        return subprocess.run(list(launcher) + command, cwd=str(tmp_path), env=cluster.environment, timeout=200,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True)
+
+    for mpi in ('none', 'pmi2'):
+        done = start('srun', '--mpi=' + mpi, '-n2')
+        errors = re.findall('main.py: error: .*', done.stderr)
+        assert done.returncode == 2 and 1 <= len(errors) <= 2 and not done.stdout, done.stderr + cluster.logs()
+        for error in errors:
+            assert 'for srun this process is one of 2, for MPI one of 1' in error and 'mpirun -np 2 ' in error
+    assert not (tmp_path / 'results.json').exists()
+    for launcher in (['srun', '--mpi=none', '-n1'], ['srun', '--mpi=pmix', '-n1'],
+                     ['salloc', '-n2', '-N1']):  # salloc's command is no task of srun
+        done = start(*launcher)
+        assert done.returncode == 0 and len(read_figures(done.stdout)) == 3, done.stderr + cluster.logs()
+        (tmp_path / 'results.json').unlink()

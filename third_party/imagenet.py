@@ -84,6 +84,11 @@ def count_images(data_dir: str, split: str) -> int:
     return sum(len(_class_files(os.path.join(top, folder))) for folder in _class_folders(top))
 
 
+def check_folders(data_dir: str, split: str) -> None:
+    """Raise InputError where `split` has no class folders, without listing what is in them."""
+    _class_folders(os.path.join(data_dir, split))
+
+
 # --- the classes -----------------------------------------------------------------------------------------------------
 
 def class_names(data_dir: str, classes_file: Optional[str] = None) -> List[str]:

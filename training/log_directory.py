@@ -3,10 +3,15 @@
 TensorFlow's saver renames a checkpoint's files when they are written, the index last; where that was interrupted, or
 a disk was full, there is no index or it does not fit the data. So a checkpoint counts when it is read whole.
 """
+import errno
+import fcntl
 import glob
+import logging
 import os
 import re
 import shutil
+import socket
+import time
 from typing import Any, List, NamedTuple, Optional
 
 from runtime.compat import tf  # before tensorpack
@@ -16,6 +21,11 @@ from tensorpack import logger
 
 from evaluation.outcomes import Strength
 from runtime.errors import InputError
+
+log = logging.getLogger(__name__)
+
+LOCK = '.lock'  # a file of every log directory
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # what flock says on some network file systems
 
 # Saved in every checkpoint beside the weights: they turn its count of steps into epochs
 STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH = ['training/' + n for n in ('steps_per_epoch', 'step_offset', 'total_batch')]
@@ -132,9 +142,13 @@ def holds_training(path: str) -> bool:
 
 
 def prepare_log_directory(path: str, *, resume: bool, overwrite: bool, keep: Optional[str]) -> None:
-    """Create the directory, or with `resume` go on in it. Raises InputError rather than mixing two trainings or
-    deleting one, or the checkpoint `keep`."""
+    """Create the directory, or with `resume` go on in it; until this process ends it is this training's alone.
+
+    Raises InputError rather than mixing two trainings or deleting one, or the checkpoint `keep`.
+    """
     try:
+        os.makedirs(path, exist_ok=True)
+        lock(path)
         if holds_training(path) and not resume:
             if not overwrite:
                 raise InputError('%s holds an earlier training: continue it with --resume, choose another name with '
@@ -142,7 +156,53 @@ def prepare_log_directory(path: str, *, resume: bool, overwrite: bool, keep: Opt
             if keep and os.path.realpath(keep).startswith(os.path.realpath(path) + os.sep):
                 raise InputError('--overwrite would delete %s, which holds the checkpoint of --load: choose another '
                                  'name with --logdir' % path)
-            shutil.rmtree(path)
+            delete_training(path)
         logger.set_logger_dir(path, action='k')
     except OSError as e:
         raise InputError('cannot write the log directory %s: %s' % (path, e.strerror))
+
+
+def delete_training(path: str) -> None:
+    """Delete all that the directory holds but its lock: in a new file another process could take a second one."""
+    with os.scandir(path) as entries:
+        for entry in list(entries):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name != LOCK:
+                os.unlink(entry.path)
+
+
+def lock(directory: str) -> None:
+    """Keep other trainings out of a log directory until this process ends, however it ends.
+
+    The system's lock goes with the process, so the file that stays behind is no obstacle; it says who has it. Raises
+    InputError, naming that process, where another training has the lock.
+    """
+    # The descriptor stays open on purpose. No program that this one starts inherits it: it could outlive the training.
+    descriptor = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = owner_of(descriptor)
+        os.close(descriptor)
+        raise InputError('the log directory %s is in use by another training, %s: wait for its end, or choose another '
+                         'name with --logdir' % (directory, owner))
+    except OSError as e:
+        os.close(descriptor)
+        if e.errno not in NO_LOCKS:
+            raise
+        log.warning('the file system of %s has no locks (%s): see to it that no other training uses it meanwhile',
+                    directory, e.strerror)
+        return
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, ('process %d on %s\n' % (os.getpid(), socket.gethostname())).encode(), 0)
+
+
+def owner_of(descriptor: int) -> str:
+    """Read who has a lock; it writes that when it has the lock, which may be a moment ago."""
+    for _ in range(20):
+        text = os.pread(descriptor, 1000, 0).decode('utf-8', 'replace')
+        if text.endswith('\n'):
+            return text.strip()
+        time.sleep(0.05)
+    return 'an unknown process'

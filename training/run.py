@@ -38,7 +38,7 @@ from training.log_directory import (
 )
 from training.progress import Events, Progress, evaluation_table
 from training.records import Statistics, evaluated_epochs, forget_after
-from training.schedule import LearningRate, attack_iters_after
+from training.schedule import LearningRate, attack_iters_after, steps_in_epoch
 from training.trainer import AccumulatingTrainer, SessionCreator
 from training.validation import DistributedEvaluation, Validation
 
@@ -126,7 +126,7 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
     images = IMAGENET_TRAINING_IMAGES if options.fake else \
         world.from_chief(count_images(options.data, 'train') if world.is_chief else None)
     total_batch = options.batch * world.size * options.accumulate
-    steps_per_epoch = options.steps_per_epoch or max(1, images // total_batch)
+    steps_per_epoch = options.steps_per_epoch or steps_in_epoch(images, total_batch)
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch)
     start, catch_up = Start(steps_per_epoch), False
     if world.is_chief:

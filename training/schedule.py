@@ -10,6 +10,14 @@ WARM_UP_EPOCHS = 5
 WARM_UP_START = 0.1
 
 
+def steps_in_epoch(images: int, total_batch: int) -> int:
+    """Return how many steps are one pass over the training images: the nearest whole number, and at least 1.
+
+    Exactly between two it is the even one, as numpy.round has it, which the published code uses.
+    """
+    return max(1, int(round(images / total_batch)))
+
+
 class LearningRate(NamedTuple):
     """The schedule; for another number of epochs its milestones and warm-up scale with it.
 

@@ -1,0 +1,136 @@
+"""How many processes a job has, by its launcher and by Horovod: where they differ, it doesn't start."""
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+from photos import write_split
+
+from runtime.launcher import find_launch
+from tools.mpi import read_figures
+
+LAUNCHERS = ('OMPI_', 'PMI_', 'PMIX_', 'SLURM_', 'HOROVOD_')
+# What slurm gives to the script of `sbatch -n 8`, which is one process
+BATCH = dict(SLURM_JOB_ID='7', SLURM_NTASKS='8', SLURM_NPROCS='8', SLURM_PROCID='0', SLURM_NODEID='0')
+STEP = dict(BATCH, SLURM_STEP_ID='0', SLURM_STEP_NUM_TASKS='8', SLURM_PROCID='3')
+ONE_TASK = dict(STEP, SLURM_NTASKS='1', SLURM_NPROCS='1', SLURM_STEP_NUM_TASKS='1', SLURM_PROCID='0')
+
+
+def environment(**variables):
+    """Return this process's environment, with these variables and no other one of a launcher."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(LAUNCHERS)}
+    return dict(clean, **variables)
+
+
+@pytest.mark.parametrize('variables, rank, size', [
+    (dict(OMPI_COMM_WORLD_RANK='3', OMPI_COMM_WORLD_SIZE='4'), 3, 4),
+    (dict(PMI_RANK='1', PMI_SIZE='2'), 1, 2),
+    (STEP, 3, 8),
+    (dict(STEP, PMIX_RANK='3'), 3, 8),
+    (ONE_TASK, 0, 1),
+    (dict(ONE_TASK, PMIX_RANK='0'), 0, 1),
+    (dict(ONE_TASK, PMI_RANK='0', PMI_SIZE='1'), 0, 1),
+    (dict(STEP, OMPI_COMM_WORLD_RANK='1', OMPI_COMM_WORLD_SIZE='16'), 1, 16),  # mpirun's helpers are srun's tasks
+    (dict(PMIX_RANK='0'), 0, None),
+    (dict(SLURM_STEP_ID='0', SLURM_NTASKS='8', SLURM_PROCID='1'), 1, 8),
+])
+def test_what_launchers_say(monkeypatch, variables, rank, size):
+    monkeypatch.setattr(os, 'environ', environment(**variables))
+    started = find_launch()
+    assert (started.rank, started.size) == (rank, size)
+
+
+@pytest.mark.parametrize('variables', [
+    {}, BATCH, dict(BATCH, SLURM_STEP_ID='4294967291'), dict(BATCH, SLURM_STEP_ID='4294967290'),
+    dict(BATCH, SLURM_STEP_ID='4294967294'), dict(OMPI_COMM_WORLD_SIZE='', PMI_SIZE='many')])
+def test_what_no_launcher_has_started(monkeypatch, variables):
+    """A batch script and an interactive shell of slurm, of which the number of tasks says nothing."""
+    monkeypatch.setattr(os, 'environ', environment(**variables))
+    assert find_launch() is None
+
+
+@pytest.fixture(scope='module')
+def evaluation(root, tmp_path_factory, weights_file):
+    """Return what evaluates 12 photos with these variables of a launcher, in a process of its own."""
+    folder = tmp_path_factory.mktemp('launched')
+    write_split(folder / 'data' / 'val', 12)
+
+    def run(*more, job='--eval', **variables):
+        flags = {'--eval': ['--eval', '--data', str(folder / 'data'), '--attack-iter', '0'],
+                 '--eval-directory': ['--eval-directory', str(folder / 'data'), '--prediction-file',
+                                      str(folder / 'predictions.txt')],
+                 'training': ['--fake', '--attack-iter', '0', '--steps-per-epoch', '1', '--max-epoch', '1']}[job]
+        weights = weights_file(classes=1000 if job == 'training' else 10)
+        command = [sys.executable, os.path.join(root, 'main.py'), '-d', '14', '--image-size', '32', '--load', weights]
+        return subprocess.run(command + flags + list(more), env=environment(**variables), cwd=str(folder),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                              universal_newlines=True, timeout=120)
+    return run
+
+
+def refused(done, *words):
+    errors = re.findall('main.py: error: .*', done.stderr)
+    assert done.returncode == 2 and len(errors) == 1 and 'Traceback' not in done.stderr, done.stderr
+    for word in words:
+        assert word in errors[0], errors[0]
+    assert not done.stdout
+
+
+@pytest.mark.parametrize('job', ['--eval', 'training'])
+def test_srun_without_mpi_is_refused(evaluation, job):
+    refused(evaluation(job=job, **STEP), 'for srun this process is one of 8, for MPI one of 1', 'sbatch',
+            'mpirun -np 8 --bind-to none python ', '--attack-iter 0')
+
+
+@pytest.mark.parametrize('job, variables', [
+    ('--eval', dict(PMI_SIZE='2', PMI_RANK='0')),
+    pytest.param('--eval', dict(PMIX_RANK='1'), marks=pytest.mark.slow),
+    pytest.param('training', dict(PMI_SIZE='2', PMI_RANK='1'), marks=pytest.mark.slow)],
+    ids=['rank 0', 'unknown size', 'training'])
+def test_a_horovod_of_single_processes_is_refused(evaluation, job, variables):
+    refused(evaluation(job=job, **variables), 'for MPI one of 1', 'mpirun -np %s ' % variables.get('PMI_SIZE', 'N'))
+
+
+@pytest.mark.parametrize('variables', [STEP, dict(PMI_SIZE='2', PMI_RANK='1'), dict(PMIX_RANK='1')])
+def test_scoring_is_one_process(evaluation, variables):
+    refused(evaluation(job='--eval-directory', **variables), '--eval-directory runs in one process')
+
+
+@pytest.mark.parametrize('variables', [dict(ONE_TASK, PMIX_RANK='0')] + [
+    pytest.param(variables, marks=pytest.mark.slow) for variables in (
+        BATCH, ONE_TASK, dict(PMIX_RANK='0'), dict(PMI_SIZE='1', PMI_RANK='0'))],
+    ids=['one task of PMIx', 'batch script', 'one task', 'PMIx alone', 'PMI'])
+def test_one_task_is_one_process(evaluation, variables):
+    done = evaluation(**variables)
+    assert done.returncode == 0 and len(read_figures(done.stdout)) == 3, done.stderr
+
+
+@pytest.mark.slow
+def test_one_task_scores(evaluation):
+    done = evaluation(job='--eval-directory', **dict(ONE_TASK, PMIX_RANK='0'))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('variables', [BATCH, ONE_TASK], ids=['batch script', 'one task'])
+def test_one_task_trains(evaluation, variables):
+    done = evaluation('--overwrite', job='training', **variables)
+    assert done.returncode == 0 and '1 ranks' in done.stdout + done.stderr, done.stderr
+
+
+def test_sockets_are_on_the_nodes_own_disk(root, tmp_path):
+    """Whatever the site calls its shared file system. Programs of slurm and MPI say here what they are given."""
+    (tmp_path / 'bin').mkdir()
+    for name in ('srun', 'mpirun'):
+        (tmp_path / 'bin' / name).write_text('#!/bin/sh\necho "%s: $SOCKETS"\n' % name)
+        (tmp_path / 'bin' / name).chmod(0o755)
+    variables = environment(SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='77', PYTHON_ENVIRONMENT=str(tmp_path),
+                            SCRATCH=str(tmp_path / 'shared'))
+    for folder in ('/tmp', str(tmp_path / 'own')):
+        more = {} if folder == '/tmp' else {'TRAINING_SOCKET_FOLDER': folder}
+        done = subprocess.run(['bash', os.path.join(root, 'slurm', 'train.sh')], env=dict(variables, **more),
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, universal_newlines=True, timeout=60)
+        assert done.returncode == 0
+        for name in ('srun', 'mpirun'):
+            assert '%s: %s/adversarial-training-%d-77\n' % (name, folder, os.getuid()) in done.stdout
