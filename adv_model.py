@@ -20,15 +20,22 @@ from tensorpack.tfutils.tower import get_current_tower_context
 from kernels.mode import Mode
 from nets import Network
 from runtime.hardware import has_gpu
-from runtime.pixels import PIXEL, effective_step_size
+from runtime.pixels import PIXEL, effective_step_size, unscale_pixels  # noqa: F401  the inverse of scale_pixels
 
 LABEL_SMOOTHING = 0.1  # Section 5: a tenth of each label is spread over all classes
-WEIGHT_DECAY = 1e-4  # of convolutions' and the last layer's weights; not of BatchNorm's gamma and beta, nor of biases
-MOMENTUM = 0.9  # Nesterov's
-# Section 5: a fifth of the training batches starts from the clean images, so that clean images are not forgotten
+# Section 5 trains as large-batch training of ImageNet classifiers does (Goyal et al. 2017): the weights of convolutions
+# and of the last layer decay, BatchNorm's gamma and beta and the biases do not; Nesterov's momentum
+WEIGHT_DECAY = 1e-4
+MOMENTUM = 0.9
+# Section 5: the attack on a fifth of the training batches starts from the clean images, on the others from noise
 CLEAN_START_PROBABILITY = 0.2
 
 Logits = Callable[[tf.Tensor], tf.Tensor]
+
+
+def pixels(value: Any) -> Any:
+    """Convert a distance in pixels, of 255, to the [-1, 1] scale."""
+    return value * PIXEL
 
 
 def scale_pixels(image: tf.Tensor) -> tf.Tensor:
@@ -88,7 +95,7 @@ class PGDAttacker(Attacker):
             self.step_size = effective_step_size(tf.cast(num_iter, tf.float32), epsilon, step_size, maximum=tf.maximum)
         else:
             self.step_size = effective_step_size(num_iter, epsilon, step_size)
-        self.alpha = self.step_size  # which a subclass may change; this one it may not
+        self.alpha = self.step_size  # as it follows from the budget, also where a subclass changes step_size
         self.num_classes = num_classes
         self.clean_start_probability = clean_start_probability
         self.seed = seed
@@ -110,7 +117,7 @@ class PGDAttacker(Attacker):
 
     def start(self, image: tf.Tensor, index: Optional[tf.Tensor] = None) -> tf.Tensor:
         """Add uniform noise in the ball, or now and then nothing to the whole batch."""
-        radius = self.epsilon * PIXEL
+        radius = pixels(self.epsilon)
         if index is None:
             noise = tf.random_uniform(tf.shape(image), -radius, radius)
         else:
@@ -134,7 +141,8 @@ class PGDAttacker(Attacker):
                 new.set_shape(old.shape)
             return [i + 1, self.move(x, direction, image)] + list(after)
 
-        _, adversarial, *state = tf.while_loop(lambda i, *_: i < num_iter, step, [tf.constant(0), adversarial] + state,
+        _, adversarial, *state = tf.while_loop(lambda i, *_: i < num_iter, step,
+                                               [tf.constant(0), adversarial] + list(state),
                                                back_prop=False, parallel_iterations=1)
         return tf.stop_gradient(adversarial), state
 
@@ -143,7 +151,7 @@ class PGDAttacker(Attacker):
         return []
 
     def direction(self, gradient: tf.Tensor, state: List[tf.Tensor]) -> Tuple[tf.Tensor, List[tf.Tensor]]:
-        """Return that against whose sign a step goes, (N, H, W, 3), and the new state."""
+        """Return the direction, (N, H, W, 3), and the new state; a step goes against the direction's sign."""
         return gradient, state
 
     def move(self, adversarial: tf.Tensor, direction: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
@@ -152,7 +160,7 @@ class PGDAttacker(Attacker):
         Where the direction is NaN the pixel becomes NaN: TensorFlow 1's sign of NaN is 0, and an attack that stood
         still would look like a robust network.
         """
-        moved = self.project(adversarial - self.step_size * PIXEL * tf.sign(direction), image)
+        moved = self.project(adversarial - pixels(self.step_size) * tf.sign(direction), image)
         moved.set_shape(adversarial.shape)
         return tf.where(tf.is_nan(direction), direction, moved)
 
@@ -166,7 +174,7 @@ class PGDAttacker(Attacker):
 
     def project(self, adversarial: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
         """Clip to the ball around the image, and to valid pixels."""
-        radius = self.epsilon * PIXEL
+        radius = pixels(self.epsilon)
         lower, upper = tf.maximum(image - radius, -1.0), tf.minimum(image + radius, 1.0)
         return tf.clip_by_value(adversarial, lower, upper)
 
@@ -186,8 +194,8 @@ def smoothed_loss(logits: tf.Tensor, label: tf.Tensor) -> tf.Tensor:
 
 
 def is_wrong(logits: tf.Tensor, label: tf.Tensor, k: int) -> tf.Tensor:
-    """Tell of each image, (N,), whether the label is not among the k largest logits; of logits that are no numbers:
-    so."""
+    """Tell of each image, (N,), whether its label is not among the k largest logits. Logits that are no numbers are
+    wrong."""
     return tf.logical_not(tf.nn.in_top_k(logits, label, min(k, int(logits.shape[1]))))
 
 
@@ -305,13 +313,13 @@ class AttackTower:
                                                  for name in ('attack', 'iterate', 'advance')):
             self.target = made.targets(self.label, self.index)
             self.start = made.start(self.clean, self.index)
-            self.initial_state = made.initial_state(self.clean)
+            self.initial_state = list(made.initial_state(self.clean))
             self.state = [tf.placeholder(s.dtype, s.shape) for s in self.initial_state]
             self.towards = tf.placeholder(tf.int32, [None], 'towards')
             self.advanced, self.next_state = made.advance(self.current, self.state, self.clean, self.towards,
                                                           self.attack_logits, num_iter=self.steps)
             # a step that knows how many there will be is another one in a longer attack
-            self.shares_steps = not depends_on([self.start, self.advanced] + self.next_state + self.initial_state,
-                                               self.num_iter, but_for=made.alpha)
+            parts = [self.target, self.start, self.advanced] + self.next_state + self.initial_state
+            self.shares_steps = not depends_on(parts, self.num_iter, but_for=getattr(made, 'alpha', made.step_size))
         if not self.shares_steps:
             self.attacked = made.attack(self.clean, self.label, self.attack_logits, self.index)

@@ -1,16 +1,20 @@
-"""Checkpoints: the files, and whether they fit a network. Nothing half-loaded ever gets evaluated."""
+"""Checkpoints: the files, and whether they fit a network. Nothing half-loaded ever gets evaluated.
+
+TensorFlow is loaded by what needs it: a wrong name is told at once.
+"""
+import glob
+import os
 import re
 import zipfile
-from typing import Dict, List
-
-from runtime.compat import tf
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List
 
 import numpy as np
 
-from checkpoint_files import check_files, damaged_npz, tf_prefix
-from nets import Network
+from nets import ARCHITECTURES, DEPTHS, Network
 from runtime.errors import InputError
-from zoo import ARCHITECTURES, DEPTHS
+
+if TYPE_CHECKING:
+    from runtime.compat import tf
 
 # Variables that training keeps beside the network's: the optimizer's, the schedule's, the smoothed summaries
 TRAINING_ONLY = re.compile(r'^(global_step|learning_rate|training/.*|EMA/.*|.*/Momentum|.*/EMA/(biased|local_step))$')
@@ -19,15 +23,64 @@ MAX_NAMED = 4
 Weights = Dict[str, np.ndarray]
 
 
+def tf_prefix(path: str) -> str:
+    """Return the prefix of a TF checkpoint that is named by one of its files, or by the prefix itself."""
+    return re.sub(r'\.(index|meta|data-\d{5}-of-\d{5})$', '', path)
+
+
+def checkpoint_files(path: str) -> List[str]:
+    """List the files that hold a checkpoint's weights, sorted."""
+    if path.endswith('.npz'):
+        return [path]
+    prefix = tf_prefix(path)
+    return sorted(glob.glob(glob.escape(prefix) + '.index') + glob.glob(glob.escape(prefix) + '.data-*'))
+
+
+def check_files(path: str) -> None:
+    """Raise InputError where there is no checkpoint at `path`, or an .npz file that is cut off or no archive."""
+    if path.endswith('.npz'):
+        if not os.path.isfile(path):
+            raise InputError('no checkpoint %s' % path)
+        try:
+            zipfile.ZipFile(path).close()  # reads where its members are, which stands at its end
+        except Exception as e:  # a damaged file can end in many: all that happens here is reading it
+            raise damaged_npz(path, e)
+    elif not os.path.isfile(tf_prefix(path) + '.index'):
+        raise InputError('no checkpoint %s: give an .npz file, or model-<step> as training writes it, '
+                         'which has a %s.index' % (path, os.path.basename(tf_prefix(path))))
+
+
+def damaged_npz(path: str, error: Exception) -> InputError:
+    return InputError('checkpoint %s can\'t be read, it is damaged or not an .npz of plain arrays (%s); '
+                      'get it again' % (path, error))
+
+
 def read_checkpoint(path: str) -> Weights:
     """Read an .npz file or a TF checkpoint (its prefix, or one of its files): {variable name: array}.
 
     A `:0` after a name is dropped. Variables of training alone are left out. Nothing is ever unpickled.
-    Raises InputError where there is no checkpoint, or one that can't be read.
+    Raises InputError where there is no checkpoint, one that can't be read, or one that has a variable twice.
     """
     weights = read_npz(path) if path.endswith('.npz') else read_tf_checkpoint(path)
-    weights = {(name[:-2] if name.endswith(':0') else name): value for name, value in weights.items()}
-    return {name: value for name, value in weights.items() if not TRAINING_ONLY.match(name)}
+    check_names(weights, path)
+    return {variable(name): value for name, value in weights.items() if not TRAINING_ONLY.match(variable(name))}
+
+
+def variable(name: str) -> str:
+    """Return the variable that a name of a checkpoint means."""
+    return name[:-2] if name.endswith(':0') else name
+
+
+def check_names(names: Iterable[str], path: str) -> None:
+    """Raise InputError where two names, or one that stands there twice, mean the same variable: which one counts?"""
+    named: Dict[str, List[str]] = {}
+    for name in names:
+        if not TRAINING_ONLY.match(variable(name)):
+            named.setdefault(variable(name), []).append(name)
+    twice = [' and '.join(sorted(same)) for same in named.values() if len(same) > 1]
+    if twice:
+        raise InputError('checkpoint %s has the same variable twice: %s. Save it again with the right ones alone'
+                         % (path, listed(twice)))
 
 
 def read_npz(path: str) -> Weights:
@@ -35,7 +88,10 @@ def read_npz(path: str) -> Weights:
     try:
         # not np.load: for a damaged archive NumPy 1.18 also prints a traceback
         with zipfile.ZipFile(path) as archive:
+            check_names([re.sub(r'\.npy$', '', name) for name in archive.namelist()], path)
             return {re.sub(r'\.npy$', '', name): read_array(archive, name) for name in archive.namelist()}
+    except InputError:
+        raise
     except Exception as e:  # a damaged file can end in many: all that happens here is reading it
         raise damaged_npz(path, e)
 
@@ -47,6 +103,7 @@ def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def read_tf_checkpoint(path: str) -> Weights:
     check_files(path)
+    from runtime.compat import tf
     prefix = tf_prefix(path)
     try:
         reader = tf.train.load_checkpoint(prefix)
@@ -59,9 +116,20 @@ def read_tf_checkpoint(path: str) -> Weights:
 def num_classes(weights: Weights, path: str) -> int:
     """Return the number of classes of the network whose weights these are."""
     if 'linear/b' not in weights or weights['linear/b'].ndim != 1:
+        check_prefix(weights, path)
         raise InputError('checkpoint %s has no linear/b with one value a class: it is not of a network of the zoo'
                          % path)
     return len(weights['linear/b'])
+
+
+def check_prefix(weights: Weights, path: str) -> None:
+    """Raise InputError where the variables of a network stand under a prefix, such as one of a tower."""
+    known = ('linear/b', 'conv0/W')  # the two ends of every network
+    prefixes = sorted({name[:-len(end)] for name in weights for end in known if name.endswith(end)})
+    if prefixes and '' not in prefixes:
+        raise InputError('checkpoint %s has its variables under %s, which is no part of their names: save it again '
+                         'without that (and only one network), {name[%d:]: value} for each name that begins with %s'
+                         % (path, listed(prefixes), len(prefixes[0]), prefixes[0]))
 
 
 def without_head(weights: Weights, path: str, network: Network) -> Weights:
@@ -78,17 +146,26 @@ def fit_checkpoint(weights: Weights, network: Network, path: str) -> Weights:
     """
     problems = misfits(weights, network)
     if not problems:
-        bad = [name for name, value in weights.items() if not np.issubdtype(value.dtype, np.number)]
-        if bad:
-            raise InputError('checkpoint %s: not numbers: %s' % (path, listed(bad)))
+        refuse(weights, path, lambda name, value: value.dtype.kind == 'c',
+               'complex numbers, of which a network would use the real part alone: save real ones')
+        refuse(weights, path, lambda name, value: value.dtype.kind not in 'fiu', 'not numbers')
         with np.errstate(over='ignore'):
             weights = {name: value.astype(np.float32) for name, value in weights.items()}
-        bad = [name for name, value in weights.items() if not np.isfinite(value).all()]
-        if bad:
-            raise InputError('checkpoint %s: infinite, not a number, or beyond float32: %s' % (path, listed(bad)))
+        refuse(weights, path, lambda name, value: not np.isfinite(value).all(),
+               'infinite, not a number, or beyond float32')
+        refuse(weights, path, lambda name, value: name.endswith('/variance/EMA') and bool((value < 0).any()),
+               'variances below 0, which have no root: give a checkpoint that was not damaged or averaged wrongly')
         return weights
+    check_prefix(weights, path)
     raise InputError('checkpoint %s does not fit %s with depth %d and %d classes: %s. %s' % (
         path, network.arch, network.depth, network.num_classes, '; '.join(problems), advice(weights, network)))
+
+
+def refuse(weights: Weights, path: str, bad: Callable[[str, Any], bool], what: str) -> None:
+    """Raise InputError that names the variables that are bad."""
+    names = [name for name, value in weights.items() if bad(name, value)]
+    if names:
+        raise InputError('checkpoint %s: %s: %s' % (path, what, listed(names)))
 
 
 def misfits(weights: Weights, network: Network) -> List[str]:
@@ -123,8 +200,9 @@ def advice(weights: Weights, network: Network) -> str:
     return 'It fits no network of the zoo'
 
 
-def assign_weights(session: tf.Session, weights: Weights) -> None:
+def assign_weights(session: 'tf.Session', weights: Weights) -> None:
     """Give every variable of the session's graph its value in `weights`."""
+    from runtime.compat import tf
     with session.graph.as_default():
         variables = tf.global_variables()
         values = [tf.placeholder(v.dtype.base_dtype, v.shape) for v in variables]

@@ -55,15 +55,17 @@ def non_local_softmax(x: tf.Tensor, mode: Mode) -> tf.Tensor:
     matrices = [theta * channels ** -0.5, phi, as_matrix(x, mode)]
     if mode.data_format == 'NCHW':
         matrices = [tf.transpose(m, [0, 2, 1]) for m in matrices]
-    y = softmax_attention(*matrices)
+    # plain: the matrix of all pairs of positions at once
+    y = softmax_attention(*matrices, **(dict(few_positions=num_positions(x, mode)) if mode.plain else {}))
     return tf.reshape(tf.transpose(y, [0, 2, 1]) if mode.data_format == 'NCHW' else y, tf.shape(x))
 
 
 def non_local_dot_product(x: tf.Tensor, mode: Mode) -> tf.Tensor:
     """Compute non-local means, dot product without embedding: y_i = 1/N sum_j (x_i . x_j) x_j over the N positions.
 
-    Section 4.2: its weights need not sum to 1, so N normalises them. The product of the three matrices is associative;
-    the cheaper of its two orders depends on the sizes.
+    Section 4.2: its weights need not sum to 1, so N normalises them. After every residual block of a ResNeXt-101 the
+    published errors are 31.6% clean and 44.0% under 10 steps. The product of the three matrices is associative; the
+    cheaper of its two orders depends on the sizes.
     """
     m, positions = as_matrix(x, mode), num_positions(x, mode)
     m_t = tf.transpose(m, [0, 2, 1]) / positions  # divided before it is summed over: float16 ends at 65504

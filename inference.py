@@ -4,6 +4,7 @@
     adversarial, targets = clf.pgd(images, labels, steps=100)
     predictions = clf.logits(adversarial).argmax(axis=1)
 """
+import logging
 from typing import Any, Dict, Optional, Sequence, Tuple
 
 from runtime.compat import tf
@@ -15,7 +16,9 @@ from adv_model import AttackTower, PGDAttacker
 from kernels.mode import native_mode
 from nets import Network, find_network
 from runtime.hardware import has_gpu, session_config
-from runtime.pixels import PIXEL, unscale_pixels
+from runtime.pixels import PIXEL, mistaken_attack, mistaken_images, unscale_pixels
+
+log = logging.getLogger(__name__)
 
 
 def load_classifier(path: str, arch: str = 'ResNet', depth: int = 50, *, image_size: int = 224,
@@ -99,6 +102,8 @@ class Classifier:
             raise ValueError('steps, epsilon and step_size are numbers that are not negative')
         if not 0 <= seed < 2 ** 31:
             raise ValueError('seed is from 0 to 2**31 - 1')
+        for mistake in mistaken_attack([epsilon], step_size) if steps else ():
+            log.warning('%s', mistake)
         tower = self._tower
         feed: Dict[Any, np.ndarray] = {tower.image: images, tower.label: labels,
                                        tower.index: np.arange(len(images), dtype=np.int64)}
@@ -139,9 +144,12 @@ class Classifier:
         if images.ndim != 4 or images.shape[1:] != (self.image_size, self.image_size, 3):
             raise ValueError('images have the shape %s, not (N, %d, %d, 3)'
                              % (images.shape, self.image_size, self.image_size))
+        mistakes = mistaken_images(images)
         images = images.astype(np.float32)
         if images.size and not (images.min() >= 0 and images.max() <= 255):
             raise ValueError('images are in [0, 255]; these go from %s to %s' % (images.min(), images.max()))
+        for mistake in mistakes:
+            log.warning('%s', mistake)
         return images
 
     def _checked_labels(self, labels: np.ndarray, count: int) -> np.ndarray:

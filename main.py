@@ -12,13 +12,13 @@ import os
 import sys
 from typing import Any, Callable, List
 
-from checkpoint_files import check_files
+from checkpoint import check_files
+from nets import find_network
 from runtime.command_line import Parser, end_on_interrupt, rank, run_command
 from runtime.errors import InputError
 from runtime.files import check_folder, check_writable
 from runtime.launcher import check_alone, check_launch
 from third_party.imagenet import check_folders, class_names, find_images, load_dataset
-from zoo import check_network
 
 
 def main() -> int:
@@ -41,6 +41,7 @@ def main() -> int:
 LARGEST = 2 ** 31 - 1
 MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before its end
 ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
+PREPROCESS = ['resize', 'validation']  # the names in third_party.images.PREPARATIONS, which takes OpenCV
 
 
 def positive_int(text: str) -> int:
@@ -80,6 +81,7 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
     check_options(options)
     options.xla = options.xla or options.use_fp16xla
     options.attack_dtype = options.attack_dtype or ('float16' if options.use_fp16xla else 'float32')
+    options.preprocess = options.preprocess or ('resize' if options.eval_directory else 'validation')
     return options
 
 
@@ -114,6 +116,9 @@ def command_line() -> Parser:
     which = job.add_mutually_exclusive_group()
     which.add_argument('--eval', action='store_true', help='evaluate --load on the validation images of --data')
     which.add_argument('--eval-directory', metavar='DIR', help='classify all images below a folder with --load')
+    job.add_argument('--preprocess', choices=PREPROCESS,
+                     help='resize: whole images to the network\'s size, those of that size stay as they are (of '
+                          '--eval-directory); validation: shortest edge 256, then the centre 224 (of --eval)')
     job.add_argument('--results', metavar='FILE', help='where the figures of --eval go, as JSON')
     job.add_argument('--per-image', metavar='FILE', help='where a row for each image and attack goes, as CSV')
     job.add_argument('--save-adversarial', metavar='DIR',
@@ -192,6 +197,8 @@ def check_options(options: argparse.Namespace) -> None:
     for flag in ('results', 'per_image', 'save_adversarial', 'journal', 'attacker'):
         if getattr(options, flag) and not options.eval:
             raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
+    if options.preprocess and not (options.eval or options.eval_directory):
+        raise InputError('--preprocess goes with --eval and --eval-directory')
     check_outputs(options)
     if options.labels and not options.eval_directory:
         raise InputError('--labels goes with --eval-directory')
@@ -218,7 +225,7 @@ def check_inputs(options: argparse.Namespace) -> None:
             check_scoring(options)
         else:
             check_launch()
-        check_network(options.arch, options.depth)
+        find_network(options.arch, options.depth)
         if options.eval:
             load_dataset(options.data, 'val', options.classes)
         elif not options.eval_directory and not options.fake:
@@ -266,4 +273,4 @@ def check_places(options: argparse.Namespace) -> None:
 
 
 if __name__ == '__main__':
-    run_command('main.py', main)
+    run_command('main.py', main, chief_speaks=True)

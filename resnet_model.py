@@ -11,7 +11,9 @@ from kernels.convolution import convolution
 from kernels.frozen_layers import Bottleneck, FoldedConvolution, fast_stem, fused_bottleneck, has_fast_stem, is_fused
 from kernels.mode import Mode, constant_during_attack, num_channels, positions_axes, spatial
 
-BATCH_NORM_MOMENTUM = 0.9  # the moving averages of a mini-batch's statistics keep nine tenths in each step
+# As in training with large mini-batches (Goyal et al. 2017), which Section 5 follows: moving averages of a batch's
+# statistics keep nine tenths in each step
+BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
 
 # A layer that may follow a group or a block: features after their ReLU, a name for its variables, the mode
@@ -72,8 +74,8 @@ def conv_norm_layer(name: str, shape: List[int], *, stride: int = 1, initial_gam
 def conv_norm(x: tf.Tensor, layer: ConvNorm, mode: Mode) -> tf.Tensor:
     """Convolve, padding SAME, and normalise: by the batch's statistics in training, else by the tracked ones.
 
-    Section 5: the batch of a worker's own, of 32 images, is what training normalises by; the attack, in test mode, must
-    leave the tracked statistics alone.
+    Section 5: in training each worker normalises by its own 32 images. The attack, in test mode, must leave the tracked
+    statistics alone.
     """
     if mode.folds_batch_norm:
         folded = layer.folded()
@@ -136,7 +138,7 @@ def bottleneck(x: Features, channels: int, stride: int, mode: Mode, *, width: in
         conv3=conv_norm_layer('conv3', [1, 1, width, out], initial_gamma=0.0),
         shortcut=conv_norm_layer('convshortcut', [1, 1, channels_in, out], stride=stride)
         if channels_in != out or stride != 1 else None)
-    if is_fused(block, x.tensor, mode):
+    if is_fused(block, mode):
         folded = Bottleneck(*[layer and layer.folded() for layer in block])
         return Features(fused_bottleneck(x.tensor, folded, mode, relu=x.relu_to_come), relu_to_come=True)
     x = x.relu()

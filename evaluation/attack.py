@@ -26,6 +26,7 @@ from runtime.fingerprint import sha256_of_files
 from runtime.pixels import PIXEL
 from third_party.batches import Batch, validation_batches
 from third_party.imagenet import Dataset
+from third_party.images import Preparation, validation_image
 
 ROUNDING = 1e-5  # of float32, in [-1, 1], where budgets are compared
 
@@ -181,7 +182,8 @@ def in_rounds(parts: Sequence[range], shares: Iterable[np.ndarray], world: World
 
 
 def evaluate(attack: Callable[[Batch], np.ndarray], num_strengths: int, dataset: Dataset, world: World, *,
-             image_size: int, batch: int, begin: int = 0) -> Iterator[Tuple[range, np.ndarray]]:
+             image_size: int, batch: int, begin: int = 0,
+             prepare: Preparation = validation_image) -> Iterator[Tuple[range, np.ndarray]]:
     """Attack the images from position `begin` on, each rank its batches. All ranks must iterate to the end, or to the
     same round.
 
@@ -190,7 +192,7 @@ def evaluate(attack: Callable[[Batch], np.ndarray], num_strengths: int, dataset:
     with the size of the set.
     """
     parts = parts_of(len(dataset), batch, begin)
-    batches = validation_batches(dataset, parts[world.rank::world.size], image_size=image_size)
+    batches = validation_batches(dataset, parts[world.rank::world.size], image_size=image_size, prepare=prepare)
     return in_rounds(parts, map(attack, batches), world, num_strengths)
 
 
@@ -202,7 +204,7 @@ def with_progress(rounds: Iterator[Tuple[range, np.ndarray]], tally: Tally, worl
         for positions, outcomes in rounds:
             tally.add(positions, outcomes)
             shown = tally.figures[-1]
-            bar.set_postfix_str('error %.4f, success %.4f' % (shown.rate('wrong_top1'), shown.rate('successes')),
+            bar.set_postfix_str('error %s, success %s' % (shown.text('wrong_top1', 4), shown.text('successes', 4)),
                                 refresh=False)
             bar.update(len(positions))
             yield positions, outcomes

@@ -3,24 +3,33 @@
 A text file. Its first line says which evaluation it is of, every other one holds the outcomes of some images, in the
 order of the validation set. Before each line stands the CRC-32 of the rest of it: a line that a crash cut off is
 recognised and overwritten.
+
+Each line of outcomes has a digest of every image that it is of, the first line of all images: a file that changed is
+named, and matters where it is done already.
 """
 import contextlib
 import errno
 import fcntl
 import itertools
 import json
+import logging
 import os
 import stat
 import zlib
-from typing import Any, Dict, Iterator, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from evaluation.outcomes import OUTCOME, OUTCOME_FIELDS
-from runtime.errors import InputError, RunError
+from runtime.errors import InputError, RunError, some_of
 from runtime.files import sync_folder
 
-FORMAT = 'evaluation journal 1'
+log = logging.getLogger(__name__)
+
+FORMAT = 'evaluation journal 2'
+DIGITS = 16  # of the 64 of an image's SHA-256: they tell a file that changed, nobody forges one
+# What a file system without locks (some of Lustre and NFS) answers; of a rival's lock it is EWOULDBLOCK
+NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
 
 
 def check_usable(path: str) -> None:
@@ -41,17 +50,21 @@ def check_usable(path: str) -> None:
 
 
 class Journal:
-    """One process at a time may have it open.
+    """Keeps the outcomes of an evaluation in a file, which one process at a time may have open.
 
     Args:
         path: of the file; it is created where there is none.
-        facts: all that the outcomes depend on, {name: JSON value}. num_images, num_strengths: of the evaluation.
+        facts: all that the outcomes depend on beside the files, {name: JSON value}. num_images, num_strengths: of the
+            evaluation. paths, contents: of the images by position, and the SHA-256 of each file in hexadecimal digits.
     Raises:
-        InputError: the file is another evaluation's, in use, damaged, no journal, or can't be written.
+        InputError: the file is another evaluation's or of images that have changed since, in use, damaged, no journal,
+            or can't be written.
     """
 
-    def __init__(self, path: str, facts: Dict[str, Any], *, num_images: int, num_strengths: int):
+    def __init__(self, path: str, facts: Dict[str, Any], *, num_images: int, num_strengths: int,
+                 paths: Sequence[str] = (), contents: Sequence[str] = ()):
         self._path, self._num_strengths = path, num_strengths
+        self._paths, self._images = paths, [digits[:DIGITS] for digits in contents]
         self.num_done = 0  # images, from the first of the set on
         self.existed = False  # it has the header of this evaluation from an earlier run
         try:
@@ -60,7 +73,7 @@ class Journal:
         except OSError as e:
             raise self._unusable(e)
         try:
-            self._begin(dict(format=FORMAT, facts=facts), num_images)
+            self._begin(dict(format=FORMAT, facts=facts, images=self._images), num_images)
         except OSError as e:
             self.close()
             raise self._unusable(e)
@@ -89,6 +102,11 @@ class Journal:
         except BlockingIOError:
             raise InputError('the journal %s is in use by another evaluation: wait for it, or give another file'
                              % self._path)
+        except OSError as e:
+            if e.errno not in NO_LOCKS:
+                raise
+            log.warning('the journal %s can\'t be locked on its file system (%s): no other evaluation may use it '
+                        'meanwhile, and none would be noticed', self._path, e.strerror)
         end = self._check(header, num_images)
         self._file.truncate(end)
         if end == 0:
@@ -98,16 +116,33 @@ class Journal:
     def _check(self, header: Dict[str, Any], num_images: int) -> int:
         """Set `num_done`; return where the next line goes. Raises InputError for what is not to be continued."""
         end = 0
+        at_begin: List[str] = []
+        changed: List[str] = []
         for line, end in self._lines(header):
             if not self.existed:
                 self.existed = True
                 self._compare(line, json.loads(json.dumps(header)))
+                at_begin = line['images']
             elif line.get('first') == self.num_done and line['first'] + line['count'] <= num_images:
+                changed += self._changed(line['images'], self.num_done)
                 self.num_done += line['count']
             else:
                 raise InputError('the journal %s is damaged before byte %d: image %s comes after %d images'
                                  % (self._path, end, line.get('first'), self.num_done))
+        if changed:
+            raise InputError('the journal %s has what became of images that have changed since, %s: restore them, or '
+                             'give another file to begin anew' % (self._path, some_of(changed, len(changed))))
+        changed = self._changed(at_begin[self.num_done:], self.num_done)
+        if changed:
+            log.warning('%d images have changed since the journal %s was begun, and were not done yet, so the '
+                        'evaluation goes on with them as they are now: %s', len(changed), self._path,
+                        some_of(changed, len(changed)))
         return end
+
+    def _changed(self, then: Sequence[str], first: int) -> List[str]:
+        """Return the paths of images, from position `first` on, whose digests were others `then`."""
+        now = self._images[first:first + len(then)]
+        return [self._paths[first + i] for i, (a, b) in enumerate(zip(then, now)) if a != b]
 
     def _compare(self, there: Dict[str, Any], here: Dict[str, Any]) -> None:
         if there.get('format') != FORMAT:
@@ -152,7 +187,7 @@ class Journal:
         afterwards."""
         try:
             self._write(dict({name: outcomes[name].tolist() for name in OUTCOME_FIELDS}, first=positions.start,
-                             count=len(positions)))
+                             count=len(positions), images=self._images[positions.start:positions.stop]))
         except OSError as e:
             raise RunError('cannot write the journal %s: %s; what it holds can be continued' % (self._path, e.strerror))
 

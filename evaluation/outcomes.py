@@ -1,5 +1,5 @@
 """What became of each image under each attack, and the figures that follow from it."""
-from typing import List, NamedTuple, Sequence
+from typing import List, NamedTuple, Optional, Sequence
 
 import numpy as np
 
@@ -31,7 +31,8 @@ class Strength(NamedTuple):
 
 
 class Figures(NamedTuple):
-    """Counts over images; `rate` makes fractions of them. `seconds` are those that the job took for them."""
+    """Counts over images; `rate` makes fractions of them. `targeted` are those with a target, of which alone an attack
+    can have succeeded. `seconds` are those that the job took for them."""
     num_images: int = 0
     wrong_top1: int = 0
     wrong_top5: int = 0
@@ -39,16 +40,29 @@ class Figures(NamedTuple):
     saved_wrong_top1: int = 0
     saved_wrong_top5: int = 0
     saved_successes: int = 0
+    targeted: int = 0
     seconds: float = 0.0
 
-    def rate(self, count: str) -> float:
-        """Return a count as a fraction of the images; nan for none."""
-        return getattr(self, count) / self.num_images if self.num_images else float('nan')
+    def total(self, count: str) -> int:
+        """Return of how many images a count is a part."""
+        return self.targeted if count.endswith('successes') else self.num_images
 
-    def lines(self) -> str:
-        """Return the three lines that end an evaluation's output."""
-        return '\n'.join('%s: %.6f' % (title, self.rate(count)) for title, count in [
-            ('Top1 Error', 'wrong_top1'), ('Attack Success Rate', 'successes'), ('Top5 Error', 'wrong_top5')])
+    def rate(self, count: str) -> Optional[float]:
+        """Return a count as a fraction of the images that it is of; None, unknown, where there is none of those."""
+        total = self.total(count)
+        return getattr(self, count) / total if total else None
+
+    def text(self, count: str, digits: int = 6) -> str:
+        """Write a rate; n/a where it can't be known, which is not 0: that would be a perfect defence."""
+        rate = self.rate(count)
+        return 'n/a' if rate is None else '%.*f' % (digits, rate)
+
+    def lines(self, *, clean: bool = False) -> str:
+        """Return the three lines that end an evaluation's output. clean: of one without an attack, whose success is 0
+        in the published code's output."""
+        texts = [(title, '%.6f' % 0 if clean and count == 'successes' else self.text(count)) for title, count in [
+            ('Top1 Error', 'wrong_top1'), ('Attack Success Rate', 'successes'), ('Top5 Error', 'wrong_top5')]]
+        return '\n'.join('%s: %s' % line for line in texts)
 
     def plus(self, more: 'Figures') -> 'Figures':
         counts = [int(a + b) for a, b in zip(self[:-1], more[:-1])]
@@ -62,6 +76,7 @@ def count(labels: Sequence[int], outcomes: np.ndarray) -> Figures:
         prediction = outcomes[prefix + 'prediction']
         success = (prediction == outcomes['target']) & (prediction >= 0)
         figures += [(prediction != labels).sum(), (~outcomes[prefix + 'top5_correct']).sum(), success.sum()]
+    figures.append((outcomes['target'] >= 0).sum())
     return Figures(*map(int, figures))._replace(seconds=float(outcomes['seconds'].sum(dtype=np.float64)))
 
 

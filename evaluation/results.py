@@ -9,6 +9,7 @@ import numpy as np
 
 from evaluation.outcomes import Figures, Strength
 from evaluation.saved_images import file_name
+from runtime.errors import InputError, RunError
 from runtime.files import WholeFile
 from third_party.imagenet import Dataset
 
@@ -27,26 +28,32 @@ def wilson_interval(count: int, total: int) -> Tuple[float, float]:
 
 
 def attack_record(strength: Strength, figures: Figures, *, saved: bool = False) -> Dict[str, Any]:
-    """Make one strength's record. Rates are fractions; `seconds` are those of its whole trajectory, of which strengths
-    with the same step size share the beginning. `saved`: also the figures of the images as they were saved."""
+    """Make one strength's record. Rates are fractions, None where they can't be known.
+
+    `seconds` are those of its whole trajectory, of which strengths with the same step size share the beginning.
+    `saved`: also the figures of the images as they were saved.
+    """
     seconds = figures.seconds
-    record: Dict[str, Any] = dict(attack_iter=strength.num_iter, epsilon=strength.epsilon, step_size=strength.step_used,
-                  num_images=figures.num_images)
+    record: Dict[str, Any] = dict(attack_iter=strength.num_iter, epsilon=strength.epsilon,
+                                  step_size=strength.step_used, num_images=figures.num_images)
     for prefix in ['', 'saved_'] if saved else ['']:
         for name, count in [('top1_error', 'wrong_top1'), ('top5_error', 'wrong_top5'),
                             ('attack_success_rate', 'successes')]:
-            record[prefix + name] = figures.rate(prefix + count)
-            record[prefix + name + '_interval'] = list(
-                wilson_interval(getattr(figures, prefix + count), figures.num_images))
+            rate, total = figures.rate(prefix + count), figures.total(prefix + count)
+            record[prefix + name] = rate
+            record[prefix + name + '_interval'] = None if rate is None else list(
+                wilson_interval(getattr(figures, prefix + count), total))
     record['seconds'] = round(seconds, 3)
-    record['image_steps_per_second'] = round(figures.num_images * strength.num_iter / seconds, 3) if seconds else 0.0
+    image_steps = figures.num_images * strength.num_iter
+    record['image_steps_per_second'] = round(image_steps / seconds, 3) if seconds else None
     return record
 
 
 def write_results(path: str, facts: Dict[str, Any], attacks: List[Dict[str, Any]]) -> None:
-    """Write JSON: `facts`, and the records under `attacks`. The file is there as a whole or not at all."""
-    with WholeFile(path) as f:
-        json.dump(dict(facts, attacks=attacks), f, indent=1, sort_keys=True)
+    """Write JSON: `facts`, and the records under `attacks`. The file is there as a whole or not at all.
+    No NaN is written: it is no JSON."""
+    with WholeFile(path, keep=True) as f:
+        json.dump(dict(facts, attacks=attacks), f, indent=1, sort_keys=True, allow_nan=False)
         f.write('\n')
 
 
@@ -70,8 +77,10 @@ class ImageTable:
             label = self._dataset.labels[position]
             for strength, outcome in zip(self._strengths, of_image):
                 prediction, target = int(outcome[prefix + 'prediction']), int(outcome['target'])
-                row = [position, self._dataset.paths[position], label, strength.num_iter, strength.epsilon_text, target,
-                       prediction, int(outcome[prefix + 'top5_correct']), int(prediction == target and target >= 0)]
+                # empty where there is none: no target without an attack, no prediction of logits that are no numbers
+                row = [position, self._dataset.paths[position], label, strength.num_iter, strength.epsilon_text,
+                       '' if target < 0 else target, '' if prediction < 0 else prediction,
+                       int(outcome[prefix + 'top5_correct']), '' if target < 0 else int(prediction == target)]
                 self._rows.writerow(([file_name(position, strength)] if self._manifest else []) + row)
 
 
@@ -83,16 +92,29 @@ class ImageTables:
         self._wanted = [(per_image, False), (manifest, True)]
         self._dataset, self._strengths = dataset, strengths
 
-    def __enter__(self) -> 'ImageTables':
+    def open(self) -> None:
+        """Begin the files."""
+        self._files: List[WholeFile] = []
         with contextlib.ExitStack() as files:
-            self._tables = [ImageTable(files.enter_context(WholeFile(path)), self._dataset, self._strengths,
-                                       manifest=manifest) for path, manifest in self._wanted if path]
-            self._files = files.pop_all()
-        return self
+            self._tables = []
+            for path, manifest in self._wanted:
+                if path:
+                    file = WholeFile(path, keep=True)
+                    self._tables.append(ImageTable(files.enter_context(file), self._dataset, self._strengths,
+                                                   manifest=manifest))
+                    self._files.append(file)
+            files.pop_all()
 
     def write(self, positions: range, outcomes: np.ndarray) -> None:
         for table in self._tables:
             table.write(positions, outcomes)
 
-    def __exit__(self, *error: Any) -> None:
-        self._files.__exit__(*error)
+    def close(self, error: Any = (None, None, None)) -> List[Exception]:
+        """End every file, whatever becomes of the others; returns what went wrong."""
+        failures: List[Exception] = []
+        for file in self._files:
+            try:
+                file.__exit__(*error)
+            except (InputError, RunError) as e:
+                failures.append(e)
+        return failures

@@ -9,8 +9,8 @@ from runtime.compat import ask_for_determinism, tf
 
 import checkpoint
 from adv_model import AttackTower, PGDAttacker
-from checkpoint_files import checkpoint_files
 from evaluation.attack import attack_batch, attacker_sha256, evaluate, load_attacker, with_progress
+from evaluation.contents import read_contents
 from evaluation.outcomes import Figures, Strength, Tally
 from evaluation.records import Inputs, open_records
 from evaluation.sanity import suspicions
@@ -20,7 +20,9 @@ from nets import find_network
 from runtime.agreement import check_agreement
 from runtime.distributed import World, connect
 from runtime.hardware import warn_of_cost
+from runtime.pixels import mistaken_attack
 from third_party.imagenet import load_dataset
+from third_party.images import PREPARATIONS
 
 log = logging.getLogger(__name__)
 
@@ -29,32 +31,37 @@ def run_evaluation(options: argparse.Namespace) -> int:
     """Print the figures of every attack, keep what --results, --per-image, --journal and --save-adversarial ask for."""
     inputs = find_inputs(options)
     world = connect()
-    check_agreement(world, vars(options), checkpoint=checkpoint_files(options.load),
+    check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
                     data=inputs.dataset.listing(options.data), more_code=attacker_sha256(inputs.attacker))
     warn_of_cost(options.attack_dtype, options.xla)
-    records = world.patiently(lambda: open_records(options, inputs, world))  # the chief may read the whole data set
+    warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
+    for warning in warnings:
+        log.warning('%s', warning)
+    contents = read_contents(inputs.dataset, world, options.batch)
+    records = world.patiently(lambda: open_records(options, inputs, contents, world))
     begin, token = world.from_chief([records.num_done, records.token])  # all ranks begin at the same image
     if options.save_adversarial:
         check_directory(options.save_adversarial, token)
 
-    tally = Tally(inputs.dataset.labels, len(inputs.strengths))
+    tally, prepare = Tally(inputs.dataset.labels, len(inputs.strengths)), PREPARATIONS[options.preprocess]
     with attacked_network(options, inputs, world) as (tower, session), records:
         if begin == 0:
             for suspicion in suspicions(tower, session, inputs.dataset, world, image_size=options.image_size,
-                                        batch=options.batch):
-                log.warning(suspicion)
+                                         batch=options.batch, prepare=prepare):
+                log.warning('%s', suspicion)
+                warnings.append(suspicion)
         for positions, outcomes in records.replay():
             tally.add(positions, outcomes)
         attack = functools.partial(attack_batch, tower, session, strengths=inputs.strengths,
                                    save=ImageWriter(options.save_adversarial) if options.save_adversarial else None)
         rounds = evaluate(attack, len(inputs.strengths), inputs.dataset, world, image_size=options.image_size,
-                          batch=options.batch, begin=begin)
+                          batch=options.batch, begin=begin, prepare=prepare)
         for positions, outcomes in with_progress(rounds, tally, world, total=len(inputs.dataset), begin=begin):
             records.add(positions, outcomes)
 
     if world.is_chief:
         print_figures(inputs.strengths, tally.figures, saved=bool(options.save_adversarial))
-    records.write_results(tally.figures, ranks=world.size)
+    records.write_results(tally.figures, ranks=world.size, warnings=warnings)
     return 0
 
 
@@ -89,6 +96,6 @@ def print_figures(strengths: Sequence[Strength], figures: Sequence[Figures], *, 
         print('%d images, %d attack steps, epsilon %g, step size %g' % (
             of_strength.num_images, strength.num_iter, strength.epsilon, strength.step_used))
         if saved:
-            print('as saved: top-1 error %.6f, attack success rate %.6f, top-5 error %.6f' % tuple(
-                of_strength.rate('saved_' + count) for count in ('wrong_top1', 'successes', 'wrong_top5')))
-        print(of_strength.lines())
+            print('as saved: top-1 error %s, attack success rate %s, top-5 error %s' % tuple(
+                of_strength.text('saved_' + count) for count in ('wrong_top1', 'successes', 'wrong_top5')))
+        print(of_strength.lines(clean=strength.num_iter == 0))

@@ -3,7 +3,7 @@
 A sample of the validation images is classified clean, as they are and with their channels swapped. What looks wrong is
 a warning, not an error: a bad network may be what somebody wants to measure.
 """
-from typing import List
+from typing import List, Sequence
 
 from runtime.compat import tf
 
@@ -13,6 +13,7 @@ from adv_model import AttackTower
 from runtime.distributed import World
 from third_party.batches import validation_batches
 from third_party.imagenet import Dataset
+from third_party.images import Preparation, validation_image
 
 # Images, spread over the whole set: the first ones of ImageNet's are all of one class. A robust network, which loses
 # some 12 points with its channels exchanged, is found out by 256 of them, and by 64 seldom.
@@ -23,16 +24,33 @@ SIGNIFICANT = 3.3  # standard deviations: one false alarm in two thousand
 
 
 def suspicions(tower: AttackTower, session: tf.Session, dataset: Dataset, world: World, *, image_size: int,
-               batch: int) -> List[str]:
+               batch: int, prepare: Preparation = validation_image) -> List[str]:
     """Say what looks wrong, one sentence each; nothing where all looks well. All ranks must call it."""
-    positions = np.unique(np.linspace(0, len(dataset) - 1, SAMPLE).astype(int)).tolist()
+    positions = sample(range(len(dataset)))
     mine = positions[world.rank::world.size]
     parts = [mine[i:i + batch] for i in range(0, len(mine), batch)]
     rows = [np.zeros((0, 3), np.int64)]
-    for b in validation_batches(dataset, parts, image_size=image_size):
+    ready: List[bool] = []
+
+    def prepare_and_look(image: np.ndarray, size: int) -> np.ndarray:
+        ready.append(image.shape[:2] == (size, size))
+        return prepare(image, size)
+
+    for b in validation_batches(dataset, parts, image_size=image_size, prepare=prepare_and_look):
         seen = [session.run(tower.prediction, {tower.image: pixels}) for pixels in (b.images, b.images[..., ::-1])]
         rows.append(np.stack([b.labels] + seen, axis=1).astype(np.int64))
-    return judge(*world.gather(np.concatenate(rows)).T)
+    found = judge(*world.gather(np.concatenate(rows)).T)
+    if prepare is validation_image and world.sum(sum(ready)) == len(positions):
+        found.append('the images have the network\'s size already, %dx%d, and are enlarged and cut all the same, which '
+                     'blurs them: they are prepared as photos are for validation. --preprocess resize leaves them as '
+                     'they are, as is usual for published sets of corrupted or attacked images'
+                     % (image_size, image_size))
+    return found
+
+
+def sample(positions: Sequence) -> List:
+    """Choose at most SAMPLE, spread over all."""
+    return [positions[i] for i in np.unique(np.linspace(0, len(positions) - 1, SAMPLE).astype(int))]
 
 
 def judge(labels: np.ndarray, predictions: np.ndarray, swapped: np.ndarray) -> List[str]:

@@ -1,7 +1,7 @@
 """Attacked images on disk: PNG files of whole pixel values, still within the budget, and a manifest of them.
 
 A manifest is a CSV with at least the columns `file` (relative to the manifest) and `label`. With it the images are
-scored again, by another network (prediction.py).
+scored again, by another network (scoring.py).
 """
 import csv
 import os
@@ -90,6 +90,7 @@ class Listed(NamedTuple):
     label: int
     target: int
     strength: Tuple[float, ...]  # attack_iter and epsilon
+    clean: bool  # not attacked, as far as the manifest says
 
 
 def read_manifest(path: str) -> Dict[str, Listed]:
@@ -109,8 +110,9 @@ def read_manifest(path: str) -> Dict[str, Listed]:
                 label, target = int(row['label']), int(row.get('target') or -1)
                 if label == target:
                     raise ValueError('%s has its label as its target' % row['file'])
-                listed[image] = Listed(label, target, tuple(
-                    float(row[name]) for name in ('attack_iter', 'epsilon') if row.get(name)))
+                strength = tuple(float(row[name]) for name in ('attack_iter', 'epsilon') if row.get(name))
+                clean = float(row['attack_iter']) == 0 if row.get('attack_iter') else not strength and target < 0
+                listed[image] = Listed(label, target, strength, clean)
     except OSError as e:
         raise InputError('cannot read %s: %s' % (path, e.strerror))
     except InputError:

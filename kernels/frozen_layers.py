@@ -90,8 +90,8 @@ class Fused(NamedTuple):
     gradient: Callable[..., tf.Tensor]
 
 
-def is_fused(block: Bottleneck, x: tf.Tensor, mode: Mode) -> bool:
-    """Tell whether `fused_bottleneck` computes a block of layers with weights `w` on x, and is the faster way here."""
+def is_fused(block: Bottleneck, mode: Mode) -> bool:
+    """Tell whether `fused_bottleneck` computes a block of layers with weights `w`, and is the faster way here."""
     if not mode.folds_batch_norm or mode.data_format != 'NHWC' or in_xla() or has_gpu():
         return False
     if any(int(n) % FROZEN_CHANNELS for n in [block.conv1.w.shape[2], block.conv2.w.shape[3], block.conv3.w.shape[3]]):
@@ -118,14 +118,13 @@ def fused_bottleneck(x: tf.Tensor, block: Bottleneck, mode: Mode, *, relu: bool)
     # on a single position a matrix product is as fast; so is what there is in groups with a stride or on few positions
     groups, positions = int(conv1.w.shape[3]) // int(conv2.w.shape[2]), num_positions(x, mode)
     is_faster = positions > 1 if groups == 1 else conv2.stride == 1 and positions > FEW_GROUPED_POSITIONS
-    middle = fused if is_faster else unfused
 
     @tf.custom_gradient
     def compute(x: tf.Tensor) -> Tuple[tf.Tensor, Callable]:
-        a = fused(x, conv1, mode, relu=relu)
-        b = middle(a.features, conv2, mode, relu=True)
-        other = None if shortcut is None else fused(x, shortcut, mode, relu=relu)
-        c = fused(b.features, conv3, mode, relu=True,
+        a = fused(x, conv1, relu=relu)
+        b = fused(a.features, conv2, relu=True) if is_faster else unfused(a.features, conv2, mode, relu=True)
+        other = None if shortcut is None else fused(x, shortcut, relu=relu)
+        c = fused(b.features, conv3, relu=True,
                   addend=Addend(x, relu=relu) if other is None else Addend(other.features))
 
         def gradient(upstream: tf.Tensor) -> tf.Tensor:
@@ -140,7 +139,7 @@ def constant(layer: FoldedConvolution) -> FoldedConvolution:
     return layer._replace(w=tf.stop_gradient(layer.w), bias=tf.stop_gradient(layer.bias))
 
 
-def fused(x: tf.Tensor, layer: FoldedConvolution, mode: Mode, *, relu: bool, addend: Optional[Addend] = None) -> Fused:
+def fused(x: tf.Tensor, layer: FoldedConvolution, *, relu: bool, addend: Optional[Addend] = None) -> Fused:
     """Convolve x, or its ReLU, and add something, by frozen_conv.
 
     The gradient's function can add something to the gradient to the ReLU (`addend`) or leave the ReLU's own gradient

@@ -1,9 +1,11 @@
 """How a program of this project starts, speaks and ends: flags, one way out for messages, interrupts, exit statuses.
 
 All rooms speak through `logging.getLogger(__name__)`, and here alone is said where that goes: one line on stderr,
-`PROGRAM: warning: TEXT`. Used as a library, the project leaves logging as it finds it.
+`PROGRAM: warning: TEXT`. Used as a library, the project leaves logging as it finds it. A training's own log, on stdout
+and in its log directory, is tensorpack's.
 """
 import argparse
+import functools
 import logging
 import os
 import signal
@@ -17,13 +19,9 @@ from typing import Callable, NoReturn
 from runtime.errors import InputError, RunError
 from runtime.launcher import find_launch, is_one_of_several
 
-log = logging.getLogger(__name__)
-
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What stands before a message of a level, unless the record has a `word` of its own
 WORDS = {logging.INFO: 'note', logging.WARNING: 'warning', logging.ERROR: 'error', logging.CRITICAL: 'failed'}
-# Loggers whose notes are shown too; of other libraries' messages only what is a warning
-ROOMS = ('__main__', 'checkpoint', 'evaluation', 'inference', 'interop', 'kernels', 'runtime', 'third_party',
-         'training')
 # log.warning(..., extra=THIS_RANK): what this rank alone has seen, so that it, too, says so
 THIS_RANK = {'this_rank': True}
 
@@ -35,42 +33,61 @@ class Parser(argparse.ArgumentParser):
         raise InputError('%s (see --help)' % message)
 
 
-class Messages(logging.Handler):
-    """Writes each message as one line on stderr; what all ranks would say alike, the chief alone says."""
+@functools.lru_cache(maxsize=None)
+def is_ours(logger: str) -> bool:
+    """Tell whether a logger's name is that of a module of this project."""
+    room = logger.split('.')[0]
+    return room == '__main__' or any(os.path.exists(os.path.join(ROOT, name)) for name in (room, room + '.py'))
 
-    def __init__(self, program: str, ranks: bool = True):
+
+class Messages(logging.Handler):
+    """Writes each message as one line on stderr.
+
+    chief_speaks: the program runs as several ranks, and what all of them would say alike, the chief alone says. Of
+    other libraries' messages only warnings and errors are shown, with the library's name.
+    """
+
+    def __init__(self, program: str, *, chief_speaks: bool = False):
         super().__init__()
-        self.program, self.ranks = program, ranks
+        self.program, self.chief_speaks = program, chief_speaks
 
     def filter(self, record: logging.LogRecord) -> bool:
-        alike = self.ranks and record.levelno < logging.ERROR and not hasattr(record, 'this_rank')
-        return rank() == '0' or not alike
+        if not is_ours(record.name):
+            return record.levelno >= logging.WARNING
+        alike = self.chief_speaks and record.levelno < logging.ERROR and not hasattr(record, 'this_rank')
+        return not alike or rank() == '0'
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            word = getattr(record, 'word', WORDS.get(record.levelno, 'note'))
+            if is_ours(record.name):
+                word = getattr(record, 'word', WORDS.get(record.levelno, 'note'))
+            else:  # its error need not be the program's
+                word = 'warning: ' + record.name
             whose = this_rank() if hasattr(record, 'this_rank') else ''
-            text = '%s: %s: %s%s' % (self.program, word, whose, ' '.join(record.getMessage().split()))
+            text = '%s: %s: %s%s\n' % (self.program, word, whose, ' '.join(record.getMessage().split()))
+            if record.exc_info:
+                text += logging.Formatter().formatException(record.exc_info) + '\n'
             bars = sys.modules.get('tqdm')  # where a program shows a bar, the line goes above it
+            # In one piece, whatever the buffering: lines of several ranks may come to one terminal.
             if bars is not None:
-                bars.tqdm.write(text, file=sys.stderr)
-            else:  # in one piece, whatever the buffering: lines of several ranks meet on one terminal
-                sys.stderr.write(text + '\n')
+                bars.tqdm.write(text, file=sys.stderr, end='')
+            else:
+                sys.stderr.write(text)
             sys.stderr.flush()
         except Exception:
             self.handleError(record)
 
+    def say(self, level: int, text: str) -> None:
+        """Write a message, whatever else the process did to logging meanwhile."""
+        self.handle(logging.LogRecord('__main__', level, __file__, 0, '%s', (text,), None))
 
-def start_messages(program: str, ranks: bool = True) -> None:
-    """Send all messages of this process to stderr, in the name of a program.
 
-    ranks: where a launcher starts several, they do one job together.
-    """
-    root = logging.getLogger()
-    root.handlers[:] = [Messages(program, ranks)]  # some libraries put one of their own there when they are imported
-    root.setLevel(logging.WARNING)
-    for room in ROOMS:
-        logging.getLogger(room).setLevel(logging.INFO)
+def start_messages(program: str, *, chief_speaks: bool = False) -> Messages:
+    """Send all messages of this process to stderr, in the name of a program; return what does so."""
+    root, messages = logging.getLogger(), Messages(program, chief_speaks=chief_speaks)
+    root.handlers[:] = [messages]  # some libraries put one of their own there when they are imported
+    root.setLevel(logging.INFO)
+    return messages
 
 
 def end_on_interrupt(program: str) -> None:
@@ -104,31 +121,31 @@ def this_rank() -> str:
     return 'rank %s on %s: ' % (rank(), socket.gethostname()) if is_one_of_several() else ''
 
 
-def run_command(program: str, command: Callable[[], int], ranks: bool = True) -> NoReturn:
-    """Run `command` and end the process with the status it returns; never returns.
+def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool = False) -> NoReturn:
+    """Run `command` and end the process with the status it returns; never returns. chief_speaks: see Messages.
 
     An InputError becomes one line on stderr and status 2, a RunError one line and status 1, an interrupt status
     130. The process ends without running exit handlers: under MPI, Horovod's would wait for ranks that may be
-    stuck in a collective, while a rank that is simply gone makes mpirun end the others. ranks: as of start_messages.
+    stuck in a collective, while a rank that is simply gone makes mpirun end the others.
     """
-    start_messages(program, ranks)
+    messages = start_messages(program, chief_speaks=chief_speaks)
     try:
         status = command()
     except InputError as e:
         # Where all ranks find the same wrong, the first one's line is enough: it ends, and mpirun ends the others.
-        if ranks and rank() != '0':
+        if chief_speaks and rank() != '0':
             time.sleep(1)
-        log.error('%s', e)
+        messages.say(logging.ERROR, str(e))
         status = 2
     except RunError as e:
-        log.critical('%s%s', this_rank(), e)
+        messages.say(logging.CRITICAL, this_rank() + str(e))
         status = 1
     except KeyboardInterrupt:
         print('%s: interrupted' % program, file=sys.stderr)
         status = 130
     except Exception as e:  # a bug, or a machine's failure
         traceback.print_exc()
-        log.critical('%s%s: %s', this_rank(), type(e).__name__, str(e).split('\n')[0])
+        messages.say(logging.CRITICAL, '%s%s: %s' % (this_rank(), type(e).__name__, str(e).split('\n')[0]))
         status = 1
     if status:
         sys.stdout.flush()

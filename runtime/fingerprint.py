@@ -27,6 +27,9 @@ def code_files(root: str = ROOT) -> List[str]:
     for folder, folders, names in os.walk(root):
         if folder == root:
             folders[:] = [name for name in folders if name not in NOT_IN_JOBS]
+        if folder != root and ('pyvenv.cfg' in names or {'train', 'val'} & set(folders)):
+            # somebody's Python environment, or a data set, which may have millions of files
+            folders[:], names = [], []
         folders[:] = [name for name in folders if not name.startswith('.') and name != 'build']
         found += [os.path.join(folder, name) for name in names if name.endswith(SOURCES)]
     return sorted(found)

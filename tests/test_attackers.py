@@ -157,6 +157,13 @@ class Attacker(PGDAttacker):
     def direction(self, gradient, state):
         return gradient * tf.cast(self.num_iter % 3 - 1, tf.float32), state
 '''
+TARGETS_BY_LENGTH = '''
+from adv_model import PGDAttacker
+
+class Attacker(PGDAttacker):
+    def targets(self, label, index=None):
+        return (label + 1 + self.num_iter % 2) % self.num_classes
+'''
 COUNTS_STEPS = '''
 from runtime.compat import tf
 from adv_model import PGDAttacker
@@ -165,7 +172,7 @@ class Attacker(PGDAttacker):
     """Goes away from the target in every third step."""
 
     def initial_state(self, image):
-        return [tf.zeros([tf.shape(image)[0], 1, 1, 1])]
+        return tf.zeros([tf.shape(image)[0], 1, 1, 1]),  # a tuple
 
     def direction(self, gradient, state):
         away = tf.equal(state[0] % 3, 2) & tf.ones_like(gradient, tf.bool)
@@ -187,8 +194,9 @@ def attacker_of(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('source, shares', [
-    (None, True), (MOMENTUM, True), (COUNTS_STEPS, True), (KNOWS_ITS_LENGTH, False), (OLD_STYLE, False)],
-    ids=['pgd', 'momentum', 'counts steps', 'knows its length', 'old style'])
+    (None, True), (MOMENTUM, True), (COUNTS_STEPS, True), (KNOWS_ITS_LENGTH, False),
+    (TARGETS_BY_LENGTH, False), (OLD_STYLE, False)],
+    ids=['pgd', 'momentum', 'counts steps', 'knows its length', 'targets by length', 'old style'])
 def test_strengths_together_are_those_alone(source, shares, attacker_of, weights_of):
     """An attacker whose steps have a state shares them as PGD does; one whose steps know how many there will be, or
     with a loop of its own, does not. Either way each strength is what it is by itself."""

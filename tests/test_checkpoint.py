@@ -347,6 +347,62 @@ def test_weights_beyond_float32(weights_of):
     assert 'conv0/bn/beta' in refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
 
 
+def test_complex_weights(weights_of):
+    weights = weights_of('ResNet')
+    weights['conv0/W'] = weights['conv0/W'] + 1j
+    text = refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
+    assert 'complex' in text and 'conv0/W' in text
+
+
+@pytest.mark.parametrize('value', [-1.0, -1e-6])
+def test_negative_variances(weights_of, value):
+    weights = weights_of('ResNet')
+    name = 'group1/block0/conv2/bn/variance/EMA'
+    weights[name] = weights[name].copy()
+    weights[name][5] = value
+    text = refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
+    assert 'variances below 0' in text and name in text
+    weights[name][5] = 0  # of a dead channel
+    checkpoint.fit_checkpoint(weights, Network('ResNet', 14, 10), 'some.npz')
+
+
+@pytest.mark.parametrize('prefix', ['tower0/', 'module/net/', 'tower0_'])
+def test_variables_under_a_prefix(tmp_path, weights_of, prefix):
+    path = str(tmp_path / 'tower.npz')
+    np.savez(path, **{prefix + name: value for name, value in weights_of('ResNet').items()}, global_step=np.int64(3))
+    for text in (refusal(load_classifier, path, depth=14), refusal(
+            checkpoint.fit_checkpoint, checkpoint.read_checkpoint(path), Network('ResNet', 14, 10), path)):
+        assert 'under %s,' % prefix in text and 'name[%d:]' % len(prefix) in text
+
+
+def test_two_towers(tmp_path, weights_of):
+    path = str(tmp_path / 'towers.npz')
+    np.savez(path, **{tower + name: value for name, value in weights_of('ResNet').items()
+                      for tower in ('tower0/', 'tower1/')})
+    assert 'under tower0/, tower1/,' in refusal(load_classifier, path, depth=14)
+
+
+@pytest.mark.parametrize('names', [('conv0/W', 'conv0/W:0'), ('conv0/W:0', 'conv0/W')])
+def test_a_variable_that_is_there_twice(tmp_path, weights_of, names):
+    path = str(tmp_path / 'twice.npz')
+    weights = weights_of('ResNet')
+    kernel = weights.pop('conv0/W')
+    np.savez(path, **{names[0]: kernel, names[1]: kernel + 1}, **weights)
+    assert 'conv0/W and conv0/W:0' in refusal(load_classifier, path, depth=14)
+
+
+@pytest.mark.filterwarnings('ignore:Duplicate name')
+@pytest.mark.parametrize('member', ['linear/b.npy', 'linear/b'])
+def test_a_member_that_is_there_twice(tmp_path, weights_of, member):
+    path = str(tmp_path / 'twice.npz')
+    np.savez(path, **weights_of('ResNet'))
+    array = io.BytesIO()
+    np.save(array, np.zeros(10, np.float32))
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr(member, array.getvalue())
+    assert 'linear/b and linear/b' in refusal(load_classifier, path, depth=14)
+
+
 def test_weights_that_are_text(weights_of):
     weights = weights_of('ResNet')
     weights['conv0/bn/beta'] = np.array(['a'] * 64)

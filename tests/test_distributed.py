@@ -1,4 +1,5 @@
 """Ranks that share a machine's cores leave them to each other while they wait."""
+import json
 import logging
 import os
 import re
@@ -46,10 +47,25 @@ def test_how_ranks_wait_for_each_other(root, options, cycle, said):
     assert sorted(found) == ['rank 0: ' + said, 'rank 1: ' + said]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('count', [1, 3])
+def test_what_ranks_tell_each_other(root, tmp_path, count):
+    """The chief's values, whole numbers of any size among them; rows of which a rank may have none; sums."""
+    done = subprocess.run(mpirun(count, [os.path.join(root, 'tests', 'ranks.py'), str(tmp_path)]), cwd=root,
+                          env=dict(os.environ, PYTHONPATH=root), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, universal_newlines=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    chief = {'number': 2 ** 60 + 1, 'text': 'é\udcff', 'list': [1.5, None, True]}
+    rows = [[rank, rank] for rank in range(count) for _ in range(rank)]
+    assert len(list(tmp_path.iterdir())) == count
+    for rank in range(count):
+        assert json.loads((tmp_path / str(rank)).read_text()) == [chief, None, rows, [count, sum(range(count))]]
+
+
 @pytest.mark.skipif(has_gpu() or len(os.sched_getaffinity(0)) < 2, reason='needs CPUs alone, and a core for each rank')
 def test_ranks_that_are_bound_to_a_core_say_so_once(root):
     program = 'from runtime.command_line import run_command\nfrom runtime.distributed import connect\n' \
-        'run_command("prog.py", lambda: 0 * connect().size)'
+        'run_command("prog.py", lambda: 0 * connect().size, chief_speaks=True)'
     for binding, times in (('core', 1), ('none', 0)):
         command = mpirun(2, ['-c', program])
         command[command.index('--bind-to') + 1] = binding

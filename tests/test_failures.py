@@ -58,12 +58,12 @@ def refused(folder, first, second):
 
 
 def test_ranks_with_other_flags_or_code_are_refused(root, tmp_path):
+    from runtime.fingerprint import code_files
     other = tmp_path / 'other'
-    other.mkdir()
-    for name in os.listdir(root):
-        if name.endswith('.py'):
-            shutil.copy(os.path.join(root, name), str(other))
-    shutil.copytree(os.path.join(root, 'third_party'), str(other / 'third_party'))
+    for path in code_files(root) + [os.path.join(root, 'third_party', 'ilsvrc2012_synsets.txt')]:
+        target = other / os.path.relpath(path, root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, str(target))
     with open(str(other / 'nets.py'), 'a') as f:
         f.write('# changed\n')
     main, flags = os.path.join(root, 'main.py'), ENDLESS + ['--base-lr', '0.1']

@@ -58,6 +58,10 @@ def test_what_jobs_do_not_run_does_not_count(copy):
         (copy / folder).mkdir(parents=True)
         (copy / folder / 'more.py').write_text('1\n')
     (copy / 'README.md').write_text('words\n')
+    for folder, file in [('venv', 'pyvenv.cfg'), ('imagenet/val/c', 'a.JPEG')]:  # an environment, and a data set
+        (copy / folder / 'lib').mkdir(parents=True)
+        (copy / folder / file).write_text('')
+        (copy / folder / 'lib' / 'more.py').write_text('1\n')
     assert code_sha256(str(copy)) == digest
 
 

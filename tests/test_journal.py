@@ -1,4 +1,6 @@
-"""The journal of an evaluation, cut off anywhere, damaged, or somebody else's."""
+"""The journal of an evaluation, cut off anywhere, damaged, somebody else's, or of images that have changed."""
+import hashlib
+import logging
 import os
 import subprocess
 import sys
@@ -7,7 +9,7 @@ import numpy as np
 import pytest
 
 from evaluation.journal import Journal
-from evaluation.outcomes import OUTCOME, Tally
+from evaluation.outcomes import OUTCOME, Figures, Tally
 from runtime.errors import InputError
 
 FACTS = dict(arch='ResNet', seed=0, strengths=[[10, 16.0, 1.0], [100, 16.0, 1.0]])
@@ -139,6 +141,65 @@ def test_one_evaluation_at_a_time(tmp_path, root):
     Journal(str(tmp_path / 'j'), {}, num_images=1, num_strengths=1)
 
 
+PATHS = ['val/%02d.png' % i for i in range(NUM_IMAGES)]
+
+
+def with_images(path, **changed):
+    """Open a journal of images whose files are made up; image_7=1 makes the one at position 7 another."""
+    contents = [hashlib.sha256(b'%d %d' % (i, changed.get('image_%d' % i, 0))).hexdigest() for i in range(NUM_IMAGES)]
+    return Journal(str(path), FACTS, num_images=NUM_IMAGES, num_strengths=2, paths=PATHS, contents=contents)
+
+
+def begin_journal(path, done=10, size=5):
+    with with_images(path) as journal:
+        for begin in range(0, done, size):
+            journal.append(range(begin, begin + size), made_up(range(begin, begin + size)))
+
+
+def test_images_after_the_end_may_change_and_are_named(tmp_path, caplog):
+    begin_journal(tmp_path / 'j')
+    before = (tmp_path / 'j').read_bytes()
+    with caplog.at_level(logging.WARNING), with_images(tmp_path / 'j', image_10=1, image_22=1) as journal:
+        assert journal.num_done == 10 and (tmp_path / 'j').read_bytes() == before
+        for begin in (10, 15):
+            journal.append(range(begin, begin + 5), made_up(range(begin, begin + 5)))
+    assert [record.getMessage().rsplit(': ', 1)[1] for record in caplog.records] == ['val/10.png, val/22.png']
+    # what was done meanwhile is of the changed image
+    with pytest.raises(InputError, match=r'have changed since, val/10.png: '):
+        with_images(tmp_path / 'j', image_22=1)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING), with_images(tmp_path / 'j', image_10=1) as journal:
+        assert journal.num_done == 20 and not caplog.records
+
+
+@pytest.mark.parametrize('position', [0, 4, 5, 9])
+def test_an_image_that_is_done_may_not_change(tmp_path, position):
+    begin_journal(tmp_path / 'j')
+    before = (tmp_path / 'j').read_bytes()
+    with pytest.raises(InputError, match='have changed since, %s: restore' % PATHS[position]):
+        with_images(tmp_path / 'j', **{'image_%d' % position: 1, 'image_15': 1})
+    assert (tmp_path / 'j').read_bytes() == before
+    with with_images(tmp_path / 'j') as journal:
+        assert journal.num_done == 10
+
+
+def test_of_many_changed_images_some_are_named(tmp_path):
+    begin_journal(tmp_path / 'j', done=20)
+    with pytest.raises(InputError, match=r'val/00.png, .*val/09.png and 8 others: restore'):
+        with_images(tmp_path / 'j', **{'image_%d' % i: 1 for i in range(18)})
+
+
+def test_a_journal_of_another_version_is_refused(tmp_path):
+    begin_journal(tmp_path / 'j')
+    from evaluation.journal import FORMAT, line_of
+    first = line_of(dict(format='evaluation journal 1', facts=FACTS))
+    (tmp_path / 'j').write_bytes(first)
+    assert FORMAT != 'evaluation journal 1'
+    with pytest.raises(InputError, match='does not begin as a journal of this version'):
+        with_images(tmp_path / 'j')
+    assert (tmp_path / 'j').read_bytes() == first
+
+
 @pytest.mark.parametrize('path', ['missing/j', '.', '/dev/null'])
 def test_where_no_journal_can_be(tmp_path, path):
     with pytest.raises(InputError, match='cannot use the journal'):
@@ -157,3 +218,5 @@ def test_figures_count_what_the_outcomes_say():
     figures = tally.figures[0]
     assert (figures.num_images, figures.wrong_top1, figures.wrong_top5, figures.successes) == (4, 3, 2, 1)
     assert figures.rate('wrong_top1') == 0.75
+    assert figures.targeted == 3 and figures.rate('successes') == 1 / 3
+    assert Figures().rate('wrong_top1') is None and 'nan' not in Figures().lines()

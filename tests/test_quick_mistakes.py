@@ -22,6 +22,7 @@ def files(tmp_path_factory):
     write_split(folder / 'stray' / 'train', 12)
     write_split(folder / 'stray' / 'val', 12)
     (folder / 'stray' / 'val' / 'unknown').mkdir()
+    (folder / 'stray' / 'val' / 'unknown' / 'x.jpg').write_bytes(b'x')
     (folder / 'empty').mkdir()
     np.savez(str(folder / 'good.npz'), x=np.zeros(1000))
     (folder / 'cut.npz').write_bytes((folder / 'good.npz').read_bytes()[:500])
@@ -47,7 +48,7 @@ CASES = [
     ('--eval --load good.npz --data nowhere', 'there is no folder nowhere'),
     ('--eval --load good.npz --data good.npz', 'good.npz is not a folder'),
     ('--eval --load good.npz --data empty', 'empty has no class folders'),
-    ('--eval --load good.npz --data stray', 'stray/val/unknown is not among the 10 classes'),
+    ('--eval --load good.npz --data stray', 'stray/val/unknown is not among '),
     ('--eval --load good.npz --data data --classes nowhere.txt', 'cannot read nowhere.txt'),
     ('--eval --load good.npz --data data --classes one.txt', 'a single class'),
     ('--eval --load good.npz --data data --arch Resnet', 'no architecture .Resnet. in the zoo; .*ResNetDenoise'),

@@ -74,7 +74,23 @@ def test_in_a_browser(report):
     assert len(widths) == 19 and int(widths[0]) > 1000 and set(widths[1:]) == {'32'}
 
 
+def test_figures_that_are_not_known(report, python, tmp_path):
+    results = json.loads((report / 'plain.json').read_text())
+    for record in results['attacks']:
+        for name in ('top1_error', 'top5_error', 'attack_success_rate'):
+            record[name] = record[name + '_interval'] = None
+    (tmp_path / 'r.json').write_text(json.dumps(results))
+    done = python('-m', 'tools.report', tmp_path / 'r.json', '--out', tmp_path / 'out')
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / 'out' / 'report.html').read_text()
+    assert page.count('n/a') == 4 + 4 + 3 and 'nan' not in page  # the clean one has no success at all
+
+
 @pytest.mark.parametrize('content, said', [
+    ('{"attacks": [{"attack_iter": 0, "epsilon": 16, "step_size": 0, "num_images": 1, "top1_error": 0, '
+     '"top5_error": 0, "attack_success_rate": 0, "top1_error_interval": [0, 1], '
+     '"attack_success_rate_interval": [0, 1]}], "arch": "A", "depth": 14, "image_size": 32, '
+     '"preprocess": "no such"}', 'no file of'),
     (None, 'cannot read'), ('', 'no file of main.py --eval --results'), ('[]', 'no file of'),
     ('{"attacks": []}', 'no file of'), ('{"attacks": [{"attack_iter": "ten"}]}', 'no file of')])
 def test_bad_input(python, tmp_path, content, said):

@@ -4,7 +4,7 @@ import os
 import cv2
 import numpy as np
 import pytest
-from evaluating import alone, evaluate
+from evaluating import SMALL, alone, evaluate
 from photos import photographs
 
 from evaluation.sanity import judge
@@ -46,8 +46,8 @@ def own_classes(tmp_path_factory, classifier):
     folder = tmp_path_factory.mktemp('photos')
     for name, photo in zip(names, photos):
         cv2.imwrite(str(folder / name), photo)
-    from third_party.images import decode, validation_image
-    seen = np.stack([validation_image(decode(str(folder / name)), 32) for name in names])
+    from third_party.images import decode
+    seen = np.stack([decode(str(folder / name)) for name in names])
     predictions = classifier().logits(seen).argmax(axis=1)
     assert len(set(predictions)) > 3
 
@@ -65,7 +65,7 @@ def own_classes(tmp_path_factory, classifier):
 @pytest.mark.parametrize('wrong, said', [
     (dict(), None), (dict(shift=1), 'labels are likely shifted'), (dict(swap=True), 'RGB and BGR are likely swapped')])
 def test_an_evaluation_warns_and_goes_on(root, own_classes, weights_file, wrong, said):
-    done = evaluate(root, alone, own_classes(**wrong), weights_file(), '--attack-iter', 0)
+    done = evaluate(root, alone, own_classes(**wrong), weights_file(), '--attack-iter', 0, '--preprocess', 'resize')
     warnings = [line for line in done.stderr.splitlines() if 'main.py: warning' in line]
     assert len(warnings) == (said is not None), done.stderr
     assert said is None or said in warnings[0]
@@ -91,3 +91,27 @@ def test_a_robust_network_with_its_channels_exchanged():
             pair = (right, better) if exchanged else (better, right)
             found[exchanged] += any('swapped' in s for s in judge(labels, *pair))
     assert found[True] > 150 and found[False] == 0
+
+
+@pytest.mark.parametrize('wrong, columns, said', [
+    (dict(), {}, None),
+    (dict(shift=1), {}, 'labels are likely shifted'),
+    (dict(swap=True), {}, 'RGB and BGR are likely swapped'),
+    (dict(shift=5), dict(attack_iter=0, epsilon=16, target=''), 'the clean error is 100%'),
+    (dict(shift=1), dict(attack_iter=10, epsilon=16), None),  # of attacked images nothing can be said
+    (dict(shift=1), dict(target=11), None)])
+def test_scoring_warns_of_clean_images(python, own_classes, weights_file, tmp_path, wrong, columns, said):
+    data = own_classes(**wrong)
+    manifest = data / 'val' / 'labels.csv'
+    with open(str(manifest), 'w') as f:
+        f.write(','.join(['file', 'label'] + list(columns)) + '\n')
+        for name, label in (line.split() for line in (data / 'val.txt').read_text().splitlines()):
+            target = dict(target=(int(label) + 3) % 10) if columns.get('target') else {}
+            f.write(','.join([name, label] + [str(v) for v in dict(columns, **target).values()]) + '\n')
+    done = python('main.py', '--eval-directory', data / 'val', '--labels', manifest, '--load', weights_file(),
+                  '--prediction-file', tmp_path / 'p.txt', *SMALL)
+    assert done.returncode == 0, done.stderr
+    warnings = [line for line in done.stderr.splitlines() if 'main.py: warning' in line]
+    assert len(warnings) == (said is not None), done.stderr
+    assert said is None or said in warnings[0] and ('column attack_iter' in warnings[0]) == (not columns)
+    assert len((tmp_path / 'p.txt').read_text().splitlines()) == 60 and 'Top1 Error: ' in done.stdout

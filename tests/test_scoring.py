@@ -1,11 +1,15 @@
 """Black-box scoring: main.py --eval-directory on folders of all sorts of files."""
 import os
 
+from runtime.compat import tf
+
 import cv2
 import numpy as np
 import pytest
 from photos import photographs
 from PIL import Image
+
+from tools.mpi import read_figures
 
 SMALL = ['--arch', 'ResNet', '-d', '14', '--image-size', '32']
 
@@ -28,9 +32,9 @@ def write_odd_images(folder):
     return sorted(os.path.relpath(os.path.join(d, f), str(folder)) for d, _, fs in os.walk(str(folder)) for f in fs)
 
 
-def score(python, folder, weights, out):
+def score(python, folder, weights, out, *flags):
     return python('main.py', '--eval-directory', folder, '--load', weights, '--prediction-file', out,
-                  '--batch', '4', *SMALL)
+                  '--batch', '4', *(SMALL + list(flags)))
 
 
 def read(out):
@@ -38,15 +42,16 @@ def read(out):
         return [line.rstrip('\n').rsplit(',', 1) for line in f]
 
 
-def test_every_kind_of_image_gets_its_label(python, tmp_path, weights_file, classifier):
-    from third_party.images import decode, validation_image
+@pytest.mark.parametrize('preprocess', ['resize', 'validation'])
+def test_every_kind_of_image_gets_its_label(python, tmp_path, weights_file, classifier, preprocess):
+    from third_party.images import PREPARATIONS, decode
     folder = tmp_path / 'images'
     names = write_odd_images(folder)
-    done = score(python, folder, weights_file(), tmp_path / 'out.txt')
+    done = score(python, folder, weights_file(), tmp_path / 'out.txt', '--preprocess', preprocess)
     assert done.returncode == 0, done.stderr
     rows = read(tmp_path / 'out.txt')
     assert [path for path, _ in rows] == [str(folder / name) for name in names]
-    images = np.stack([validation_image(decode(path), 32) for path, _ in rows])
+    images = np.stack([PREPARATIONS[preprocess](decode(path), 32) for path, _ in rows])
     assert [int(label) for _, label in rows] == list(classifier().logits(images).argmax(axis=1))
 
 
@@ -77,3 +82,79 @@ def test_nothing_to_score(python, tmp_path, weights_file, make, said):
     make(folder)
     done = score(python, folder, weights_file(), tmp_path / 'out.txt')
     assert done.returncode in (1, 2) and said in done.stderr and 'Traceback' not in done.stderr
+
+
+# --- figures that can't be known -------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def ready(tmp_path_factory):
+    """A folder of 12 images of the network's size."""
+    folder = tmp_path_factory.mktemp('ready')
+    for i, photo in enumerate(photographs(12, seed=5)):
+        cv2.imwrite(str(folder / ('%02d.png' % i)), cv2.resize(photo, (32, 32)))
+    return folder
+
+
+def scored(python, folder, weights, tmp_path, header, row):
+    """Score `folder` by a manifest with a line row(i) for each image; returns the CompletedProcess."""
+    manifest = folder / 'labels.csv'
+    manifest.write_text(header + '\n' + ''.join('%02d.png,%s\n' % (i, row(i)) for i in range(12)))
+    return python('main.py', '--eval-directory', folder, '--labels', manifest, '--load', weights,
+                  '--prediction-file', tmp_path / 'p.txt', *SMALL)
+
+
+@pytest.mark.parametrize('header, row', [
+    ('file,label', lambda i: '3'), ('file,label,target', lambda i: '3,'), ('file,label,target', lambda i: '3,-1'),
+    ('file,label,target,attack_iter,epsilon', lambda i: '3,,0,16')])
+def test_success_without_targets_is_unknown(python, ready, weights_file, tmp_path, header, row):
+    done = scored(python, ready, weights_file(), tmp_path, header, row)
+    assert done.returncode == 0, done.stderr
+    assert '\nAttack Success Rate: n/a\n' in done.stdout
+    figures = read_figures(done.stdout)
+    assert figures['Attack Success Rate'] is None and 0 <= figures['Top1 Error'] <= 1
+
+
+def test_success_is_of_the_images_with_a_target(python, ready, weights_file, tmp_path):
+    """Five have one, and it is what the network says, as their labels are not: 1, not 5/12."""
+    first = scored(python, ready, weights_file(), tmp_path, 'file,label', lambda i: '3')
+    assert first.returncode == 0
+    said = [int(label) for _, label in read(tmp_path / 'p.txt')]
+    done = scored(python, ready, weights_file(), tmp_path, 'file,label,target',
+                  lambda i: '%d,%s' % ((said[i] + 1) % 10, said[i] if i < 5 else ''))
+    assert read_figures(done.stdout) == {'Top1 Error': 1, 'Attack Success Rate': 1,
+                                         'Top5 Error': read_figures(done.stdout)['Top5 Error']}
+    assert '5 of these 12 images have a target' in done.stderr
+
+
+def test_targets_of_other_classes_are_refused(python, ready, weights_file, tmp_path):
+    done = scored(python, ready, weights_file(), tmp_path, 'file,label,target', lambda i: '3,10')
+    assert done.returncode == 2 and 'labels or targets that the network, of 10 classes' in done.stderr
+
+
+def test_figures_of_no_image_are_unknown(python, ready, weights_file, tmp_path):
+    folder = tmp_path / 'small'
+    folder.mkdir()
+    for i in range(12):
+        cv2.imwrite(str(folder / ('%02d.png' % i)), np.zeros((16, 16, 3), np.uint8))
+    done = scored(python, folder, weights_file(), tmp_path, 'file,label', lambda i: '3')
+    assert done.returncode == 1 and set(read_figures(done.stdout).values()) == {None}
+
+
+@pytest.mark.parametrize('scale', [3e38, -3e38])
+def test_logits_that_overflow_are_no_labels(python, ready, weights_of, tmp_path, scale):
+    """The weights are numbers, and some logits infinite or, as a difference of two infinities, not a number."""
+    weights = weights_of('ResNet')
+    weights['linear/W'] = np.sign(weights['linear/W']) * np.float32(scale)
+    np.savez(str(tmp_path / 'huge.npz'), **weights)
+    done = scored(python, ready, tmp_path / 'huge.npz', tmp_path, 'file,label', lambda i: '3')
+    assert done.returncode == 1 and done.stderr.count('logits are no numbers') == 12
+    assert (tmp_path / 'p.txt').read_text() == ''
+    assert set(read_figures(done.stdout).values()) == {None}
+
+
+def test_an_infinite_logit_is_no_label(session):
+    """Nor is the largest of the others: which one it would be can't be said."""
+    from adv_model import is_wrong, most_likely
+    logits = np.array([[1, np.inf, 0], [1, -np.inf, 0], [np.nan, 1, 0], [0, 1, 2]], np.float32)
+    predictions, wrong = session.run([most_likely(logits.copy()), is_wrong(tf.constant(logits), [1, 0, 1, 2], 1)])
+    assert list(predictions) == [-1, -1, -1, 2] and list(wrong) == [True, True, True, False]

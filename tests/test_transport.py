@@ -1,7 +1,12 @@
 """The sockets' place, and the receiver in Python."""
 import gc
 import os
+import re
+import shlex
 import shutil
+import socket as network
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -151,11 +156,37 @@ def test_silence_names_the_server_to_start(sender):
     receiver.close()
 
 
-def test_the_default_endpoint_needs_no_flag(temporary):
-    receiver = Receiver(default_endpoint(16, 224), 16, 224, timeout=0.1)
-    with pytest.raises(InputError, match='--data DIR --batch 16 on '):
+def test_the_printed_command_meets_this_end_also_in_a_shell_with_another_tmpdir(temporary, short_directory):
+    endpoint = default_endpoint(2, 8)
+    receiver = Receiver(endpoint, 2, 8, timeout=0.1)
+    with pytest.raises(InputError, match='--data DIR --batch 2 --image-size 8 on ') as info:
         next(receiver)
     receiver.close()
+    printed = re.search(r'start (third_party/serve-data.py .*) on (\S+)$', str(info.value))
+    assert printed.group(2) == network.gethostname()
+    words = shlex.split(printed.group(1).replace('--data DIR', '--fake'))
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    elsewhere = tempfile.mkdtemp()
+    server = subprocess.Popen([sys.executable] + words, cwd=root, env=dict(os.environ, TMPDIR=elsewhere),
+                              stdout=subprocess.PIPE)
+    try:
+        receiver = Receiver(endpoint, 2, 8, timeout=20)
+        assert next(receiver)[0].shape == (2, 8, 8, 3)
+        receiver.close()
+    finally:
+        server.kill()
+        server.communicate()
+        shutil.rmtree(elsewhere)
+
+
+@pytest.mark.parametrize('endpoint, expected, host', [
+    ('tcp://10.0.0.5:5555', 'tcp://10.0.0.5:5555', '10.0.0.5'), ('tcp://node7:5555', 'tcp://node7:5555', 'node7'),
+    ('tcp://localhost:5555', 'tcp://localhost:5555', None), ('tcp://127.0.0.1:55', 'tcp://127.0.0.1:55', None),
+    ('ipc://beside', 'ipc://%s/beside' % os.getcwd(), None), ('ipc:///a b/c', "'ipc:///a b/c'", None)])
+def test_where_to_start_the_server(endpoint, expected, host):
+    text = transport.server_to_start(32, 224, endpoint)
+    assert text == 'start third_party/serve-data.py --data DIR --batch 32 --endpoint %s on %s' % (
+        expected, host or network.gethostname())
 
 
 def test_messages_that_do_not_fit_do_not_extend_the_wait(sender):

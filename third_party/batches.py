@@ -1,5 +1,6 @@
-"""Batches of validation images, decoded ahead by threads, in order."""
+"""Batches of validation images, decoded ahead by threads, in order; and what can be known of the files before."""
 import collections
+import hashlib
 import itertools
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Callable, Deque, Iterable, Iterator, NamedTuple, Optional, Sequence, TypeVar
@@ -7,8 +8,9 @@ from typing import Callable, Deque, Iterable, Iterator, NamedTuple, Optional, Se
 import numpy as np
 
 from runtime.cores import usable_cores
+from runtime.errors import InputError
 from third_party.imagenet import Dataset
-from third_party.images import decode, validation_image
+from third_party.images import Preparation, check_decodable, decode, read_file, validation_image
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -42,15 +44,37 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, thre
 
 
 def validation_batches(dataset: Dataset, parts: Sequence[Sequence[int]], *, image_size: int,
-                       threads: Optional[int] = None) -> Iterator[Batch]:
-    """Yield a batch for each of the `parts`, which are positions in the data set, preprocessed for validation.
+                       prepare: Preparation = validation_image, threads: Optional[int] = None) -> Iterator[Batch]:
+    """Yield a batch for each of the `parts`, which are positions in the data set, of images that `prepare` made.
 
     Raises InputError naming the file when an image can't be read: leaving it out would give a wrong result.
     """
     threads = threads or min(16, usable_cores())
     largest = max(map(len, parts), default=0)
-    images = map_ahead(lambda i: validation_image(decode(dataset.paths[i]), image_size),
+    images = map_ahead(lambda i: prepare(decode(dataset.paths[i]), image_size),
                        itertools.chain.from_iterable(parts), threads=threads, ahead=2 * largest + threads)
     for part in parts:
         yield Batch(np.stack([next(images) for _ in part]), np.array([dataset.labels[i] for i in part], np.int32),
                     np.array(part, np.int64))
+
+
+class Content(NamedTuple):
+    """What a file holds: the SHA-256 of its bytes, and what would stop a run that decodes it, '' where nothing is seen
+    to."""
+    sha256: bytes
+    problem: str
+
+
+def examine(path: str) -> Content:
+    """Read an image file, once."""
+    try:
+        data = read_file(path)
+        check_decodable(data, path)
+    except InputError as e:
+        return Content(bytes(32), str(e))
+    return Content(hashlib.sha256(data).digest(), '')
+
+
+def contents(paths: Iterable[str]) -> Iterator[Content]:
+    """Examine files, in order."""
+    return map_ahead(examine, paths, threads=8, ahead=64)  # file servers are slow one by one

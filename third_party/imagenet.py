@@ -5,11 +5,13 @@
     DIR/val/* and DIR/val.txt    (or DIR/val/val.txt) of lines `file label`, by index or class name
 
 Classes are, in this order of precedence: the lines of the `classes_file`; the lines of DIR/synsets.txt; all
-1000 of ILSVRC-2012 when the class folders are some of its wnids; else the sorted names of the folders in
-train/ (of those in val/ when there is no training set). A flat val/ with nothing else to tell the classes
-has ILSVRC-2012's.
+1000 of ILSVRC-2012 when the class folders are some of its wnids; the numbers 0..N-1, in that order, when the
+names of the class folders are these (`0` .. `11`, `00` .. `11`; other whole numbers are refused); else the
+sorted names of the class folders. Class folders are those in train/ (those in val/ when there is no training
+set) that have an image in train/ or val/. A flat val/ with nothing else to tell the classes has ILSVRC-2012's.
 
-Names that start with a dot are ignored everywhere. Every other file of a class folder is an image of the
+Names that start with a dot are ignored everywhere, and so are the folders that systems make (see
+folders.py). Every other file of a class folder is an image of the
 set, whatever its name ends in: what cannot be decoded is for the reader to report, as a file left out here
 would make the set silently smaller. Symbolic links to folders and files count as what they point to.
 
@@ -19,16 +21,14 @@ import hashlib
 import logging
 import os
 import re
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Dict, List, Optional, Tuple
+from typing import List, Optional, Sequence, Tuple
 
 from runtime.errors import InputError
+from third_party.folders import IMAGE_ENDINGS, has_entries, list_folder, read_lines, require_folder, scan
+from third_party.label_file import find_label_file, labelled_by_file, labels_in
 
 ILSVRC_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'ilsvrc2012_synsets.txt')
-# What is meant as an image, and is not left out silently. A GIF is named as one that cannot be read.
-IMAGE_ENDINGS = ('.jpeg', '.jpg', '.jpe', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm',
-                 '.jp2')
 
 logger = logging.getLogger(__name__)
 
@@ -47,17 +47,15 @@ class Dataset:
         """List class names, every image's path in the folder, and labels: what tells the set without reading files."""
         return [self.class_names, [os.path.relpath(path, data_dir) for path in self.paths], self.labels]
 
-    def digest(self, data_dir: str) -> str:
+    def digest(self, data_dir: str, contents: Sequence[str]) -> str:
         """Return the SHA-256 of every image's path in the folder, label and content, in order.
 
-        It is the same wherever the folder lies. It takes reading all files. Raises InputError naming one that can't be
-        read.
+        It is the same wherever the folder lies. contents: the SHA-256 of each image's file, in hexadecimal digits.
         """
         sha256 = hashlib.sha256()
-        with ThreadPoolExecutor(8) as pool:  # file servers are slow one by one
-            for path, label, content in zip(self.paths, self.labels, pool.map(_sha256_of_file, self.paths)):
-                line = '%s\0%d\0%s\n' % (os.path.relpath(path, data_dir), label, content)
-                sha256.update(line.encode('utf-8', 'surrogateescape'))
+        for path, label, content in zip(self.paths, self.labels, contents):
+            line = '%s\0%d\0%s\n' % (os.path.relpath(path, data_dir), label, content)
+            sha256.update(line.encode('utf-8', 'surrogateescape'))
         return sha256.hexdigest()
 
 
@@ -68,20 +66,20 @@ def load_dataset(data_dir: str, split: str, classes_file: Optional[str] = None) 
     not in the list of classes, an image lies outside the class folders, or val.txt does not fit the files.
     """
     names = class_names(data_dir, classes_file)
-    index = {name: i for i, name in enumerate(names)}
-    label_file = _label_file(data_dir) if split == 'val' else None
+    source = _classes_file(data_dir, classes_file)
+    label_file = find_label_file(data_dir) if split == 'val' else None
     if label_file:
-        paths, labels = _labelled_by_file(os.path.join(data_dir, split), label_file, index)
+        paths, labels = labelled_by_file(os.path.join(data_dir, split), label_file, names, source)
     else:
-        paths, labels = _labelled_by_folder(os.path.join(data_dir, split), index)
+        paths, labels = _labelled_by_folder(os.path.join(data_dir, split), names, source)
     return Dataset(paths, labels, names)
 
 
 def count_images(data_dir: str, split: str) -> int:
     """Count the images that `load_dataset` finds, without listing them or looking at labels."""
-    label_file = _label_file(data_dir) if split == 'val' else None
+    label_file = find_label_file(data_dir) if split == 'val' else None
     if label_file:
-        return len(_read_lines(label_file))
+        return len(read_lines(label_file))
     top = os.path.join(data_dir, split)
     return sum(len(_class_files(os.path.join(top, folder))) for folder in _class_folders(top))
 
@@ -91,48 +89,97 @@ def check_folders(data_dir: str, split: str) -> None:
     _class_folders(os.path.join(data_dir, split))
 
 
+# --- the classes -----------------------------------------------------------------------------------------------------
+
 def class_names(data_dir: str, classes_file: Optional[str] = None) -> List[str]:
     """Return the names of the classes in label order: see the top of this file for where they come from.
 
-    Raises InputError where the folder has no classes, a single one, or ILSVRC-2012's and others.
+    Raises InputError where the folder has no classes, a single one, ILSVRC-2012's and others, or numbers with gaps.
     """
-    _require_folder(data_dir)
-    if classes_file:
-        return read_classes(classes_file)
-    synsets = os.path.join(data_dir, 'synsets.txt')
-    if os.path.exists(synsets):
-        return read_classes(synsets)
+    require_folder(data_dir)
+    source = _classes_file(data_dir, classes_file)
+    if source:
+        return read_classes(source)
     folders = _folders_of(data_dir, 'train')
-    if not folders and _label_file(data_dir):
+    if not folders and find_label_file(data_dir):
         return ilsvrc_names()
     folders = folders or _folders_of(data_dir, 'val')
     if not folders:
         raise InputError('%s has no class folders: expected train/CLASS/* and val/CLASS/*, or val/* with a '
                          'val.txt' % data_dir)
     ilsvrc = ilsvrc_names()
-    known = set(ilsvrc).intersection(folders)
-    if len(known) == len(folders):
+    if set(folders).issubset(ilsvrc):  # before a look into a thousand folders, which takes seconds on a file server
         return ilsvrc
-    odd = [f for f in folders if not re.match(r'n\d{8}$', f)]
+    label_file = find_label_file(data_dir)
+    labels = set(labels_in(label_file)) if label_file else set()
+    used = [f for f in folders if f in labels or _has_image(data_dir, f)] or folders
+    known = set(ilsvrc).intersection(used)
+    if len(known) == len(used):
+        return ilsvrc
+    odd = [f for f in used if not re.match(r'n\d{8}$', f)]
     if known and odd:  # most likely a stray folder, and sorted names would give every image a wrong label
         raise InputError('%s has class folders of ILSVRC-2012 and also %r: move that away, or name all '
                          'classes in label order with --classes FILE' % (data_dir, odd[0]))
-    if len(folders) < 2:
-        raise InputError('%s has a single class, %s: that leaves nothing to classify' % (data_dir, folders[0]))
-    return folders
+    if len(used) < 2:
+        raise InputError('%s has a single class, %s: that leaves nothing to classify' % (data_dir, used[0]))
+    numbers = all(re.match(r'[-+]?[0-9]+$', f) for f in used)
+    names = _in_order_of_numbers(data_dir, used) if numbers else used
+    empty = [_place(data_dir, f) for f in folders if f not in used]
+    if empty and not numbers and used != folders[:len(used)] and any(label.isdigit() for label in labels):
+        raise InputError('%s has numbers as labels, and it depends on the empty class folder %s what they mean: remove '
+                         'it, or name all classes in label order with --classes FILE' % (label_file, empty[0]))
+    if empty:
+        logger.warning('the class folder %s%s has no image in any split and is taken for no class: if it is one, name '
+                       'all classes in label order with --classes FILE', empty[0],
+                       ', one of %d such,' % len(empty) if len(empty) > 1 else '')
+    return names
+
+
+def _in_order_of_numbers(data_dir: str, folders: List[str]) -> List[str]:
+    """Sort names that are whole numbers as such, so that each is its label. Raises InputError unless they are 0..N-1.
+
+    With a gap, or from 1 on, nobody can tell whether a number or its place among them is meant.
+    """
+    ordered = sorted(folders, key=int)
+    wrong = [name for label, name in enumerate(ordered) if int(name) != label]
+    if wrong:
+        raise InputError('the class folders of %s are numbers, but not those from 0 to %d (%s would have label %d): '
+                         'name all classes in label order with --classes FILE'
+                         % (data_dir, len(folders) - 1, wrong[0], ordered.index(wrong[0])))
+    return ordered
+
+
+def _has_image(data_dir: str, folder: str) -> bool:
+    return any(has_entries(os.path.join(data_dir, split, folder)) for split in ('train', 'val'))
+
+
+def _place(data_dir: str, folder: str) -> str:
+    return next(path for path in (os.path.join(data_dir, split, folder) for split in ('train', 'val'))
+                if os.path.isdir(path))
+
+
+def _classes_file(data_dir: str, classes_file: Optional[str]) -> Optional[str]:
+    """Return the file that lists the classes: the given one or synsets.txt; None where folders or ILSVRC-2012 tell."""
+    synsets = os.path.join(data_dir, 'synsets.txt')
+    return classes_file or (synsets if os.path.exists(synsets) else None)
 
 
 def read_classes(path: str) -> List[str]:
     """Read class names in label order from a text file: one a line; what follows a tab is a remark.
 
-    Raises InputError where the file can't be read, or has a class twice or a single one.
+    Where all lines begin with a wnid, as in ILSVRC's synset_words.txt (`n01440764 tench, Tinca tinca`), it is the name,
+    and the rest is a remark. Raises InputError where the file can't be read, or has a class twice or a single one.
     """
-    names = [line.split('\t')[0].strip() for line in _read_lines(path)]
+    lines = read_lines(path)
+    if all(re.match(r'n\d{8}([\s,;:]|$)', line) for line in lines):
+        names = [line[:len('n01440764')] for line in lines]
+    else:
+        names = [line.split('\t')[0].strip() for line in lines]
     if len(set(names)) < len(names):
         twice = next(n for i, n in enumerate(names) if n in names[:i])
         raise InputError('%s: the class %r is there twice' % (path, twice))
     if len(names) < 2:
-        raise InputError('%s: a single class leaves nothing to classify' % path)
+        raise InputError('%s: a single class leaves nothing to classify; write one a line' % path)
     return names
 
 
@@ -140,6 +187,23 @@ def ilsvrc_names() -> List[str]:
     """Return the 1000 wnids of ILSVRC-2012 in label order."""
     return read_classes(ILSVRC_FILE)
 
+
+def _no_such_class(folder: str, names: List[str], source: Optional[str]) -> InputError:
+    """Say that a folder is none of the classes, and what is wrong, or to do, depending on where these come from."""
+    name = os.path.basename(folder)
+    text = 'the class folder %s is not among the %d classes (%s, ...)' % (folder, len(names), names[0])
+    if source is None:
+        return InputError('%s: name all classes in label order with --classes FILE' % text)
+    beside = re.compile(r"""(^|.*[\s,;:|="'/])%s([\s,;:|="'/]|$)""" % re.escape(name), re.IGNORECASE)
+    for number, line in enumerate(names, 1):
+        if beside.match(line):
+            return InputError('%s of %s. Its line %d is %r: a line must be the name of a class folder, and nothing '
+                              'else but a remark after a tab' % (text, source, number, line))
+    return InputError('%s of %s: its lines must be the names of all class folders. Add this one, or move the folder '
+                      'away' % (text, source))
+
+
+# --- the images ------------------------------------------------------------------------------------------------------
 
 def find_images(directory: str) -> List[str]:
     """List all files below `directory`, as `directory` + '/' + relative path, sorted by the relative path.
@@ -149,12 +213,12 @@ def find_images(directory: str) -> List[str]:
     reported; hidden files and folders, pipes and devices are not. Raises InputError for a missing,
     unreadable or empty folder.
     """
-    _require_folder(directory)
+    require_folder(directory)
     found: List[str] = []
     pending: List[Tuple[str, Tuple[Tuple[int, int], ...]]] = [('', (_identity(directory),))]
     while pending:
         prefix, ancestors = pending.pop()
-        for entry in _scan(os.path.join(directory, prefix)):
+        for entry in scan(os.path.join(directory, prefix)):
             name = prefix + entry.name
             if entry.is_dir():
                 identity = _identity(entry.path)
@@ -167,101 +231,31 @@ def find_images(directory: str) -> List[str]:
     return [os.path.join(directory, name) for name in sorted(found)]
 
 
-def _sha256_of_file(path: str) -> str:
-    try:
-        with open(path, 'rb') as f:
-            return hashlib.sha256(f.read()).hexdigest()
-    except OSError as e:
-        raise InputError('cannot read %s: %s' % (path, e.strerror))
-
-
-def _labelled_by_folder(top: str, index: Dict[str, int]) -> Tuple[List[str], List[int]]:
+def _labelled_by_folder(top: str, names: List[str], source: Optional[str]) -> Tuple[List[str], List[int]]:
+    index = {name: i for i, name in enumerate(names)}
     paths: List[str] = []
     labels: List[int] = []
     for folder in _class_folders(top):
-        if folder not in index:
-            raise InputError('the class folder %s is not among the %d classes (%s, ...): name all classes '
-                             'in label order with --classes FILE'
-                             % (os.path.join(top, folder), len(index), next(iter(index))))
         files = _class_files(os.path.join(top, folder))
-        if not files:  # the class keeps its label, as the others' depend on it
+        if files and folder not in index:
+            raise _no_such_class(os.path.join(top, folder), names, source)
+        if not files and folder in index:  # the class keeps its label, as the others' depend on it
             logger.warning('the class folder %s is empty', os.path.join(top, folder))
         paths.extend(os.path.join(top, folder, name) for name in files)
-        labels.extend([index[folder]] * len(files))
+        labels.extend(index[folder] for _ in files)
     if not paths:
         raise InputError('all class folders in %s are empty' % top)
     return paths, labels
 
 
-def _labelled_by_file(top: str, label_file: str, index: Dict[str, int]) -> Tuple[List[str], List[int]]:
-    present = set(_list_folder(top)[1])
-    names = list(index)
-    labels: Dict[str, int] = {}
-    for number, line in enumerate(_read_lines(label_file), 1):
-        where = '%s, line %d (%r)' % (label_file, number, line)
-        name, label = _parse_label(line, where, index, names)
-        if name not in present and not os.path.isfile(os.path.join(top, name)):
-            raise InputError('%s: there is no such file in %s' % (where, top))
-        if name in labels:
-            raise InputError('%s: this file was listed before' % where)
-        labels[name] = label
-    unlisted = sorted(n for n in present.difference(labels) if n.lower().endswith(IMAGE_ENDINGS))
-    if unlisted:
-        logger.warning('%d images of %s, such as %s, are not in %s and so not in the validation set',
-                       len(unlisted), top, unlisted[0], label_file)
-    ordered = sorted(labels)
-    return [os.path.join(top, name) for name in ordered], [labels[name] for name in ordered]
-
-
-def _parse_label(line: str, where: str, index: Dict[str, int], names: List[str]) -> Tuple[str, int]:
-    """Return the file and the label of one line. One of them may contain spaces, where that leaves no doubt.
-
-    Raises InputError, beginning with `where`, for a line that is none and for a label that no class has.
-    """
-    fields = line.rsplit(None, 1)
-    if len(fields) != 2:
-        raise InputError('%s: expected a file and its label' % where)
-    name, label = fields
-    if re.match(r'\d+$', label):
-        number = int(label)
-        if number >= len(names):
-            raise InputError('%s: the label must be from 0 to %d' % (where, len(names) - 1))
-        if index.get(label, number) != number:
-            raise InputError('%s: the label is both an index and the name of class %d: name the classes in '
-                             'label order with --classes FILE' % (where, index[label]))
-        return name, number
-    if label in index:
-        return name, index[label]
-    name, label = line.split(None, 1)
-    if label in index:
-        return name, index[label]
-    raise InputError('%s: the label is neither an index nor one of the %d classes (%s, ...)'
-                     % (where, len(names), names[0]))
-
-
-def _label_file(data_dir: str) -> Optional[str]:
-    """Find the val.txt of a flat validation set; None where val/ has class folders instead."""
-    top = os.path.join(data_dir, 'val')
-    places = (os.path.join(data_dir, 'val.txt'), os.path.join(top, 'val.txt'))
-    candidates = [path for path in places if os.path.isfile(path)]
-    if not candidates or not os.path.isdir(top):
-        return None
-    folders, files = _list_folder(top)
-    if folders and not any(f.lower().endswith(IMAGE_ENDINGS) for f in files):
-        return None
-    if len(candidates) == 2:
-        raise InputError('there is a %s and a %s: remove one' % tuple(candidates))
-    return candidates[0]
-
-
 def _folders_of(data_dir: str, split: str) -> List[str]:
     top = os.path.join(data_dir, split)
-    return _list_folder(top)[0] if os.path.isdir(top) else []
+    return list_folder(top)[0] if os.path.isdir(top) else []
 
 
 def _class_folders(top: str) -> List[str]:
-    _require_folder(top)
-    folders, files = _list_folder(top)
+    require_folder(top)
+    folders, files = list_folder(top)
     loose = [f for f in files if f.lower().endswith(IMAGE_ENDINGS)]
     if loose:
         raise InputError('%s is in no class folder%s' % (
@@ -273,58 +267,13 @@ def _class_folders(top: str) -> List[str]:
 
 
 def _class_files(folder: str) -> List[str]:
-    folders, files = _list_folder(folder)
+    folders, files = list_folder(folder)
     if folders:
         raise InputError('%s is a folder inside a class folder: only files are expected there'
                          % os.path.join(folder, folders[0]))
     return files
 
 
-def _list_folder(path: str) -> Tuple[List[str], List[str]]:
-    """Return the sorted names of the folders and of the files in a folder, without hidden ones."""
-    folders: List[str] = []
-    files: List[str] = []
-    for entry in _scan(path):
-        if entry.is_file():
-            files.append(entry.name)
-        elif entry.is_dir():
-            folders.append(entry.name)
-        else:
-            raise InputError('%s is %s' % (entry.path, 'a broken symbolic link' if entry.is_symlink()
-                                           else 'neither a file nor a folder'))
-    # '/' as in a relative path, so that the whole set is sorted by relative path
-    return sorted(folders, key=lambda name: name + '/'), sorted(files)
-
-
-def _scan(path: str) -> List[os.DirEntry]:
-    try:
-        with os.scandir(path) as entries:
-            return [entry for entry in entries if not entry.name.startswith('.')]
-    except OSError as e:
-        raise InputError('cannot read the folder %s: %s' % (path, e.strerror))
-
-
 def _identity(path: str) -> Tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
-
-
-def _require_folder(path: str) -> None:
-    if not os.path.isdir(path):
-        raise InputError(('%s is not a folder' if os.path.exists(path) else 'there is no folder %s') % path)
-
-
-def _read_lines(path: str) -> List[str]:
-    """Return the stripped lines of a text file; empty ones are allowed at its end only."""
-    try:
-        with open(path, encoding='utf-8-sig') as f:
-            lines = [line.strip() for line in f.read().rstrip().split('\n')]
-    except OSError as e:
-        raise InputError('cannot read %s: %s' % (path, e.strerror))
-    except UnicodeDecodeError:
-        raise InputError('%s is not a text file in UTF-8' % path)
-    if lines == ['']:
-        raise InputError('%s is empty' % path)
-    if '' in lines:
-        raise InputError('%s, line %d: the line is empty' % (path, lines.index('') + 1))
-    return lines

@@ -5,20 +5,25 @@ Images are uint8 arrays (height, width, 3) in BGR order. The random augmentation
 and hundreds of megabytes in each data-serving process that never uses it, and because a colour change that
 is one affine map of the colours costs a tenth of the same change made step by step.
 """
+import contextlib
 import os
 import re
 import zlib
-from typing import NamedTuple, Optional
+from typing import Callable, Dict, NamedTuple, Optional
 
 import cv2
+import jpeg_region
 import numpy as np
 from jpeg_region import decode_region, jpeg_size
 
-from runtime.errors import InputError
+from runtime.errors import InputError, RunError
+from runtime.limits import refusal
 
-# OpenCV's own lines on stderr about a bad file; the InputError says the same, with the file's name.
+# OpenCV's own lines on stderr about a bad file; the InputError says the same, with the file's name. What libjpeg and
+# libpng write is kept back where they are called; a jpeg_region from before needs "make setup" for it.
 if hasattr(cv2, 'setLogLevel'):
     cv2.setLogLevel(0)
+quiet_decoders = getattr(jpeg_region, 'quiet_decoders', contextlib.nullcontext)
 
 GREY = np.array([0.114, 0.587, 0.299])  # luma of B, G, R: ITU-R BT.601, as in OpenCV
 # Principal components of ImageNet's colours (Krizhevsky et al. 2012), in 0..255 units: eigenvalues, and the
@@ -31,6 +36,7 @@ JITTER = 0.4
 LIGHTING = 0.1
 MIN_CROP_AREA = 0.08
 MAX_ELONGATION = 32
+NO_MEMORY = -4  # cv2.Error.StsNoMem, which old versions don't name
 
 
 def decode(path: str) -> np.ndarray:
@@ -46,23 +52,56 @@ def decode(path: str) -> np.ndarray:
 
 def _read(path: str) -> bytes:
     """Return the file's bytes. Raises InputError where `check_complete` finds something wrong with them."""
+    data = read_file(path)
+    _require_complete(data, path)
+    return data
+
+
+def read_file(path: str) -> bytes:
+    """Return the file's bytes. Raises InputError, naming it, where they can't be read, and RunError where the system
+    refuses to open more files."""
     try:
         if not os.path.isfile(path) and os.path.exists(path):
             raise InputError('%s is not a file' % path)  # opening a named pipe would wait for ever
         with open(path, 'rb') as f:
-            data = f.read()
+            return f.read()
     except OSError as e:
+        if refusal(e):  # nothing is wrong with the image
+            raise RunError('cannot read %s: %s' % (path, refusal(e)))
         raise InputError('cannot read %s: %s' % (path, e.strerror))
+
+
+def _require_complete(data: bytes, path: str) -> None:
     problem = check_complete(data)
     if problem:
         raise InputError('%s is not a readable image: %s' % (path, problem))
-    return data
+
+
+def check_decodable(data: bytes, path: str) -> None:
+    """Raise InputError where `decode` would for the file at `path` that has these bytes.
+
+    Of a JPEG the tables and the first rows are decoded for it, of a PNG nothing, as it has checksums: that takes a
+    twentieth of the time. Other files are decoded, and so are those that are odd.
+    """
+    _require_complete(data, path)
+    if not _is_usual_png(data) and decode_region(data, x=0, y=0, width=1, height=1) is None:
+        _decode_bytes(data, path)
+
+
+def _is_usual_png(data: bytes) -> bool:
+    """Tell whether a PNG has a header, with sizes that OpenCV takes, and image data."""
+    width, height = int.from_bytes(data[16:20], 'big'), int.from_bytes(data[20:24], 'big')
+    return (data.startswith(b'\x89PNG') and data[12:16] == b'IHDR' and 0 < width <= 1 << 20 and
+            0 < height <= 1 << 20 and width * height <= 1 << 30 and b'IDAT' in data)
 
 
 def _decode_bytes(data: bytes, path: str) -> np.ndarray:
     try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
+        with quiet_decoders():
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as e:  # such as more pixels than OpenCV allows
+        if e.code == NO_MEMORY:
+            raise InputError('cannot decode %s: %s' % (path, refusal(MemoryError())))
         raise InputError('%s is not a readable image: %s' % (path, getattr(e, 'err', None) or e))
     if image is None:
         raise InputError('%s is not a readable image: corrupt, or of an unknown format' % path)
@@ -128,6 +167,19 @@ def _check_png(data: bytes) -> Optional[str]:
 def validation_image(image: np.ndarray, size: int = 224) -> np.ndarray:
     """Resize the shortest edge to size * 256 / 224, and cut out the centre, for evaluation: uint8 (size, size, 3)."""
     return _resized_centre(image, int(round(size * 256 / 224.)), size)
+
+
+def resized_image(image: np.ndarray, size: int = 224) -> np.ndarray:
+    """Resize the whole image, whatever its shape, with cubic interpolation, as the published code scores a folder:
+    uint8 (size, size, 3). An image of that size stays as it is."""
+    if image.shape[:2] == (size, size):
+        return image
+    return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
+
+
+Preparation = Callable[[np.ndarray, int], np.ndarray]  # an image of any size, and the network's, make what it sees
+# What main.py --preprocess names
+PREPARATIONS: Dict[str, Preparation] = {'resize': resized_image, 'validation': validation_image}
 
 
 class Crop(NamedTuple):

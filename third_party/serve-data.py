@@ -7,6 +7,7 @@ Run one on each machine, with the same --batch (images per GPU) and --image-size
 until SIGTERM (exit status 0) or Ctrl-C (130).
 """
 import argparse
+import functools
 import os
 import sys
 from typing import List
@@ -17,14 +18,19 @@ sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 for library in ('OPENBLAS', 'OMP', 'MKL'):
     os.environ[library + '_NUM_THREADS'] = '1'
 
-from zmq_ops.wire import MAX_MESSAGE  # noqa: E402
-
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.cores import usable_cores  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
-from third_party import imagenet, server  # noqa: E402
-from third_party.images import MIN_CROP_AREA  # noqa: E402
-from third_party.transport import check_endpoint, default_endpoint  # noqa: E402
+from runtime.limits import raise_named  # noqa: E402
+
+try:
+    from zmq_ops.wire import MAX_MESSAGE
+
+    from third_party import imagenet, server
+    from third_party.images import MIN_CROP_AREA
+    from third_party.transport import check_endpoint, default_endpoint
+except (ImportError, OSError, MemoryError) as e:  # OpenCV and NumPy want 300 MB of address space
+    run_command('serve-data.py', functools.partial(raise_named, e))
 
 FAKE_CLASSES = 1000
 
@@ -85,7 +91,14 @@ def number_of_classes(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    args = parse(sys.argv[1:])
+    try:
+        return run(parse(sys.argv[1:]))
+    except (OSError, MemoryError) as e:
+        raise_named(e)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve, or measure, what the flags say; return the exit status."""
     settings = server.Settings(args.endpoint or default_endpoint(args.batch, args.image_size), args.batch,
                                args.image_size, args.workers, args.seed, args.min_crop_area)
     if args.fake:
@@ -97,4 +110,4 @@ def main() -> int:
 
 
 if __name__ == '__main__':
-    run_command('serve-data.py', main, ranks=False)  # srun may start one on each node
+    run_command('serve-data.py', main)

@@ -4,7 +4,6 @@
       |-- worker 0..N-1: a batch of the shuffled images, as a message        --> NAME.workers
       `-- distributor: NAME.workers --> NAME, where every rank takes the next message
 """
-import fcntl
 import logging
 import os
 import tempfile
@@ -18,11 +17,15 @@ import zmq
 from zmq_ops.wire import new_message
 
 from runtime.errors import InputError
+from runtime.limits import check_open_files, refusal
 from third_party.imagenet import Dataset
 from third_party.images import MIN_CROP_AREA, load_training_image
 from third_party.supervisor import Endpoint, Supervisor, fork
 from third_party.transport import batch_specs, socket_directory
 
+# A process's own and ZeroMQ's, at most, and a rank or an image: without one more, ZeroMQ ends the process, or goes on
+# without a connection
+OPEN_FILES = 20
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +48,8 @@ def serve(dataset: Dataset, settings: Settings) -> int:
     """
     with Endpoint(settings.endpoint) as endpoint, Supervisor(endpoint.release) as supervisor:
         readiness, child_end = fork.Pipe(duplex=False)
-        supervisor.add('the distributor', distribute, endpoint.inner, endpoint.name, settings.hwm, child_end)
+        supervisor.add('the distributor', distribute, endpoint.inner, endpoint.name,
+                       min(settings.workers, len(dataset)), settings.hwm, child_end)
         _await_ready(supervisor, readiness)
         workers = _add_workers(supervisor, endpoint.inner, dataset, settings)
         print('serving %d images of %d classes in batches of %d, size %d, at %s with %d workers'
@@ -97,6 +101,7 @@ def _await_ready(supervisor: Supervisor, readiness: Connection) -> None:
 
 def work(inner: str, table: 'ImageTable', order: 'EndlessShuffle', settings: Settings, reports: int) -> None:
     """Make batches for ever. Unreadable images are reported, and the next ones take their places."""
+    check_open_files(OPEN_FILES)
     cv2.setNumThreads(0)  # there is a worker for each core
     socket = zmq.Context().socket(zmq.PUSH)
     socket.set(zmq.SNDHWM, 1)
@@ -120,8 +125,9 @@ def work(inner: str, table: 'ImageTable', order: 'EndlessShuffle', settings: Set
         socket.send(message, copy=False)
 
 
-def distribute(inner: str, outer: str, hwm: int, readiness: Connection) -> None:
+def distribute(inner: str, outer: str, workers: int, hwm: int, readiness: Connection) -> None:
     """Pass messages on from the workers to the ranks."""
+    check_open_files(OPEN_FILES + workers)
     context = zmq.Context()
     source = context.socket(zmq.PULL)
     source.set(zmq.RCVHWM, 1)
@@ -131,6 +137,7 @@ def distribute(inner: str, outer: str, hwm: int, readiness: Connection) -> None:
 
 def distribute_constant(outer: str, classes: int, settings: Settings, readiness: Connection) -> None:
     """Send the same message for ever."""
+    check_open_files(OPEN_FILES)
     rng = np.random.RandomState(settings.seed)
     message, (images, labels) = new_message(batch_specs(settings.batch, settings.image_size))
     images[...] = rng.randint(0, 256, images.shape, dtype=np.uint8)
@@ -140,6 +147,7 @@ def distribute_constant(outer: str, classes: int, settings: Settings, readiness:
 
 def measure(inner: str, batch: int, workers: int, seconds: float) -> None:
     """Count the workers' messages for some seconds, from when all had the time to start."""
+    check_open_files(OPEN_FILES + workers)
     source = zmq.Context().socket(zmq.PULL)
     source.set(zmq.RCVHWM, 1)
     source.bind(inner)
@@ -169,6 +177,8 @@ def _bind(socket: zmq.Socket, endpoint: str, readiness: Connection) -> None:
     try:
         socket.bind(endpoint)
     except zmq.ZMQError as e:
+        if refusal(e):
+            raise
         readiness.send_bytes(('cannot serve at %s: %s' % (endpoint, e)).encode())
         os._exit(1)
 
@@ -200,8 +210,9 @@ class EndlessShuffle:
     """The images in an order that is shuffled anew each epoch, dealt out to any number of processes.
 
     Position p of the endless order is image p % count of the permutation of epoch p // count. The next
-    position is kept in a file that has no name; its lock goes with a process that is killed, whereas that of
-    a semaphore stays.
+    position is how far a file is read that has no name and no content: all processes share it, and the kernel
+    moves it in one step. So there is no lock, which a process that is killed could keep, and which some file
+    systems don't have.
     """
 
     def __init__(self, count: int, seed: int) -> None:
@@ -212,11 +223,7 @@ class EndlessShuffle:
 
     def take(self, number: int) -> List[Tuple[int, int]]:
         """Take the next positions; returns each with the index of its image."""
-        fd = self._file.fileno()
-        fcntl.lockf(fd, fcntl.LOCK_EX)
-        start = int.from_bytes(os.pread(fd, 8, 0), 'little')
-        os.pwrite(fd, (start + number).to_bytes(8, 'little'), 0)
-        fcntl.lockf(fd, fcntl.LOCK_UN)
+        start = os.lseek(self._file.fileno(), number, os.SEEK_CUR) - number
         return [(position, self._image(position)) for position in range(start, start + number)]
 
     def _image(self, position: int) -> int:

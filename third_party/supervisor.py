@@ -12,19 +12,23 @@ import multiprocessing.connection
 import os
 import signal
 import stat
+import sys
 import time
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
-from runtime.errors import InputError
+from runtime.errors import InputError, RunError
+from runtime.limits import refusal, refusal_in_words
 from third_party.transport import check_endpoint, socket_directory
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 SHORT_LIFE = 5.  # seconds; a process that dies sooner is started again with a pause, and not for ever
 MAX_SHORT_LIVES = 5
+REFUSED = b'refused '  # before what the system refused a child, in the pipe that is also its stderr
+ADVICE = 'raise it, or give fewer --workers'
 fork = multiprocessing.get_context('fork')
 log = logging.getLogger(__name__)
 Handler = Union[Callable[[int, Optional[FrameType]], Any], int, signal.Handlers, None]  # as `signal.signal` returns it
@@ -63,11 +67,14 @@ class Endpoint:
                 raise InputError('cannot serve at %s: %s: %s' % (self.name, path, e.strerror))
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except BlockingIOError:
                 owner = os.read(self._lock, 20).decode().strip()
                 os.close(self._lock)
                 raise InputError('another server (process %s) serves at %s: stop it, or give this and its '
                                  'training another --endpoint' % (owner or 'unknown', self.name))
+            except OSError as e:  # some file systems, such as Lustre and NFS, have no locks, or not everywhere
+                log.warning('%s can\'t be locked (%s): take care that nobody else serves at %s meanwhile, or name a '
+                            'place on a disk of this machine with --endpoint or TMPDIR', path, e.strerror, self.name)
             try:
                 if os.path.samestat(os.stat(path), os.fstat(self._lock)):
                     break
@@ -104,6 +111,7 @@ class Child:
         self.started = 0.
         self.due = 0.
         self.short_lives = 0
+        self.lived = False  # for longer than that, once
 
 
 class Supervisor:
@@ -116,6 +124,7 @@ class Supervisor:
         self._signal = 0
         self._old_handlers: Dict[int, Handler] = {}
         self._unfinished = b''
+        self._refused = ''  # what the system refused a child that is about to end, after the child's name
 
     def __enter__(self) -> 'Supervisor':
         self._wakeup, self._wakeup_write = os.pipe()
@@ -143,13 +152,25 @@ class Supervisor:
     def add(self, name: str, target: Callable[..., None], *args: Any, last: bool = False) -> None:
         """Run target(*args) in a process from now on. last: when it ends, `run` returns."""
         self._children.append(Child(name, last, target, args))
-        self._start(self._children[-1])
+        try:
+            self._start(self._children[-1])
+        except OSError as e:
+            refused = refusal(e)
+            raise InputError('cannot start %s: %s' % (name, '%s: %s' % (refused, ADVICE) if refused else e))
 
     def wait_for(self, connection: Connection) -> bool:
-        """Wait until a connection has something to read; False when a signal or a death came first."""
+        """Wait until a connection has something to read; False when a signal or a death came first.
+
+        Raises InputError where the system refused a child something.
+        """
         waiting: List[Union[Connection, int]] = [connection, self._wakeup]
         waiting += [c.process.sentinel for c in self._children if c.process]
-        return connection in multiprocessing.connection.wait(waiting)
+        if connection in multiprocessing.connection.wait(waiting):
+            return True
+        self._read_reports(None)
+        if self._refused:
+            raise InputError('cannot start %s: %s' % (self._refused, ADVICE))
+        return False
 
     def run(self, report: Optional[Callable[[str], None]] = None) -> int:
         """Replace what dies until a signal, or until the last child ended; returns the exit status.
@@ -161,18 +182,18 @@ class Supervisor:
             sentinels = {c.process.sentinel: (c, c.process) for c in self._children if c.process}
             timeout = 0.5 if len(sentinels) < len(self._children) else None
             ready = multiprocessing.connection.wait(list(sentinels) + [self._wakeup, self._reports], timeout)
-            if self._reports in ready and report:
-                self._read_reports(report)
+            self._read_reports(report)
             for sentinel in ready:
                 if sentinel in sentinels and not self._signal:
                     child, process = sentinels[sentinel]
                     process.join(1)
                     if child.last and process.exitcode == 0:
                         return 0
+                    self._read_reports(report)  # what it said last
                     self._bury(child, process)
             for child in self._children:
                 if child.process is None and time.monotonic() >= child.due:
-                    self._start(child)
+                    self._restart(child)
         if self._signal == signal.SIGINT:
             raise KeyboardInterrupt
         return 0
@@ -190,6 +211,18 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         child.started = time.monotonic()
 
+    def _restart(self, child: Child) -> None:
+        """Start a child again; later, where the system refuses it now. Raises InputError where it goes on to do so."""
+        try:
+            self._start(child)
+        except OSError as e:
+            problem = 'cannot start %s again: %s' % (child.name, refusal(e) or e)
+            if child.short_lives >= MAX_SHORT_LIVES:
+                raise InputError(problem)
+            child.short_lives += 1
+            child.due = time.monotonic() + child.short_lives
+            log.warning('%s', problem)
+
     def _run_child(self, child: Child, parent: int) -> None:
         signal.set_wakeup_fd(-1)
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -198,24 +231,36 @@ class Supervisor:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         if os.getppid() != parent:
             os._exit(1)
-        for fd in (self._wakeup, self._wakeup_write, self._reports):
+        others = [c.process.sentinel for c in self._children if c.process is not None and c is not child]
+        for fd in [self._wakeup, self._wakeup_write, self._reports] + others:
             os.close(fd)
+        if sys.stderr:  # where ZeroMQ, refused something, writes a line before it ends the process
+            os.dup2(self.reports, sys.stderr.fileno())
         self._in_child()
         try:
             child.target(*child.args)
         except Exception as e:
-            log.warning('%s: %s: %s', child.name, type(e).__name__, e)
+            refused = str(e) if isinstance(e, RunError) else refusal(e)
+            if refused is None:
+                log.warning('%s: %s: %s', child.name, type(e).__name__, e)
+            else:
+                text = ' '.join(('%s: %s' % (child.name, refused)).split()).encode('utf-8', 'surrogateescape')
+                os.write(self.reports, REFUSED + text[:2000] + b'\n')
             os._exit(1)
 
-    @staticmethod
-    def _bury(child: Child, process: BaseProcess) -> None:
-        """Have a child that ended started again. Raises InputError where too many ended soon after their start."""
+    def _bury(self, child: Child, process: BaseProcess) -> None:
+        """Have a child that ended started again. Raises InputError where too many ended soon after their start, or
+        where the system refused the first one something."""
         code, pid = process.exitcode, process.pid
         child.process = None
         now = time.monotonic()
         if now - child.started > SHORT_LIFE:
-            child.short_lives = 0
+            child.short_lives, child.lived = 0, True
+        refused, self._refused = self._refused, ''
+        if refused and not child.lived:
+            raise InputError('cannot start %s: %s' % (refused, ADVICE))
         how = 'was killed by signal %d' % -code if code and code < 0 else 'ended with status %s' % code
+        how += ' (%s)' % refused if refused else ''
         if child.short_lives >= MAX_SHORT_LIVES:
             raise InputError('%s (process %s) %s, as did %d before it soon after their start: giving up'
                              % (child.name, pid, how, child.short_lives))
@@ -223,8 +268,19 @@ class Supervisor:
         child.short_lives += 1
         log.warning('%s (process %s) %s: starting another', child.name, pid, how)
 
-    def _read_reports(self, report: Callable[[str], None]) -> None:
-        lines = (self._unfinished + os.read(self._reports, 65536)).split(b'\n')
-        self._unfinished = lines.pop()
-        for line in lines:
-            report(line.decode('utf-8', 'replace'))
+    def _read_reports(self, report: Optional[Callable[[str], None]]) -> None:
+        """Take what children have written to the pipe: reports, what they were refused, and other libraries' lines."""
+        while multiprocessing.connection.wait([self._reports], 0):
+            lines = (self._unfinished + os.read(self._reports, 65536)).split(b'\n')
+            self._unfinished = lines.pop()
+            for line in lines:
+                text = line.decode('utf-8', 'surrogateescape')
+                refused = refusal_in_words(text)
+                if line.startswith(REFUSED):
+                    self._refused = text[len(REFUSED):]
+                elif refused:
+                    self._refused = 'one of the processes: ' + refused
+                elif report and text.split(' ')[0].isdigit():
+                    report(text)
+                elif sys.stderr:
+                    os.write(sys.stderr.fileno(), line + b'\n')

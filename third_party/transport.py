@@ -8,6 +8,7 @@ so either side can be started first, and be started again.
 import logging
 import os
 import re
+import shlex
 import socket as network
 import stat
 import tempfile
@@ -34,18 +35,27 @@ def batch_specs(batch: int, image_size: int) -> List[Spec]:
 
 
 def server_command(batch: int, image_size: int, endpoint: str) -> str:
-    """Return the command that starts the server of such batches at an endpoint."""
-    command = 'third_party/serve-data.py --data DIR --batch %d' % batch
+    """Return the command that starts the server of such batches at an endpoint.
+
+    It names the endpoint also where that is the default here: it would be another one in a shell with another TMPDIR,
+    or of another user.
+    """
+    command = '--data DIR --batch %d' % batch
     if image_size != 224:
         command += ' --image-size %d' % image_size
-    if endpoint != _default_endpoint(batch, image_size):
-        command += ' --endpoint %s' % endpoint
-    return command
+    transport, _, address = endpoint.partition('://')
+    if transport == 'ipc' and not address.startswith('@'):
+        address = os.path.abspath(address)
+    where = '--endpoint ' + shlex.quote('%s://%s' % (transport, address))
+    words = (where, command) if endpoint == _default_endpoint(batch, image_size) else (command, where)
+    return ' '.join(('third_party/serve-data.py',) + words)
 
 
 def server_to_start(batch: int, image_size: int, endpoint: str) -> str:
     """Say what to do when no such batches come from an endpoint."""
-    return 'start %s on %s' % (server_command(batch, image_size, endpoint), network.gethostname())
+    remote = re.match(r'tcp://(?!localhost:|127\.|0\.0\.0\.0:|\*:|\[?::1?\]?:)(.+):\d+$', endpoint)
+    host = remote.group(1) if remote else network.gethostname()
+    return 'start %s on %s' % (server_command(batch, image_size, endpoint), host)
 
 
 def other_classes(endpoint: str, classes: int, labels: Optional[np.ndarray] = None) -> str:

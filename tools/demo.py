@@ -63,17 +63,21 @@ def evaluate(checkpoint: str, data: str, log: str) -> Dict[int, Dict[str, float]
     """Attack a network with each number of steps of STRENGTHS; returns the figures of each (see read_figures)."""
     figures = {}
     for k in STRENGTHS:
-        figures[k] = read_figures(run(
+        printed = read_figures(run(
             [sys.executable, 'main.py', '--eval', '--load', checkpoint, '--data', data, '--batch', '120'] + SHAPE +
             NETWORK + ['--attack-iter', str(k), '--attack-epsilon', str(EPSILON)], '%s-%d.log' % (log, k)))
+        figures[k] = {title: rate for title, rate in printed.items() if rate is not None}
     return figures
 
 
 def score(checkpoint: str, data: str, work: str) -> float:
-    """Score the validation folder as a black box; returns the error of the predictions, a fraction."""
+    """Score the validation folder as a black box; returns the error of the predictions, a fraction.
+
+    Its images are prepared as those of the training and the evaluations were.
+    """
     predictions = os.path.join(work, 'predictions.txt')
-    run([sys.executable, 'main.py', '--eval-directory', os.path.join(data, 'val'), '--load', checkpoint,
-         '--prediction-file', predictions] + SHAPE + NETWORK, os.path.join(work, 'score.log'))
+    run([sys.executable, 'main.py', '--eval-directory', os.path.join(data, 'val'), '--preprocess', 'validation',
+         '--load', checkpoint, '--prediction-file', predictions] + SHAPE + NETWORK, os.path.join(work, 'score.log'))
     with open(predictions) as f:
         rows = [line.rstrip('\n').rsplit(',', 1) for line in f]
     return sum(os.path.basename(os.path.dirname(path)) != label for path, label in rows) / len(rows)

@@ -2,7 +2,7 @@
 import os
 import re
 import sys
-from typing import Dict, List, Sequence
+from typing import Dict, List, Optional, Sequence
 
 
 def mpirun(ranks: int, arguments: Sequence[str]) -> List[str]:
@@ -16,7 +16,7 @@ def mpirun(ranks: int, arguments: Sequence[str]) -> List[str]:
                                    sys.executable] + list(arguments)
 
 
-def read_figures(stdout: str) -> Dict[str, float]:
-    """Read the figures that an evaluation prints at its end: {'Top1 Error': fraction, ...}."""
-    return {title: float(value) for title, value in
+def read_figures(stdout: str) -> Dict[str, Optional[float]]:
+    """Read the figures that an evaluation prints at its end: {'Top1 Error': fraction, ...}, None for n/a."""
+    return {title: None if value == 'n/a' else float(value) for title, value in
             re.findall(r'^(Top1 Error|Attack Success Rate|Top5 Error): (\S+)$', stdout, re.MULTILINE)}

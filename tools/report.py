@@ -23,13 +23,13 @@ from evaluation.outcomes import Strength
 from evaluation.saved_images import MANIFEST
 from runtime.command_line import Parser, run_command
 from runtime.errors import InputError
-from third_party.images import decode, validation_image
+from third_party.images import PREPARATIONS, Preparation, decode
 
 EXAMPLES = 6
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html.j2')
 PANELS = [('top1_error', 'top-1 error, %'), ('attack_success_rate', 'attack success, %')]
-NUMBERS = ('attack_iter', 'epsilon', 'step_size', 'num_images', 'top1_error', 'top5_error', 'attack_success_rate')
-INTERVALS = ('top1_error_interval', 'attack_success_rate_interval')
+NUMBERS = ('attack_iter', 'epsilon', 'step_size', 'num_images')
+RATES = ('top1_error', 'top5_error', 'attack_success_rate')
 
 
 class Curve(NamedTuple):
@@ -54,16 +54,26 @@ def read_results(path: str) -> Dict[str, Any]:
         for record in results['attacks']:
             for key in NUMBERS:
                 float(record[key])
-            for key in INTERVALS:
-                low, high = map(float, record[key])
+            for key in RATES:  # null where it can't be known, and its interval too
+                if record[key] is not None:
+                    float(record[key])
+            for key, _ in PANELS:
+                if record[key] is not None:
+                    low, high = map(float, record[key + '_interval'])
         if not results['attacks']:
             raise KeyError('attacks')
         results['arch'], results['depth'], int(results['image_size'])
+        preparation_of(results)
     except OSError as e:
         raise InputError('cannot read %s: %s' % (path, e.strerror))
     except (ValueError, KeyError, TypeError) as e:
         raise InputError('%s is no file of main.py --eval --results (%s: %s)' % (path, type(e).__name__, e))
     return results
+
+
+def preparation_of(results: Dict[str, Any]) -> Preparation:
+    """Return how an evaluation prepared its images; those that don't say so, as for validation."""
+    return PREPARATIONS[results.get('preprocess', 'validation')]
 
 
 def titles(paths: List[str], all_results: List[Dict[str, Any]]) -> List[str]:
@@ -92,7 +102,8 @@ def draw(curves: List[Curve]) -> bytes:
     steps = sorted({r['attack_iter'] for curve in curves for r in curve.records})
     for panel, (key, label) in zip(axes, PANELS):
         for curve in curves:
-            shown = [r for r in curve.records if r['attack_iter'] > 0 or key == 'top1_error']
+            shown = [r for r in curve.records
+                     if r[key] is not None and (r['attack_iter'] > 0 or key == 'top1_error')]
             x = [r['attack_iter'] for r in shown]
             y = np.array([r[key] for r in shown])
             low, high = np.array([r[key + '_interval'] for r in shown]).reshape(-1, 2).T
@@ -141,14 +152,14 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
         return
     strongest = max(results['attacks'], key=lambda r: (r['epsilon'], r['attack_iter']))
     strength = Strength(strongest['attack_iter'], strongest['epsilon'])
-    aim = {'attack_iter': str(strength.num_iter), 'epsilon': strength.epsilon_text}
+    wanted = {'attack_iter': str(strength.num_iter), 'epsilon': strength.epsilon_text}
     with open(os.path.join(folder, MANIFEST), newline='', encoding='utf-8', errors='surrogateescape') as f:
-        rows = [row for row in csv.DictReader(f) if all(row.get(name) == value for name, value in aim.items())]
+        rows = [row for row in csv.DictReader(f) if all(row.get(name) == value for name, value in wanted.items())]
     chosen = sorted({int(i) for i in np.linspace(0, len(rows) - 1, EXAMPLES)}) if rows else []
     for row in (rows[i] for i in chosen):
         photo = found(row['path'], results_file)
         try:
-            clean = validation_image(decode(photo or row['path']), results['image_size'])
+            clean = preparation_of(results)(decode(photo or row['path']), results['image_size'])
             attacked = decode(os.path.join(folder, row['file']))
         except InputError:  # gone, or damaged
             continue
@@ -157,9 +168,10 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
         # grey where nothing changed; the whole budget is black or white
         change = (attacked.astype(np.float32) - clean) / max(strongest['epsilon'], 1)
         difference = np.clip(127.5 + 127.5 * change, 0, 255).astype(np.uint8)
-        verdict = 'the target' if row['success'] == '1' else \
+        outcome = 'the target' if row['success'] == '1' else \
             'still its label' if row['prediction'] == row['label'] else 'neither'
-        title = 'label %s, target %s; classified as %s: %s' % (row['label'], row['target'], row['prediction'], verdict)
+        title = 'label %s, target %s; classified as %s: %s' % (row['label'], row['target'] or 'none',
+                                                               row['prediction'] or 'nothing', outcome)
         yield Example(title, *[data_address(cv2.imencode('.png', image)[1].tobytes())
                                for image in (clean, attacked, difference)])
 

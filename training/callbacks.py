@@ -27,7 +27,8 @@ SECONDS_BETWEEN_CHECKS = 1.0  # of whether a rank got a signal
 
 
 class ScheduledPosition(Callback):
-    """Begins the loop within an epoch where a checkpoint was saved there, and keeps in checkpoints what that takes."""
+    """Begins the loop within an epoch where a checkpoint was saved there; checkpoints hold what that takes: the steps
+    of an epoch, the schedule's offset and the total batch."""
 
     _chief_only = False
 
@@ -70,7 +71,7 @@ class ScheduledLearningRate(HyperParamSetter):
 
 
 class Saver(ModelSaver):
-    """tensorpack's, also within epochs; it never saves weights that are not finite, and what it can't save is an
+    """Saves checkpoints, also within epochs; it never saves weights that are not finite, and what it can't save is an
     error."""
 
     def __init__(self, directory: str, every_steps: Optional[int], offset: int):
@@ -167,7 +168,7 @@ class LossGuard(Callback):
 
 
 class StopOnSignal(Callback):
-    """After SIGTERM or SIGUSR1 at any rank all of them end at the same step, the chief with a checkpoint."""
+    """Ends all ranks at the same step, the chief with a checkpoint, after SIGTERM or SIGUSR1 at any of them."""
 
     _chief_only = False
 
@@ -207,7 +208,8 @@ class StopOnSignal(Callback):
             return
         now = time.time()
         # the chief's clock, to the last bit, so that all ranks meet again at the same step
-        received, seconds = self.world.sum([self.received, now - self.last_time if self.world.is_chief else 0.0])
+        of_ranks = self.world.gather(np.array([[self.received, now - self.last_time]], np.float64))
+        received, seconds = of_ranks[:, 0].any(), of_ranks[0, 1]
         per_step = max(seconds / (self.steps_seen - self.last_check), 1e-6)
         self.last_time, self.last_check = now, self.steps_seen
         self.next_check = self.steps_seen + max(1, int(SECONDS_BETWEEN_CHECKS / per_step))

@@ -116,6 +116,7 @@ def without_graph_of_error(record: logging.LogRecord) -> bool:
     """Keep the first of TensorFlow's many lines about its graph, with which tensorpack logs the end of the queue."""
     if str(record.msg).startswith('Training was stopped by exception'):
         record.msg = record.msg.splitlines()[0]
+        record.args = ()  # it has one too many, about which logging would print a traceback
     return True
 
 

@@ -18,7 +18,7 @@ IMAGES_SHOWN = 4
 
 
 class Events(TFEventWriter):
-    """tensorpack's, which tells TensorBoard to forget what an earlier process wrote of the steps to come."""
+    """Writes TensorBoard's events; tells it to forget what an earlier process wrote of the steps to come."""
 
     def __new__(cls, global_step: int) -> 'Events':
         return super().__new__(cls)

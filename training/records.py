@@ -12,7 +12,7 @@ from runtime.files import WholeFile
 
 
 class Statistics(JSONWriter):
-    """tensorpack's, which goes on in the file of a training that is resumed, and fails where it can't be written."""
+    """Writes stats.json; goes on in the file of a training that is resumed, and fails where it can't be written."""
 
     _stat_now: Dict[str, Any]
 

@@ -13,7 +13,6 @@ from tensorpack.tfutils import DictRestore, SaverRestore
 
 import checkpoint
 from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker
-from checkpoint_files import checkpoint_files
 from evaluation.outcomes import Strength
 from kernels.mode import attack_settings, native_mode
 from nets import Network, find_network
@@ -21,6 +20,7 @@ from runtime.agreement import check_agreement
 from runtime.distributed import HorovodWorld, World
 from runtime.errors import InputError
 from runtime.hardware import warn_of_cost
+from runtime.pixels import mistaken_attack
 from third_party.imagenet import Dataset, class_names, count_images, load_dataset
 from training.callbacks import LossGuard, Saver, ScheduledLearningRate, ScheduledPosition, StopOnSignal
 from training.input import errors_of_input, training_input
@@ -41,6 +41,8 @@ from training.records import Statistics, evaluated_epochs, forget_after
 from training.schedule import LearningRate, attack_iters_after, steps_in_epoch
 from training.trainer import AccumulatingTrainer, SessionCreator
 from training.validation import DistributedEvaluation, Validation
+
+log = logging.getLogger(__name__)
 
 IMAGENET_CLASSES = 1000
 IMAGENET_TRAINING_IMAGES = 1281167  # the length of a --fake epoch
@@ -73,9 +75,12 @@ def run_training(options: argparse.Namespace) -> int:
     inputs = find_inputs(options)
     world = HorovodWorld()
     stopper = StopOnSignal(world)
-    check_agreement(world, vars(options), checkpoint=checkpoint_files(options.load) if options.load else [],
+    check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load) if options.load else [],
                     data=inputs.validation.listing(options.data) if inputs.validation else inputs.classes)
     warn_of_cost(options.attack_dtype, options.xla)
+    if inputs.attack.num_iter or (inputs.validation and options.training_eval == 'all'):
+        for mistake in mistaken_attack([inputs.attack.epsilon], inputs.attack.step_size):
+            log.warning('%s', mistake)
     plan = make_plan(options, inputs, world)
     if plan.start.epoch <= options.max_epoch or plan.catch_up:
         train(options, inputs, plan, world, stopper)
@@ -88,11 +93,11 @@ def run_training(options: argparse.Namespace) -> int:
 def find_inputs(options: argparse.Namespace) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
     network = find_network(options.arch, options.depth)
-    classes = [str(k) for k in range(IMAGENET_CLASSES)] if options.fake else \
-        class_names(options.data, options.classes)
-    network = network._replace(num_classes=len(classes))
     evaluated = not options.fake and options.training_eval != 'none'
     validation = load_dataset(options.data, 'val', options.classes) if evaluated else None
+    classes = [str(k) for k in range(IMAGENET_CLASSES)] if options.fake else \
+        validation.class_names if validation else class_names(options.data, options.classes)
+    network = network._replace(num_classes=len(classes))
     weights = read_initial_weights(options, network) if options.load else None
     attack = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
     return Inputs(network, classes, validation, weights, attack)
@@ -197,8 +202,6 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
         validation = Validation(inputs.network, inputs.validation, options.image_size, options.batch, options.max_epoch,
                                 inputs.attack.epsilon, inputs.attack.step_size, options.training_eval == 'clean')
         callbacks.append(DistributedEvaluation(validation, world, stopper, catch_up=plan.catch_up))
-    # tensorpack's message about a failed training has an argument too many; logging would print a traceback about it
-    logging.raiseExceptions = False
     data = training_input(options, inputs.network.num_classes)
     if start.checkpoint:
         restored = SaverRestore(start.checkpoint, ignore=[STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH])

@@ -13,7 +13,7 @@ Gradients = List[Tuple[tf.Tensor, tf.Variable]]
 
 
 class SessionCreator(NewSessionCreator):
-    """tensorpack's, with the threads and the GPU of this rank in place of those that HorovodTrainer has just set."""
+    """Creates sessions with this rank's threads and GPU, in place of those that HorovodTrainer has just set."""
 
     def __init__(self, world: World):
         super().__init__()

@@ -2,13 +2,14 @@
 
 OpenCV decodes whole images only, and no package on PyPI gives access to libjpeg-turbo's partial decoding.
 """
+import contextlib
 import ctypes
 import importlib.util
-from typing import Optional, Tuple
+from typing import Iterator, Optional, Tuple
 
 import numpy as np
 
-__all__ = ['decode_region', 'jpeg_size']
+__all__ = ['decode_region', 'jpeg_size', 'quiet_decoders']
 
 MAX_PIXELS = 1 << 30  # of a whole image: OpenCV's limit; a progressive JPEG is read into memory as a whole
 # Start of frame: 0xc0 .. 0xcf but for those that define tables.
@@ -60,3 +61,16 @@ def decode_region(data: bytes, *, x: int, y: int, width: int, height: int) -> Op
         return None
     region = np.empty((height, width, 3), np.uint8)
     return region if _library.decode_region(data, len(data), x, y, width, height, region.ctypes.data) else None
+
+
+@contextlib.contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Keep what C libraries write to stderr in this thread, within, from being shown.
+
+    Their lines about an image, such as `Corrupt JPEG data: bad Huffman code`, don't say which one it is.
+    """
+    _library.begin_quiet()
+    try:
+        yield
+    finally:
+        _library.end_quiet()

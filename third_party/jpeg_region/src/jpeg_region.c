@@ -2,6 +2,8 @@
 //
 // The pixels are those of a decoder of the whole image (libjpeg-turbo's defaults, as in OpenCV). Whatever is out of the
 // ordinary (a warning, CMYK, an error) is left to such a decoder: the function then says so and nothing more.
+#define _GNU_SOURCE  // for fopencookie
+#include <pthread.h>
 #include <setjmp.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -64,4 +66,44 @@ int decode_region(const uint8_t* data, unsigned long size, int x, int y, int wid
   free(row);
   jpeg_destroy_decompress(&info);
   return done;
+}
+
+// --- what decoders write about a file --------------------------------------------------------------------------------
+//
+// OpenCV's libjpeg and libpng write their warnings to stderr by themselves, without the file's name. Between
+// `begin_quiet` and `end_quiet` nothing that the calling thread writes by C's stderr is shown; what other threads write
+// (TensorFlow does) passes. Python's own stderr is another one.
+
+static __thread int quiet;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int users;
+static FILE* shown;
+static FILE* filter;
+
+static ssize_t Filter(void* unused, const char* text, size_t size) {
+  (void)unused;
+  if (!quiet && fwrite(text, 1, size, shown) == size) fflush(shown);
+  return size;
+}
+
+void begin_quiet(void) {
+  pthread_mutex_lock(&lock);
+  if (!filter) {
+    const cookie_io_functions_t functions = {.write = Filter};
+    filter = fopencookie(NULL, "w", functions);
+    if (filter) setvbuf(filter, NULL, _IONBF, 0);
+  }
+  if (users++ == 0 && filter) {
+    shown = stderr;
+    stderr = filter;
+  }
+  ++quiet;
+  pthread_mutex_unlock(&lock);
+}
+
+void end_quiet(void) {
+  pthread_mutex_lock(&lock);
+  --quiet;
+  if (--users == 0 && filter) stderr = shown;
+  pthread_mutex_unlock(&lock);
 }
