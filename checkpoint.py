@@ -2,11 +2,13 @@
 
 TensorFlow is loaded by what needs it: a wrong name is told at once.
 """
+import contextlib
 import glob
 import os
 import re
+import tempfile
 import zipfile
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, List
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List
 
 import numpy as np
 
@@ -101,14 +103,27 @@ def read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
         return np.lib.format.read_array(member, allow_pickle=False)
 
 
+@contextlib.contextmanager
+def in_utf8(prefix: str) -> Iterator[str]:
+    """Give a checkpoint's prefix as TensorFlow can read it, whose paths are UTF-8: itself, or that of links to it."""
+    if prefix.encode('utf-8', 'replace').decode() == prefix:
+        yield prefix
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        for path in checkpoint_files(prefix):
+            os.symlink(os.path.abspath(path), os.path.join(folder, 'model' + path[len(prefix):]))
+        yield os.path.join(folder, 'model')
+
+
 def read_tf_checkpoint(path: str) -> Weights:
     check_files(path)
     from runtime.compat import tf
     prefix = tf_prefix(path)
     try:
-        reader = tf.train.load_checkpoint(prefix)
-        return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
-                if not TRAINING_ONLY.match(name)}
+        with in_utf8(prefix) as readable:
+            reader = tf.train.load_checkpoint(readable)
+            return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
+                    if not TRAINING_ONLY.match(name)}
     except Exception as e:  # as above
         raise InputError('checkpoint %s can\'t be read (%s)' % (prefix, str(e).split('\n')[0]))
 

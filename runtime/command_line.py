@@ -6,8 +6,10 @@ and in its log directory, is tensorpack's.
 """
 import argparse
 import functools
+import io
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -64,7 +66,7 @@ class Messages(logging.Handler):
             else:  # its error need not be the program's
                 word = 'warning: ' + record.name
             whose = this_rank() if hasattr(record, 'this_rank') else ''
-            text = '%s: %s: %s%s\n' % (self.program, word, whose, ' '.join(record.getMessage().split()))
+            text = '%s: %s: %s%s\n' % (self.program, word, whose, in_a_line(record.getMessage()))
             if record.exc_info:
                 text += logging.Formatter().formatException(record.exc_info) + '\n'
             bars = sys.modules.get('tqdm')  # where a program shows a bar, the line goes above it
@@ -80,6 +82,30 @@ class Messages(logging.Handler):
     def say(self, level: int, text: str) -> None:
         """Write a message, whatever else the process did to logging meanwhile."""
         self.handle(logging.LogRecord('__main__', level, __file__, 0, '%s', (text,), None))
+
+
+def in_a_line(text: str) -> str:
+    """Return a text without its line breaks; all else stays, as in paths two spaces are not one."""
+    return re.sub(r'\s*[\r\n]\s*', ' ', text.strip('\r\n'))
+
+
+def treat_paths_as_bytes() -> None:
+    """Make this process write paths byte for byte, whatever the locale says of their encoding.
+
+    Python decodes names by the locale's encoding. As UTF-8, in which what isn't any is kept as surrogates, every name
+    comes out as it was, in files, messages and digests. Under another locale a program starts itself again in Python's
+    UTF-8 mode.
+    """
+    utf8 = sys.getfilesystemencoding().lower().replace('-', '') == 'utf8'
+    main = sys.modules.get('__main__')
+    started_as = getattr(main, '__spec__', None)
+    if not utf8 and os.environ.get('PYTHONUTF8') != '1' and (started_as or os.path.isfile(sys.argv[0])):
+        os.environ['PYTHONUTF8'] = '1'
+        program = ['-m', started_as.name] if started_as else [sys.argv[0]]
+        os.execv(sys.executable, [sys.executable] + program + sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding='utf-8', errors='surrogateescape')
 
 
 def start_messages(program: str, *, chief_speaks: bool = False) -> Messages:
@@ -128,6 +154,7 @@ def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool 
     130. The process ends without running exit handlers: under MPI, Horovod's would wait for ranks that may be
     stuck in a collective, while a rank that is simply gone makes mpirun end the others.
     """
+    treat_paths_as_bytes()
     messages = start_messages(program, chief_speaks=chief_speaks)
     try:
         status = command()

@@ -39,7 +39,7 @@ def code_sha256(root: str = ROOT) -> str:
     """Return the SHA-256 of the names and contents of `code_files`."""
     files = code_files(root)
     names = '\n'.join(os.path.relpath(path, root).replace(os.sep, '/') for path in files)
-    return hashlib.sha256(('%s\n%s' % (names, sha256_of_files(files))).encode()).hexdigest()
+    return hashlib.sha256(('%s\n%s' % (names, sha256_of_files(files))).encode('utf-8', 'surrogateescape')).hexdigest()
 
 
 def versions() -> Dict[str, str]:

@@ -70,12 +70,14 @@ def require_folder(path: str) -> None:
 def read_lines(path: str) -> List[str]:
     """Return the stripped lines of a text file; empty ones are allowed at its end only."""
     try:
-        with open(path, encoding='utf-8-sig') as f:
-            lines = [line.strip() for line in f.read().rstrip().split('\n')]
+        # names of files are bytes: what is not UTF-8 in them is kept
+        with open(path, encoding='utf-8-sig', errors='surrogateescape') as f:
+            text = f.read()
     except OSError as e:
         raise InputError('cannot read %s: %s' % (path, e.strerror))
-    except UnicodeDecodeError:
+    if '\0' in text:
         raise InputError('%s is not a text file in UTF-8' % path)
+    lines = [line.strip() for line in text.rstrip().split('\n')]
     if lines == ['']:
         raise InputError('%s is empty' % path)
     if '' in lines:

@@ -118,7 +118,7 @@ def class_names(data_dir: str, classes_file: Optional[str] = None) -> List[str]:
         return ilsvrc
     odd = [f for f in used if not re.match(r'n\d{8}$', f)]
     if known and odd:  # most likely a stray folder, and sorted names would give every image a wrong label
-        raise InputError('%s has class folders of ILSVRC-2012 and also %r: move that away, or name all '
+        raise InputError('%s has class folders of ILSVRC-2012 and also \'%s\': move that away, or name all '
                          'classes in label order with --classes FILE' % (data_dir, odd[0]))
     if len(used) < 2:
         raise InputError('%s has a single class, %s: that leaves nothing to classify' % (data_dir, used[0]))
@@ -177,7 +177,7 @@ def read_classes(path: str) -> List[str]:
         names = [line.split('\t')[0].strip() for line in lines]
     if len(set(names)) < len(names):
         twice = next(n for i, n in enumerate(names) if n in names[:i])
-        raise InputError('%s: the class %r is there twice' % (path, twice))
+        raise InputError('%s: the class \'%s\' is there twice' % (path, twice))
     if len(names) < 2:
         raise InputError('%s: a single class leaves nothing to classify; write one a line' % path)
     return names
@@ -197,7 +197,7 @@ def _no_such_class(folder: str, names: List[str], source: Optional[str]) -> Inpu
     beside = re.compile(r"""(^|.*[\s,;:|="'/])%s([\s,;:|="'/]|$)""" % re.escape(name), re.IGNORECASE)
     for number, line in enumerate(names, 1):
         if beside.match(line):
-            return InputError('%s of %s. Its line %d is %r: a line must be the name of a class folder, and nothing '
+            return InputError('%s of %s. Its line %d is \'%s\': a line must be the name of a class folder, and nothing '
                               'else but a remark after a tab' % (text, source, number, line))
     return InputError('%s of %s: its lines must be the names of all class folders. Add this one, or move the folder '
                       'away' % (text, source))

@@ -45,7 +45,7 @@ def labelled_by_file(top: str, label_file: str, names: List[str], classes_file: 
     lines: Dict[str, int] = {}
     labels: Dict[str, int] = {}
     for number, line in enumerate(read_lines(label_file), 1):
-        where = '%s, line %d (%r)' % (label_file, number, line)
+        where = '%s, line %d (\'%s\')' % (label_file, number, line)
         written, label = _parse(line, where, index, names, classes_file)
         name = _within(top, written, where)
         if name not in present and not os.path.isfile(os.path.join(top, name)):

@@ -91,7 +91,7 @@ def _add_workers(supervisor: Supervisor, inner: str, dataset: Dataset, settings:
 def _await_ready(supervisor: Supervisor, readiness: Connection) -> None:
     """Wait until the distributor has its sockets. Raises InputError with its reason if it cannot."""
     if supervisor.wait_for(readiness):
-        problem = readiness.recv_bytes().decode()
+        problem = os.fsdecode(readiness.recv_bytes())
         if problem:
             raise InputError(problem)
 
@@ -179,13 +179,13 @@ def _bind(socket: zmq.Socket, endpoint: str, readiness: Connection) -> None:
     except zmq.ZMQError as e:
         if refusal(e):
             raise
-        readiness.send_bytes(('cannot serve at %s: %s' % (endpoint, e)).encode())
+        readiness.send_bytes(os.fsencode('cannot serve at %s: %s' % (endpoint, e)))
         os._exit(1)
 
 
 def _report_unreadable(reports: int, i: int, problem: str) -> None:
     """Write a line to the supervisor, short enough to arrive in one piece."""
-    os.write(reports, b'%d %s\n' % (i, ' '.join(problem.split()).encode('utf-8', 'surrogateescape')[:2000]))
+    os.write(reports, b'%d %s\n' % (i, problem.replace('\n', ' ').encode('utf-8', 'surrogateescape')[:2000]))
 
 
 # ---- what they share

@@ -50,7 +50,7 @@ class Endpoint:
             base = os.path.abspath(address)
             self.name = 'ipc://' + base
         else:
-            base = os.path.join(socket_directory(), 'at-' + hashlib.sha256(name.encode()).hexdigest()[:16])
+            base = os.path.join(socket_directory(), 'at-' + hashlib.sha256(os.fsencode(name)).hexdigest()[:16])
         self._base = base
         self._lock = -1
         self.inner = 'ipc://' + base + '.workers'

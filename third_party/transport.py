@@ -116,7 +116,7 @@ def check_endpoint(endpoint: str) -> None:
     else:
         valid = transport == 'ipc' and address != ''
     if not valid:
-        raise InputError('%r is no endpoint: expected ipc://PATH or tcp://HOST:PORT' % endpoint)
+        raise InputError('\'%s\' is no endpoint: expected ipc://PATH or tcp://HOST:PORT' % endpoint)
     # The server keeps two more files beside the socket, NAME.workers the longest.
     limit = SOCKET_PATH_LIMIT - len('.workers')
     if transport == 'ipc' and len(os.fsencode(address)) > limit:

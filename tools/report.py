@@ -194,7 +194,7 @@ def write_report(paths: List[str], out: str) -> Tuple[str, str]:
     page_path, picture_path = os.path.join(out, 'report.html'), os.path.join(out, 'curves.png')
     try:
         os.makedirs(out, exist_ok=True)
-        with open(page_path, 'w', encoding='utf-8', errors='replace') as f:
+        with open(page_path, 'w', encoding='utf-8', errors='surrogateescape') as f:
             f.write(page)
         with open(picture_path, 'wb') as f:
             f.write(picture)

@@ -6,6 +6,7 @@ a disk was full, there is no index or it does not fit the data. So a checkpoint 
 import errno
 import fcntl
 import glob
+import io
 import logging
 import os
 import re
@@ -158,6 +159,9 @@ def prepare_log_directory(path: str, *, resume: bool, overwrite: bool, keep: Opt
                                  'name with --logdir' % path)
             delete_training(path)
         logger.set_logger_dir(path, action='k')
+        for handler in logging.getLogger('tensorpack').handlers:  # paths in its log file are bytes, too
+            if isinstance(handler, logging.FileHandler) and isinstance(handler.stream, io.TextIOWrapper):
+                handler.stream.reconfigure(errors='surrogateescape')
     except OSError as e:
         raise InputError('cannot write the log directory %s: %s' % (path, e.strerror))
 
