@@ -7,7 +7,6 @@
 """
 import argparse
 import logging
-import math
 import os
 import sys
 from typing import Any, Callable, List
@@ -39,6 +38,7 @@ def main() -> int:
 # --- flags -----------------------------------------------------------------------------------------------------------
 
 LARGEST = 2 ** 31 - 1
+LARGEST_FLOAT = 3.4e38  # of float32
 MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before its end
 ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
 PREPROCESS = ['resize', 'validation']  # the names in third_party.images.PREPARATIONS, which takes OpenCV
@@ -60,7 +60,7 @@ def natural(text: str) -> int:
 
 def positive_float(text: str) -> float:
     value = float(text)
-    if not 0 < value < math.inf:
+    if not 0 < value < LARGEST_FLOAT:
         raise argparse.ArgumentTypeError('%s is not a positive number' % text)
     return value
 
@@ -182,6 +182,10 @@ def check_options(options: argparse.Namespace) -> None:
                  'attacker', 'eval_directory', 'prediction_file', 'labels'):
         if getattr(options, flag) == '':  # most likely a shell variable that is not set
             raise InputError('--%s is empty' % flag.replace('_', '-'))
+    for flag in ('logdir', 'resume'):
+        value = getattr(options, flag) or ''
+        if value.encode('utf-8', 'replace').decode() != value:
+            raise InputError('--%s %s is not UTF-8, which TensorFlow needs of the names of its files' % (flag, value))
     if options.logdir and ('/' in options.logdir or options.logdir in ('.', '..')):
         raise InputError('--logdir is a suffix for a name below train_log/, without a slash: %s' % options.logdir)
     if options.accumulate > MOST_ACCUMULATED:

@@ -116,7 +116,10 @@ def without_graph_of_error(record: logging.LogRecord) -> bool:
     """Keep the first of TensorFlow's many lines about its graph, with which tensorpack logs the end of the queue."""
     if str(record.msg).startswith('Training was stopped by exception'):
         record.msg = record.msg.splitlines()[0]
-        record.args = ()  # it has one too many, about which logging would print a traceback
+        record.args = ()
+    if str(record.msg).startswith('Training failed at global_step='):
+        # it has an argument too many, about which logging would print tracebacks; the program's last line says it all
+        return False
     return True
 
 
