@@ -234,6 +234,7 @@ def check_inputs(options: argparse.Namespace) -> None:
             load_dataset(options.data, 'val', options.classes)
         elif not options.eval_directory and not options.fake:
             check_training_data(options)
+            check_server(options)
         if options.load:
             check_files(options.load)
         if rank() == '0':  # the others' machines need not have these places
@@ -250,6 +251,12 @@ def check_scoring(options: argparse.Namespace) -> None:
     if options.labels:
         from evaluation.saved_images import read_manifest  # with OpenCV, which takes its time, too
         read_manifest(options.labels)
+
+
+def check_server(options: argparse.Namespace) -> None:
+    """Raise InputError where no data server can be meant."""
+    from third_party.transport import check_endpoint, default_endpoint  # with ZeroMQ
+    check_endpoint(options.endpoint or default_endpoint(options.batch, options.image_size))
 
 
 def check_training_data(options: argparse.Namespace) -> None:

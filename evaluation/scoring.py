@@ -11,6 +11,7 @@ from evaluation.outcomes import OUTCOME, Figures, count
 from evaluation.sanity import judge, sample
 from evaluation.saved_images import MANIFEST, Listed, read_manifest
 from inference import Classifier, load_classifier
+from runtime.cores import usable_cores
 from runtime.errors import InputError, RunError
 from runtime.files import WholeFile, check_writable
 from runtime.launcher import check_alone
@@ -121,7 +122,7 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
         log.warning('%s', suspicion)
     scores = Scores(0, {})
     images = map_ahead(lambda p: read_image(p, classifier.image_size, listed, prepare), paths,
-                       threads=min(16, os.cpu_count() or 1), ahead=2 * classifier.batch)
+                       threads=min(16, usable_cores()), ahead=2 * classifier.batch)
     complete = False
     try:
         with WholeFile(prediction_file, keep=True) as out:
@@ -173,7 +174,7 @@ def suspicions(paths: Sequence[str], classifier: Classifier, listed: Dict[str, L
     seen = []
     images = map_ahead(
         lambda r: (read_image(r[0], classifier.image_size, listed, resized_image)[1], r[1].label), sample(rows),
-        threads=min(16, os.cpu_count() or 1), ahead=2 * classifier.batch)
+        threads=min(16, usable_cores()), ahead=2 * classifier.batch)
     readable = (item for item in images if item[0] is not None)  # the others are named when it is their turn
     for chunk in in_chunks(readable, classifier.batch):
         pixels, labels = np.stack([image for image, _ in chunk]), np.array([label for _, label in chunk])

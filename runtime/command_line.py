@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -97,12 +98,13 @@ def treat_paths_as_bytes() -> None:
     UTF-8 mode.
     """
     utf8 = sys.getfilesystemencoding().lower().replace('-', '') == 'utf8'
-    main = sys.modules.get('__main__')
-    started_as = getattr(main, '__spec__', None)
-    if not utf8 and os.environ.get('PYTHONUTF8') != '1' and (started_as or os.path.isfile(sys.argv[0])):
+    spec = getattr(sys.modules.get('__main__'), '__spec__', None)
+    ours = is_ours(spec.name) if spec else os.path.isfile(sys.argv[0])  # or a profiler's, say, which runs it
+    if not utf8 and os.environ.get('PYTHONUTF8') != '1' and ours:
         os.environ['PYTHONUTF8'] = '1'
-        program = ['-m', started_as.name] if started_as else [sys.argv[0]]
-        os.execv(sys.executable, [sys.executable] + program + sys.argv[1:])
+        flags = subprocess._args_from_interpreter_flags()  # type: ignore[attr-defined]  # -u, -W, ...
+        program = ['-m', spec.name] if spec else [sys.argv[0]]
+        os.execv(sys.executable, [sys.executable] + flags + program + sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding='utf-8', errors='surrogateescape')

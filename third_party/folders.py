@@ -17,7 +17,8 @@ SYSTEM_FOLDERS = re.compile(r"""
     lost\+found | system\ volume\ information | \$recycle\.bin | found\.\d{3}     # repairs, Windows
     | __macosx | network\ trash\ folder | temporary\ items                        # macOS, also in ZIP files
     | @eadir | \#recycle | \#snapshot | @recycle | @recently-snapshot | @tmp      # network storage
-    | ~snapshot | __pycache__ | \$extend
+    | ~snapshot | __pycache__ | \$extend | recycler | recycled | config\.msi | @sharebin
+    | thevolumesettingsfolder | thefindbycontentfolder
     """, re.VERBOSE | re.IGNORECASE)
 SYSTEM_FILES = re.compile(r'(eh)?thumbs\.db|desktop\.ini|icon\r', re.IGNORECASE)
 
@@ -43,16 +44,26 @@ def list_folder(path: str) -> Tuple[List[str], List[str]]:
 
 def has_entries(path: str) -> bool:
     """Tell whether anything but hidden and systems' things is in a folder; False where there is no such folder."""
-    return os.path.isdir(path) and bool(scan(path))
+    if not os.path.isdir(path):
+        return False
+    try:
+        with os.scandir(path) as entries:  # the first will do: a class may have a million
+            return any(_counts(entry) for entry in entries)
+    except OSError as e:
+        raise InputError('cannot read the folder %s: %s' % (path, e.strerror))
 
 
 def scan(path: str) -> List[os.DirEntry]:
     """List what is in a folder, without what is hidden or a system's own, in any order."""
     try:
         with os.scandir(path) as entries:
-            return [entry for entry in entries if not entry.name.startswith('.') and not _is_of_system(entry)]
+            return [entry for entry in entries if _counts(entry)]
     except OSError as e:
         raise InputError('cannot read the folder %s: %s' % (path, e.strerror))
+
+
+def _counts(entry: os.DirEntry) -> bool:
+    return not entry.name.startswith('.') and not _is_of_system(entry)
 
 
 def _is_of_system(entry: os.DirEntry) -> bool:

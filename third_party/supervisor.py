@@ -67,7 +67,7 @@ class Endpoint:
                 raise InputError('cannot serve at %s: %s: %s' % (self.name, path, e.strerror))
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except (BlockingIOError, PermissionError):  # CIFS says EACCES of a rival
                 owner = os.read(self._lock, 20).decode().strip()
                 os.close(self._lock)
                 raise InputError('another server (process %s) serves at %s: stop it, or give this and its '
