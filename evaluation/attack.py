@@ -15,11 +15,11 @@ from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Op
 from runtime.compat import tf
 
 import numpy as np
-from tqdm import tqdm
 
 from adv_model import Attacker, AttackTower
 from evaluation.outcomes import OUTCOME, Strength, Tally
 from runtime import compat
+from runtime.bars import tqdm
 from runtime.distributed import World
 from runtime.errors import InputError, RunError
 from runtime.fingerprint import sha256_of_files

@@ -8,9 +8,9 @@ import json
 from typing import Any, List, Sequence, Tuple
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.attack import parts_of
+from runtime.bars import tqdm
 from runtime.distributed import World
 from runtime.errors import NAMED, InputError, some_of
 from third_party.batches import contents

@@ -5,12 +5,12 @@ import os
 from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
-from tqdm import tqdm
 
 from evaluation.outcomes import OUTCOME, Figures, count
 from evaluation.sanity import judge, sample
 from evaluation.saved_images import MANIFEST, Listed, read_manifest
 from inference import Classifier, load_classifier
+from runtime.bars import tqdm
 from runtime.cores import usable_cores
 from runtime.errors import InputError, RunError
 from runtime.files import WholeFile, check_writable

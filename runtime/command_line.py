@@ -70,10 +70,10 @@ class Messages(logging.Handler):
             text = '%s: %s: %s%s\n' % (self.program, word, whose, in_a_line(record.getMessage()))
             if record.exc_info:
                 text += logging.Formatter().formatException(record.exc_info) + '\n'
-            bars = sys.modules.get('tqdm')  # where a program shows a bar, the line goes above it
             # In one piece, whatever the buffering: lines of several ranks may come to one terminal.
-            if bars is not None:
-                bars.tqdm.write(text, file=sys.stderr, end='')
+            if 'tqdm' in sys.modules:  # where a program shows a bar, the line goes above it
+                from runtime.bars import tqdm
+                tqdm.write(text, file=sys.stderr, end='')
             else:
                 sys.stderr.write(text)
             sys.stderr.flush()
