@@ -22,14 +22,12 @@ import numpy as np
 
 from evaluation.outcomes import OUTCOME, OUTCOME_FIELDS
 from runtime.errors import InputError, RunError, some_of
-from runtime.files import sync_folder
+from runtime.files import NO_LOCKS, sync_folder
 
 log = logging.getLogger(__name__)
 
 FORMAT = 'evaluation journal 2'
 DIGITS = 16  # of the 64 of an image's SHA-256: they tell a file that changed, nobody forges one
-# What a file system without locks (some of Lustre and NFS) answers; of a rival's lock it is EWOULDBLOCK
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
 
 
 def check_usable(path: str) -> None:

@@ -3,7 +3,6 @@
 TensorFlow's saver renames a checkpoint's files when they are written, the index last; where that was interrupted, or
 a disk was full, there is no index or it does not fit the data. So a checkpoint counts when it is read whole.
 """
-import errno
 import fcntl
 import glob
 import io
@@ -22,12 +21,11 @@ from tensorpack import logger
 
 from evaluation.outcomes import Strength
 from runtime.errors import InputError
+from runtime.files import NO_LOCKS
 
 log = logging.getLogger(__name__)
 
 LOCK = '.lock'  # a file of every log directory
-# What flock says on some network file systems
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
 
 # Saved in every checkpoint beside the weights: they turn its count of steps into epochs
 STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH = ['training/' + n for n in ('steps_per_epoch', 'step_offset', 'total_batch')]
