@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List
 
 import numpy as np
 
-from nets import ARCHITECTURES, DEPTHS, Network
+from nets import LAST_LAYER, TORCHVISION, Network, all_networks, is_own
 from runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -128,13 +128,17 @@ def read_tf_checkpoint(path: str) -> Weights:
         raise InputError('checkpoint %s can\'t be read (%s)' % (prefix, str(e).split('\n')[0]))
 
 
-def num_classes(weights: Weights, path: str) -> int:
-    """Return the number of classes of the network whose weights these are."""
-    if 'linear/b' not in weights or weights['linear/b'].ndim != 1:
-        check_prefix(weights, path)
-        raise InputError('checkpoint %s has no linear/b with one value a class: it is not of a network of the zoo'
-                         % path)
-    return len(weights['linear/b'])
+def num_classes(weights: Weights, path: str, network: Network) -> int:
+    """Return the number of classes of the network whose weights these are, whatever `network` has."""
+    sizes = {weights[name].shape[axis] for name, axis in network.class_axes().items()
+             if name in weights and weights[name].ndim > axis}
+    if len(sizes) == 1:
+        return sizes.pop()
+    check_prefix(weights, path)
+    if is_own(network.arch):
+        raise InputError('checkpoint %s: the variables of --arch %s that would tell the number of classes are missing '
+                         'or differ' % (path, network.arch))
+    raise InputError('checkpoint %s has no linear/b with one value a class: it is not of a network of the zoo' % path)
 
 
 def check_prefix(weights: Weights, path: str) -> None:
@@ -149,8 +153,9 @@ def check_prefix(weights: Weights, path: str) -> None:
 
 def without_head(weights: Weights, path: str, network: Network) -> Weights:
     """Return all weights but those of the last layer, which depends on the classes. Raises InputError, as below."""
-    fit_checkpoint(weights, network._replace(num_classes=num_classes(weights, path)), path)
-    return {name: value for name, value in weights.items() if not name.startswith('linear/')}
+    fit_checkpoint(weights, network._replace(num_classes=num_classes(weights, path, network)), path)
+    last = network.class_axes()
+    return {name: value for name, value in weights.items() if name not in last}
 
 
 def fit_checkpoint(weights: Weights, network: Network, path: str) -> Weights:
@@ -170,10 +175,13 @@ def fit_checkpoint(weights: Weights, network: Network, path: str) -> Weights:
                'infinite, not a number, or beyond float32')
         refuse(weights, path, lambda name, value: name.endswith('/variance/EMA') and bool((value < 0).any()),
                'variances below 0, which have no root: give a checkpoint that was not damaged or averaged wrongly')
+        refuse(weights, path, lambda name, value: name == 'input/std' and bool((value <= 0).any()),
+               'a standard deviation that is not above 0, by which images can\'t be divided')
         return weights
     check_prefix(weights, path)
-    raise InputError('checkpoint %s does not fit %s with depth %d and %d classes: %s. %s' % (
-        path, network.arch, network.depth, network.num_classes, '; '.join(problems), advice(weights, network)))
+    named = network.arch if network.depth is None else '%s with depth %d' % (network.arch, network.depth)
+    raise InputError('checkpoint %s does not fit %s and %d classes: %s. %s' % (
+        path, named, network.num_classes, '; '.join(problems), advice(weights, network)))
 
 
 def refuse(weights: Weights, path: str, bad: Callable[[str, Any], bool], what: str) -> None:
@@ -199,19 +207,22 @@ def listed(names: List[str]) -> str:
 
 
 def advice(weights: Weights, network: Network) -> str:
-    if 'linear/b' not in weights or weights['linear/b'].ndim != 1:
+    axes = dict(zip(LAST_LAYER, (1, 0)), **network.class_axes())
+    classes = {weights[name].shape[axis] for name, axis in axes.items()
+               if name in weights and weights[name].ndim > axis}
+    if len(classes) != 1:
         return 'It fits no network of the zoo'
-    classes = len(weights['linear/b'])
-    blocks = sum(name.endswith('/conv3/W') for name in weights)
-    for arch in ARCHITECTURES:
-        for depth in DEPTHS:
-            if blocks != sum(DEPTHS[depth]):  # most networks need not be built to be told apart
-                continue
-            if misfits(weights, Network(arch, depth, classes)):
-                continue
-            if (arch, depth) == (network.arch, network.depth):
-                return 'The checkpoint has %d classes, the data %d' % (classes, network.num_classes)
-            return 'It fits --arch %s -d %d' % (arch, depth)
+    num, blocks = classes.pop(), sum(name.endswith('/conv1/W') for name in weights)
+    others = [candidate for candidate, count in all_networks(num)  # most networks need not be built to be told apart
+              if count == blocks and (candidate.arch in TORCHVISION) == ('input/mean' in weights)]
+    for candidate in [network._replace(num_classes=num)] + others:
+        if misfits(weights, candidate):
+            continue
+        if candidate.arch == network.arch and candidate.depth == network.depth:
+            return 'The checkpoint has %d classes, the data %d' % (num, network.num_classes) + (
+                '; it seems to begin with a background class, which tools.from_pytorch --drop-background takes off'
+                if num == network.num_classes + 1 else '')
+        return 'It fits %s' % ' '.join(candidate.flags)
     return 'It fits no network of the zoo'
 
 

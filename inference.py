@@ -21,12 +21,13 @@ from runtime.pixels import PIXEL, mistaken_attack, mistaken_images, unscale_pixe
 log = logging.getLogger(__name__)
 
 
-def load_classifier(path: str, arch: str = 'ResNet', depth: int = 50, *, image_size: int = 224,
+def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None, *, image_size: int = 224,
                     data_format: Optional[str] = None, batch: int = 32) -> 'Classifier':
     """Load a checkpoint into the network that it is of.
 
     Args:
-        path: an .npz file or a TF checkpoint. arch, depth: the network's name and layers in the zoo.
+        path: an .npz file or a TF checkpoint. arch, depth: the network's name and layers in the zoo, by default 50;
+            torchvision's and one's own networks ('module:function') have no depth.
         image_size: height and width of the images, in pixels.
         data_format: 'NHWC' or 'NCHW'; by default what is native, NCHW on a GPU and NHWC on a CPU. A CPU computes NCHW
             through XLA, since TensorFlow has no kernels for it there.
@@ -36,7 +37,7 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: int = 50, *, image_s
     """
     network = find_network(arch, depth)
     weights = checkpoint.read_checkpoint(path)
-    network = network._replace(num_classes=checkpoint.num_classes(weights, path))
+    network = network._replace(num_classes=checkpoint.num_classes(weights, path, network))
     return Classifier(network, checkpoint.fit_checkpoint(weights, network, path), image_size=image_size,
                       data_format=data_format, batch=batch)
 

@@ -88,8 +88,11 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
 def command_line() -> Parser:
     """Return the flags, with their defaults and their help."""
     parser = Parser(prog='main.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('-d', '--depth', type=int, default=50, help='layers: 50, 101 or 152; 14 for small images (50)')
-    parser.add_argument('--arch', default='ResNet', help='ResNet, ResNetDenoise or ResNeXtDenoiseAll (ResNet)')
+    parser.add_argument('-d', '--depth', type=int,
+                        help='layers of the zoo\'s networks: 50, 101 or 152; 14 for small images (50)')
+    parser.add_argument('--arch', default='ResNet', metavar='A',
+                        help='of the zoo: ResNet, ResNetDenoise or ResNeXtDenoiseAll; of torchvision: resnet50, ...; '
+                             'or one\'s own: module:function (ResNet)')
     parser.add_argument('--load', metavar='CKPT', help='an .npz file or a TF checkpoint: to evaluate, or to start from')
     parser.add_argument('--batch', type=positive_int, default=32, help='images per GPU or process (32)')
     data = parser.add_argument_group('data')

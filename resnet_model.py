@@ -15,6 +15,9 @@ from kernels.mode import Mode, constant_during_attack, num_channels, positions_a
 # statistics keep nine tenths in each step
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
+# What torchvision's networks subtract from RGB images in [0, 1], and divide them by; a checkpoint has its own
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
 
 # A layer that may follow a group or a block: features after their ReLU, a name for its variables, the mode
 Block = Callable[[tf.Tensor, str, Mode], tf.Tensor]
@@ -46,16 +49,19 @@ class ConvNorm(NamedTuple):
     mean: tf.Tensor
     variance: tf.Tensor
     stride: int = 1
+    symmetric: bool = False  # padded alike on all sides, not SAME
+    epsilon: float = BATCH_NORM_EPSILON
 
     def folded(self) -> FoldedConvolution:
         """Return the one convolution that this is while BatchNorm is in test mode, an affine map with constant
         numbers."""
         with constant_during_attack():
-            scale = self.gamma * tf.rsqrt(self.variance + BATCH_NORM_EPSILON)
-            return FoldedConvolution(self.w * scale, self.beta - self.mean * scale, self.stride)
+            scale = self.gamma * tf.rsqrt(self.variance + self.epsilon)
+            return FoldedConvolution(self.w * scale, self.beta - self.mean * scale, self.stride, self.symmetric)
 
 
-def conv_norm_layer(name: str, shape: List[int], *, stride: int = 1, initial_gamma: float = 1.0) -> ConvNorm:
+def conv_norm_layer(name: str, shape: List[int], *, stride: int = 1, symmetric: bool = False,
+                    initial_gamma: float = 1.0, epsilon: float = BATCH_NORM_EPSILON) -> ConvNorm:
     """Create or reuse the variables of a ConvNorm; shape: that of its weights.
 
     Convolutions begin with a variance of 2 / (kernel area x channels out), He et al.'s initialisation by fan-out.
@@ -68,11 +74,11 @@ def conv_norm_layer(name: str, shape: List[int], *, stride: int = 1, initial_gam
             beta = weight('beta', shape[3:], tf.zeros_initializer())
             mean = weight('mean/EMA', shape[3:], tf.zeros_initializer(), trainable=False)
             variance = weight('variance/EMA', shape[3:], tf.ones_initializer(), trainable=False)
-    return ConvNorm(w, gamma, beta, mean, variance, stride)
+    return ConvNorm(w, gamma, beta, mean, variance, stride, symmetric, epsilon)
 
 
 def conv_norm(x: tf.Tensor, layer: ConvNorm, mode: Mode) -> tf.Tensor:
-    """Convolve, padding SAME, and normalise: by the batch's statistics in training, else by the tracked ones.
+    """Convolve, padded as the layer says, and normalise: by the batch's statistics in training, else the tracked ones.
 
     Section 5: in training each worker normalises by its own 32 images. The attack, in test mode, must leave the tracked
     statistics alone.
@@ -81,11 +87,16 @@ def conv_norm(x: tf.Tensor, layer: ConvNorm, mode: Mode) -> tf.Tensor:
         folded = layer.folded()
         with constant_during_attack():
             w, bias = tf.cast(folded.w, mode.dtype), tf.cast(folded.bias, mode.dtype)
-        return tf.nn.bias_add(convolution(x, w, mode, layer.stride), bias, data_format=mode.data_format)
+        x = convolution(x, w, mode, layer.stride, symmetric=layer.symmetric)
+        return tf.nn.bias_add(x, bias, data_format=mode.data_format)
     with constant_during_attack():
         w = tf.cast(layer.w, mode.dtype)
-    x = convolution(x, w, mode, layer.stride)
-    normalise = dict(epsilon=BATCH_NORM_EPSILON, data_format=mode.data_format)
+    return batch_norm(convolution(x, w, mode, layer.stride, symmetric=layer.symmetric), layer, mode)
+
+
+def batch_norm(x: tf.Tensor, layer: ConvNorm, mode: Mode) -> tf.Tensor:
+    """Normalise each channel: by the batch's statistics in training, which are tracked, else by the tracked ones."""
+    normalise = dict(epsilon=layer.epsilon, data_format=mode.data_format)
     if not mode.training:
         return tf.nn.fused_batch_norm(x, layer.gamma, layer.beta, layer.mean, layer.variance, is_training=False,
                                       **normalise)[0]
@@ -109,12 +120,36 @@ def linear(x: tf.Tensor, name: str, outputs: int, mode: Mode) -> tf.Tensor:
 
 # --- the network -----------------------------------------------------------------------------------------------------
 
-def stem(x: tf.Tensor, mode: Mode) -> Features:
-    """Convolve the image by 7x7 with a stride of 2, normalise, and max-pool 3x3 with a stride of 2.
+def standardised(image: tf.Tensor) -> tf.Tensor:
+    """Turn NHWC images, BGR in [-1, 1], into what torchvision's networks take: RGB in [0, 1], less the mean, over the
+    standard deviation."""
+    with tf.variable_scope('input'):
+        mean = weight('mean', [3], tf.constant_initializer(IMAGENET_MEAN), trainable=False)
+        std = weight('std', [3], tf.constant_initializer(IMAGENET_STD), trainable=False)
+    return ((tf.reverse(image, [3]) + 1.0) / 2.0 - mean) / std
+
+
+def mirrored_stem(x: tf.Tensor, mode: Mode) -> Features:
+    """Compute the stem with padding that is alike on all sides.
+
+    With a stride of 2 SAME pads an even size less at the top and left than at the bottom and right, by just as much as
+    symmetric padding does the opposite (its last row and column are not used); of an odd size both are the same. So it
+    is the stem, with its kernel turned, of images turned by 180 degrees, turned back.
+    """
+    pooled = stem(tf.reverse(x, positions_axes(mode)), mode, turned=True)
+    return pooled._replace(tensor=tf.reverse(pooled.tensor, positions_axes(mode)))
+
+
+def stem(x: tf.Tensor, mode: Mode, *, turned: bool = False) -> Features:
+    """Convolve the image by 7x7, its kernel perhaps `turned`, with a stride of 2, normalise, and max-pool 3x3 with a
+    stride of 2.
 
     The maximum of ReLUs is the ReLU of the maximum, and that of fewer positions: it is left to what comes next.
     """
     layer = conv_norm_layer('conv0', [7, 7, num_channels(x, mode), 64], stride=2)
+    if turned:
+        with constant_during_attack():
+            layer = layer._replace(w=tf.reverse(layer.w, [0, 1]))
     if has_fast_stem(x, mode):
         folded = layer.folded()
         with constant_during_attack():
@@ -125,7 +160,8 @@ def stem(x: tf.Tensor, mode: Mode) -> Features:
     return Features(x, relu_to_come=True)
 
 
-def bottleneck(x: Features, channels: int, stride: int, mode: Mode, *, width: int, groups: int) -> Features:
+def bottleneck(x: Features, channels: int, stride: int, mode: Mode, *, width: int, groups: int,
+               symmetric: bool = False) -> Features:
     """Add to x what 1x1, 3x3 (with the stride, in groups) and 1x1 convolutions make of it.
 
     They have `width`, `width` and 4 * `channels` outputs. The last gamma begins at 0, so that a residual block is the
@@ -134,7 +170,7 @@ def bottleneck(x: Features, channels: int, stride: int, mode: Mode, *, width: in
     channels_in, out = num_channels(x.tensor, mode), 4 * channels
     block = Bottleneck(
         conv1=conv_norm_layer('conv1', [1, 1, channels_in, width]),
-        conv2=conv_norm_layer('conv2', [3, 3, width // groups, width], stride=stride),
+        conv2=conv_norm_layer('conv2', [3, 3, width // groups, width], stride=stride, symmetric=symmetric),
         conv3=conv_norm_layer('conv3', [1, 1, width, out], initial_gamma=0.0),
         shortcut=conv_norm_layer('convshortcut', [1, 1, channels_in, out], stride=stride)
         if channels_in != out or stride != 1 else None)
@@ -148,27 +184,48 @@ def bottleneck(x: Features, channels: int, stride: int, mode: Mode, *, width: in
     return Features(y + (x if block.shortcut is None else conv_norm(x, block.shortcut, mode)), relu_to_come=True)
 
 
-def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mode, *, groups: int = 1,
-             width_per_group: int = 64, after_group: Optional[Block] = None,
-             after_block: Optional[Block] = None) -> tf.Tensor:
-    """Compute logits: stem, four groups of bottlenecks, global average pool, linear layer.
+def basic_block(x: Features, channels: int, stride: int, mode: Mode, *, symmetric: bool = False) -> Features:
+    """Add to x what two 3x3 convolutions make of it, the first one with the stride: the block of 18 and 34 layers.
+
+    The last gamma begins at 0, as a bottleneck's.
+    """
+    channels_in = num_channels(x.tensor, mode)
+    conv1 = conv_norm_layer('conv1', [3, 3, channels_in, channels], stride=stride, symmetric=symmetric)
+    conv2 = conv_norm_layer('conv2', [3, 3, channels, channels], initial_gamma=0.0)
+    x = x.relu()
+    y = conv_norm(tf.nn.relu(conv_norm(x, conv1, mode)), conv2, mode)
+    if channels_in != channels or stride != 1:
+        x = conv_norm(x, conv_norm_layer('convshortcut', [1, 1, channels_in, channels], stride=stride), mode)
+    return Features(y + x, relu_to_come=True)
+
+
+def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mode, *, block: str = 'bottleneck',
+             groups: int = 1, width_per_group: int = 64, torchvision: bool = False,
+             after_group: Optional[Block] = None, after_block: Optional[Block] = None) -> tf.Tensor:
+    """Compute logits: stem, four groups of residual blocks, global average pool, linear layer.
 
     Args:
-        image: (N, H, W, 3) float32 in [-1, 1], BGR. num_blocks: bottlenecks in each group. groups, width_per_group: of
-            the 3x3 convolutions in the first group of bottlenecks; the width doubles from group to group.
-        after_group, after_block: a denoising block that follows every group, or every bottleneck.
+        image: (N, H, W, 3) float32 in [-1, 1], BGR. num_blocks: residual blocks in each group. block: 'bottleneck' or
+            'basic'. groups, width_per_group: of the 3x3 convolutions in the first group of bottlenecks; the width
+            doubles from group to group.
+        torchvision: pad alike on all sides, and standardise images, as its networks do.
+        after_group, after_block: a denoising block that follows every group, or every residual block.
     Returns:
         (N, num_classes) float32.
     """
-    x = tf.cast(image, mode.dtype)
+    x = tf.cast(standardised(image) if torchvision else image, mode.dtype)
     if mode.data_format == 'NCHW':
         x = tf.transpose(x, [0, 3, 1, 2])
-    features = stem(x, mode)
+    features = mirrored_stem(x, mode) if torchvision else stem(x, mode)
     for g, blocks in enumerate(num_blocks):
         for b in range(blocks):
+            channels, stride = 64 * 2 ** g, 2 if g > 0 and b == 0 else 1
             with tf.variable_scope('group%d/block%d' % (g, b)):
-                features = bottleneck(features, 64 * 2 ** g, 2 if g > 0 and b == 0 else 1, mode,
-                                      width=groups * width_per_group * 2 ** g, groups=groups)
+                if block == 'basic':
+                    features = basic_block(features, channels, stride, mode, symmetric=torchvision)
+                else:
+                    features = bottleneck(features, channels, stride, mode, width=groups * width_per_group * 2 ** g,
+                                          groups=groups, symmetric=torchvision)
                 if after_block is not None:
                     features = Features(after_block(features.relu(), 'non_local', mode), relu_to_come=False)
         if after_group is not None:

@@ -17,29 +17,34 @@ def instruction_set() -> str:
     return 'gpu' if has_gpu() else isa()
 
 
-def convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1) -> tf.Tensor:
-    """Convolve a feature map, padding SAME.
+def convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1, *, symmetric: bool = False) -> tf.Tensor:
+    """Convolve a feature map, padding SAME, or alike on all sides, which with a stride is not the same.
 
     Args:
         x: (N, H, W, C), or in NCHW (N, C, H, W); H, W and C must be known. w: (kernel height, kernel width, C / groups,
-            channels out) of the same dtype. stride: in both directions.
+            channels out) of the same dtype. stride: in both directions. symmetric: pad half a kernel on each side.
     Returns:
         (N, ceil(H / stride), ceil(W / stride), channels out), in the mode's layout.
     """
-    groups = num_channels(x, mode) // int(w.shape[2])
-    if mode.data_format == 'NHWC':
-        if groups > 1:
-            return grouped_convolution(x, w, groups, stride, plain=mode.plain)
-        if not mode.plain:
-            y = convolution_on_few_positions(x, w, stride)
-            if y is not None:
-                return y
-            if mode.training and trains_faster(x, w, stride):
-                return conv2d(x, w, stride)
-    return tf.nn.conv2d(x, w, strides=spatial([stride, stride], mode), padding='SAME', data_format=mode.data_format)
+    groups, padding = num_channels(x, mode) // int(w.shape[2]), 'SAME'
+    if mode.data_format == 'NHWC' and groups == 1 and not mode.plain:
+        y = convolution_on_few_positions(x, w, stride, symmetric=symmetric)
+        if y is not None:
+            return y
+    if symmetric and stride > 1 and int(w.shape[0]) > 1:
+        half = int(w.shape[0]) // 2
+        sides = [[0 if n == 1 else half] * 2 for n in spatial([0, 0], mode)]
+        x, padding = tf.pad(x, sides), 'VALID'
+    if mode.data_format == 'NHWC' and groups > 1:
+        return grouped_convolution(x, w, groups, stride, padding=padding, plain=mode.plain)
+    if mode.training and not mode.plain and padding == 'SAME' and mode.data_format == 'NHWC' and \
+            trains_faster(x, w, stride):
+        return conv2d(x, w, stride)
+    return tf.nn.conv2d(x, w, strides=spatial([stride, stride], mode), padding=padding, data_format=mode.data_format)
 
 
-def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int, *, plain: bool = False) -> tf.Tensor:
+def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int, *, padding: str = 'SAME',
+                        plain: bool = False) -> tf.Tensor:
     """Convolve NHWC features in groups. TensorFlow's kernels for CPUs have no gradient of it; XLA's and those of GPUs
     have.
 
@@ -47,17 +52,18 @@ def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int, *,
     """
     strides = [1, stride, stride, 1]
     if in_xla() or has_gpu():
-        return tf.nn.conv2d(x, w, strides=strides, padding='SAME')
-    if not plain and takes(x, w, stride):
+        return tf.nn.conv2d(x, w, strides=strides, padding=padding)
+    if not plain and padding == 'SAME' and takes(x, w, stride):
         return conv2d(x, w, stride)
     with constant_during_attack():
         weights = tf.split(w, groups, axis=3)
-    return tf.concat([tf.nn.conv2d(a, b, strides=strides, padding='SAME')
+    return tf.concat([tf.nn.conv2d(a, b, strides=strides, padding=padding)
                       for a, b in zip(tf.split(x, groups, axis=3), weights)], axis=3)
 
 
-def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int) -> Optional[tf.Tensor]:
-    """Convolve NHWC features, padding SAME, by a matrix product; None where that would not be faster.
+def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int, *,
+                                 symmetric: bool = False) -> Optional[tf.Tensor]:
+    """Convolve NHWC features, padded as above, by a matrix product; None where that would not be faster.
 
     On a few positions the time goes into the weights, which TensorFlow's CPU convolutions reorder at every call.
     """
@@ -68,7 +74,7 @@ def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int) -> Opt
     elif max(height, width) <= stride:
         # One position is left: a linear layer of the whole map and the part of the kernel that lies on it. SAME pads
         # kernel - size, the smaller half of it before.
-        top, left = [max(0, kernel - size) // 2 for size in (height, width)]
+        top, left = [kernel // 2 if symmetric else max(0, kernel - size) // 2 for size in (height, width)]
         with constant_during_attack():
             used, out = w[top:top + height, left:left + width], [1, 1]
     else:

@@ -74,6 +74,7 @@ class FoldedConvolution(NamedTuple):
     w: tf.Tensor  # (height, width, channels in / groups, channels out)
     bias: tf.Tensor
     stride: int = 1
+    symmetric: bool = False  # padded alike on all sides, not SAME
 
 
 class Bottleneck(NamedTuple):
@@ -147,6 +148,7 @@ def fused(x: tf.Tensor, layer: FoldedConvolution, *, relu: bool, addend: Optiona
     """
     is_3x3 = int(layer.w.shape[0]) == 3
     kind = dict(stride=layer.stride if is_3x3 else 1, groups=int(x.shape[3]) // int(layer.w.shape[2]))
+    how = dict(stride=layer.stride, symmetric=layer.symmetric)
     with constant_during_attack():
         weights, bias = frozen_weights(layer.w, x.dtype, **kind), tf.cast(layer.bias, x.dtype)
 
@@ -154,15 +156,15 @@ def fused(x: tf.Tensor, layer: FoldedConvolution, *, relu: bool, addend: Optiona
         with constant_during_attack():
             turned = frozen_weights(layer.w, upstream.dtype, turned=True, **kind)
         if kind['stride'] > 1:
-            return frozen_conv_gradient(upstream, turned, x, stride=layer.stride, relu=relu and not to_relu,
-                                        addend=addend)
+            return frozen_conv_gradient(upstream, turned, x, relu=relu and not to_relu, addend=addend, **how)
         return frozen_conv(upstream, turned, mask=x if relu and not to_relu else None, addend=addend)
-    return Fused(frozen_conv(x, weights, relu=relu, bias=bias, stride=layer.stride, addend=addend), gradient)
+    return Fused(frozen_conv(x, weights, relu=relu, bias=bias, addend=addend, **how), gradient)
 
 
 def unfused(x: tf.Tensor, layer: FoldedConvolution, mode: Mode, *, relu: bool) -> Fused:
     """Convolve x, or its ReLU, by the kernel that `convolution` chooses."""
     with constant_during_attack():
         w, bias = tf.cast(layer.w, x.dtype), tf.cast(layer.bias, x.dtype)
-    y = tf.nn.bias_add(convolution(tf.nn.relu(x) if relu else x, w, mode, layer.stride), bias)
+    x_of_conv = tf.nn.relu(x) if relu else x
+    y = tf.nn.bias_add(convolution(x_of_conv, w, mode, layer.stride, symmetric=layer.symmetric), bias)
     return Fused(y, lambda upstream: tf.gradients(y, x, upstream)[0])

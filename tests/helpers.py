@@ -79,14 +79,17 @@ def images(count, size, seed=0):
 
 # --- layers ----------------------------------------------------------------------------------------------------------
 
-def same_padding(size, kernel, stride):
-    """Return the padding (before, after) of TensorFlow's SAME; where the sum is odd, `after` has one more."""
+def padding(size, kernel, stride, symmetric=False):
+    """Return the padding (before, after) of TensorFlow's SAME; where the sum is odd, `after` has one more. Symmetric:
+    PyTorch's, of half a kernel on each side."""
+    if symmetric:
+        return kernel // 2, kernel // 2
     total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
     return total // 2, total - total // 2
 
 
-def padded(x, kernel, stride, value):
-    rows, columns = [same_padding(n, kernel, stride) for n in x.shape[1:3]]
+def padded(x, kernel, stride, value, symmetric=False):
+    rows, columns = [padding(n, kernel, stride, symmetric) for n in x.shape[1:3]]
     return np.pad(x, [(0, 0), rows, columns, (0, 0)], 'constant', constant_values=value)
 
 
@@ -103,35 +106,35 @@ def windows(x, kernel, stride):
                          slice(j, j + stride * (width - 1) + 1, stride))
 
 
-def convolution(x, w, stride=1):
+def convolution(x, w, stride=1, symmetric=False):
     w = np.asarray(w, np.float64)
     groups = x.shape[3] // w.shape[2]
     if groups > 1:
-        return np.concatenate([convolution(a, b, stride) for a, b in zip(
+        return np.concatenate([convolution(a, b, stride, symmetric) for a, b in zip(
             np.split(x, groups, axis=3), np.split(w, groups, axis=3))], axis=3)
-    x = padded(np.asarray(x, np.float64), w.shape[0], stride, 0)
+    x = padded(np.asarray(x, np.float64), w.shape[0], stride, 0, symmetric)
     return sum(x[inputs] @ w[i, j] for i, j, inputs in windows(x, w.shape[0], stride))
 
 
-def convolution_gradients(x, w, upstream, stride=1):
-    """Return the gradients of sum(convolution(x, w, stride) * upstream) with respect to x and w."""
+def convolution_gradients(x, w, upstream, stride=1, symmetric=False):
+    """Return the gradients of sum(convolution(x, w, stride, symmetric) * upstream) with respect to x and w."""
     groups = x.shape[3] // w.shape[2]
     if groups > 1:
-        parts = [convolution_gradients(a, b, u, stride) for a, b, u in zip(
+        parts = [convolution_gradients(a, b, u, stride, symmetric) for a, b, u in zip(
             np.split(x, groups, axis=3), np.split(w, groups, axis=3), np.split(upstream, groups, axis=3))]
         return [np.concatenate(gradients, axis=3) for gradients in zip(*parts)]
     kernel = w.shape[0]
-    big = padded(np.asarray(x, np.float64), kernel, stride, 0)
+    big = padded(np.asarray(x, np.float64), kernel, stride, 0, symmetric)
     d_x, d_w = np.zeros_like(big), np.zeros(w.shape)
     for i, j, inputs in windows(big, kernel, stride):
         d_x[inputs] += upstream @ w[i, j].astype(np.float64).T
         d_w[i, j] = np.tensordot(big[inputs], upstream, ([0, 1, 2], [0, 1, 2]))
-    top, left = [same_padding(n, kernel, stride)[0] for n in x.shape[1:3]]
+    top, left = [padding(n, kernel, stride, symmetric)[0] for n in x.shape[1:3]]
     return d_x[:, top:top + x.shape[1], left:left + x.shape[2]], d_w
 
 
-def max_pool(x, kernel=3, stride=2):
-    x = padded(x, kernel, stride, -np.inf)
+def max_pool(x, kernel=3, stride=2, symmetric=False):
+    x = padded(x, kernel, stride, -np.inf, symmetric)
     return np.max([x[inputs] for _, _, inputs in windows(x, kernel, stride)], axis=0)
 
 
@@ -194,13 +197,16 @@ class NumpyNetwork:
         return relu(x + y)
 
     def conv_norm(self, x, name, stride=1):
-        x = convolution(x, self.weights[name + '/W'], stride)
+        x = self.convolution(x, self.weights[name + '/W'], stride)
         gamma, beta, mean, variance = [self.weights['%s/bn/%s' % (name, s)]
                                        for s in ['gamma', 'beta', 'mean/EMA', 'variance/EMA']]
         if self.training:
             mean, variance = x.mean(axis=(0, 1, 2)), x.var(axis=(0, 1, 2))
             self.statistics[name] = mean, variance, x[..., 0].size
         return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
+
+    def convolution(self, x, w, stride):
+        return convolution(x, w, stride)
 
 
 def cross_entropy(logits, label):

@@ -40,12 +40,6 @@ def networks_built_once(monkeypatch):
     monkeypatch.setattr(Network, 'variable_shapes', lambda network: dict(shapes_listed_once(network)))
 
 
-@pytest.fixture
-def small_zoo(monkeypatch):
-    """The shallow networks alone, where it's the words that matter: to try them all takes a while."""
-    monkeypatch.setattr(checkpoint, 'DEPTHS', {14: [1, 1, 1, 1]})
-
-
 def assert_same(weights, expected):
     assert set(weights) == set(expected)
     for name, value in weights.items():
@@ -277,7 +271,7 @@ def test_damaged_checkpoint_of_training(trained, tmp_path, damage):
 
 # --- checkpoints of another network ----------------------------------------------------------------------------------
 
-def test_misfits_are_named(weights_of, small_zoo):
+def test_misfits_are_named(weights_of):
     weights = weights_of('ResNet')
     del weights['group2/block0/conv1/W']
     weights['group0/block9/conv1/W'] = np.zeros((1, 1, 64, 64), np.float32)
@@ -289,20 +283,20 @@ def test_misfits_are_named(weights_of, small_zoo):
 
 
 @pytest.mark.parametrize('name', ['conv0/bn/variance/EMA', 'group3/block0/conv3/bn/gamma', 'linear/W'])
-def test_a_single_missing_variable_is_enough(name, weights_of, small_zoo):
+def test_a_single_missing_variable_is_enough(name, weights_of):
     weights = weights_of('ResNet')
     del weights[name]
     assert '1 missing: %s' % name in refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
 
 
-def test_many_misfits_stay_one_readable_line(weights_of, small_zoo):
+def test_many_misfits_stay_one_readable_line(weights_of):
     weights = {name: value for name, value in weights_of('ResNetDenoise').items() if not name.startswith('group')}
     text = refusal(checkpoint.fit_checkpoint, weights, Network('ResNetDenoise', 14, 10), 'some.npz')
     assert '108 missing: ' in text and ', ...' in text and len(text) < 500
 
 
 @pytest.mark.parametrize('arch', helpers.ARCHITECTURES)
-def test_the_right_flags_are_suggested(arch, weights_file, small_zoo):
+def test_the_right_flags_are_suggested(arch, weights_file):
     for wrong in set(helpers.ARCHITECTURES) - {arch}:
         text = refusal(load_classifier, weights_file(arch), arch=wrong, depth=14, image_size=32)
         assert '--arch %s -d 14' % arch in text and weights_file(arch) in text
@@ -316,7 +310,7 @@ def test_the_right_depth_is_suggested(arch, depth, wrong, wrong_depth, weights_o
     assert '--arch %s -d %d' % (arch, depth) in text
 
 
-def test_another_number_of_classes_is_said(weights_of, small_zoo):
+def test_another_number_of_classes_is_said(weights_of):
     text = refusal(checkpoint.fit_checkpoint, weights_of('ResNet'), Network('ResNet', 14, 12), 'some.npz')
     assert '10 classes' in text and '12' in text and '--arch' not in text
 

@@ -129,20 +129,22 @@ def test_threads_change_nothing():
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('size, stride', [((8, 9), 2), ((9, 8), 2), ((1, 3), 2), ((10, 7), 3)])
-def test_3x3_with_a_stride(dtype, size, stride):
+@pytest.mark.parametrize('size, stride, symmetric', [
+    ((8, 9), 2, False), ((9, 8), 2, False), ((1, 3), 2, False), ((10, 7), 3, False),
+    ((8, 9), 2, True), ((9, 8), 2, True), ((2, 1), 2, True)])
+def test_3x3_with_a_stride(dtype, size, stride, symmetric):
     """In a block, and its gradient, with all that can go with it."""
     rng = np.random.RandomState(6)
     x, w, bias = normal(rng, 2, *size, 32), normal(rng, 3, 3, 32, 64), normal(rng, 64)
-    y = helpers.convolution(helpers.relu(x), w, stride)
+    y = helpers.convolution(helpers.relu(x), w, stride, symmetric)
     addend, mask, upstream = [normal(rng, *y.shape) for _ in range(3)]
-    computed = compute(x, w, dtype, prepare={'stride': stride}, stride=stride, relu=True, bias=bias, addend=addend,
-                       mask=mask)
+    computed = compute(x, w, dtype, prepare={'stride': stride}, stride=stride, symmetric=symmetric, relu=True,
+                       bias=bias, addend=addend, mask=mask)
     check(computed, (y + bias + addend) * (mask > 0), dtype)
-    d_x = helpers.convolution_gradients(x, w, upstream, stride)[0]
+    d_x = helpers.convolution_gradients(x, w, upstream, stride, symmetric)[0]
     addend = normal(rng, *x.shape)
-    computed = compute(upstream, w, dtype, prepare={'stride': stride, 'turned': True}, stride=stride, like=x,
-                       addend=addend)
+    computed = compute(upstream, w, dtype, prepare={'stride': stride, 'turned': True}, stride=stride,
+                       symmetric=symmetric, like=x, addend=addend)
     check(computed, d_x + addend, dtype)
 
 
@@ -275,10 +277,11 @@ def test_gradients_of_the_op(stride, relu):
     check(computed[1], passed[:, ::2, ::2] * ((addend > 0) | (not relu)))
 
 
-@pytest.mark.parametrize('arch', ['ResNet', 'ResNetDenoise', 'ResNeXtDenoiseAll'])
-def test_second_derivatives_of_a_network(arch):
+@pytest.mark.parametrize('arch, depth', [('ResNet', 14), ('ResNetDenoise', 14), ('ResNeXtDenoiseAll', 14),
+                                         ('resnet50', None)])
+def test_second_derivatives_of_a_network(arch, depth):
     """In a loop, as an attacker may want them: beside those of TensorFlow's own convolutions."""
-    network = Network(arch, 14, 5)
+    network = Network(arch, depth, 5)
     weights = helpers.random_weights(network.variable_shapes(), seed=0)
     rng = np.random.RandomState(5)
     image, direction = rng.uniform(-1, 1, (2, 33, 33, 3)).astype(np.float32), normal(rng, 2, 33, 33, 3)

@@ -224,15 +224,32 @@ def test_other_images_of_the_batch_do_not_matter(weights_of):
     ((5, 8), 2, 40, 36, 5, 3, 'NHWC'),  # 18 outputs a group: 16 and 2
 ])
 def test_convolution_and_its_gradients(size, groups, channels, out, kernel, stride, layout):
-    mode = Mode(data_format=layout)
+    check_convolution(size, groups, channels, out, kernel, stride, layout)
+
+
+@pytest.mark.parametrize('size, groups, channels, out, kernel, stride, layout', [
+    ((8, 7), 1, 5, 7, 3, 2, 'NHWC'),  # the even size tells it from SAME
+    ((8, 7), 1, 5, 7, 3, 2, 'NCHW'),
+    ((8, 8), 4, 8, 8, 3, 2, 'NHWC'),
+    ((8, 7), 1, 32, 32, 3, 2, 'NHWC'),  # as trained
+    ((2, 2), 1, 5, 7, 3, 2, 'NHWC'),  # one position is left, under the kernel's lower right
+    ((8, 8), 1, 5, 7, 1, 2, 'NHWC'),
+])
+@pytest.mark.parametrize('training', [False, True])
+def test_symmetric_padding(size, groups, channels, out, kernel, stride, layout, training):
+    check_convolution(size, groups, channels, out, kernel, stride, layout, symmetric=True, training=training)
+
+
+def check_convolution(size, groups, channels, out, kernel, stride, layout, symmetric=False, training=False):
+    mode = Mode(data_format=layout, training=training)
     rng = np.random.RandomState(0)
     x = rng.standard_normal((2,) + size + (channels,)).astype(np.float32)
     w = (rng.standard_normal((kernel, kernel, channels // groups, out)) * 0.2).astype(np.float32)
-    expected = helpers.convolution(x, w, stride)
+    expected = helpers.convolution(x, w, stride, symmetric)
     upstream = rng.standard_normal(expected.shape).astype(np.float32)
 
     def build(features, weights, factors):
-        y = convolution(features, weights, mode, stride)
+        y = convolution(features, weights, mode, stride, symmetric=symmetric)
         d_x, d_w = tf.gradients(tf.reduce_sum(y * factors), [features, weights])
         return tf.concat([tf.reshape(t, [-1]) for t in (y, d_x, d_w)], axis=0)
 
@@ -240,7 +257,7 @@ def test_convolution_and_its_gradients(size, groups, channels, out, kernel, stri
         flat = run(in_layout(build, mode)(*[tf.constant(a) for a in (
             to_layout(x, mode), w, to_layout(upstream, mode))]))
     y, d_x, d_w = np.split(flat, np.cumsum([expected.size, x.size]))
-    d_x_expected, d_w_expected = helpers.convolution_gradients(x, w, upstream, stride)
+    d_x_expected, d_w_expected = helpers.convolution_gradients(x, w, upstream, stride, symmetric)
     for computed, value, layout_changes in [(y, expected, True), (d_x, d_x_expected, True), (d_w, d_w_expected, False)]:
         if layout_changes:
             computed = to_nhwc(computed.reshape(to_layout(value, mode).shape), mode)

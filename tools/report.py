@@ -21,6 +21,7 @@ import numpy as np
 
 from evaluation.outcomes import Strength
 from evaluation.saved_images import MANIFEST
+from nets import Network
 from runtime.command_line import Parser, run_command
 from runtime.errors import InputError
 from third_party.images import PREPARATIONS, Preparation, decode
@@ -78,7 +79,7 @@ def preparation_of(results: Dict[str, Any]) -> Preparation:
 
 def titles(paths: List[str], all_results: List[Dict[str, Any]]) -> List[str]:
     """Name the networks of the results; where two have one name, with their files' names."""
-    names = ['%s-%s' % (r['arch'], r['depth']) for r in all_results]
+    names = [Network(r['arch'], r['depth']).name for r in all_results]
     files = [os.path.splitext(os.path.basename(path))[0] for path in paths]
     files = files if len(set(files)) == len(files) else paths
     return [name if names.count(name) == 1 else '%s (%s)' % (name, file) for name, file in zip(names, files)]

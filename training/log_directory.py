@@ -100,7 +100,7 @@ def newest_complete(directory: str) -> Optional[str]:
 class LogName(NamedTuple):
     """What the name of a training's log directory says."""
     arch: str
-    depth: int
+    depth: Optional[int]
     batch: Any  # per rank
     ranks: Any
     attack: Strength
@@ -108,7 +108,8 @@ class LogName(NamedTuple):
 
     def path(self) -> str:
         """Return the directory, below train_log/."""
-        name = 'PGD-{0.arch}{0.depth}-Batch{0.batch}-{0.ranks}GPUs'.format(self)
+        name = 'PGD-%s%s' % (self.arch.replace(':', '.'), self.depth or '')
+        name += '-Batch{0.batch}-{0.ranks}GPUs'.format(self)
         name += '-iter{0.num_iter}-epsilon{0.epsilon}-step{0.step_size}'.format(self.attack)
         return os.path.join('train_log', name + ('-' + self.suffix if self.suffix else ''))
 

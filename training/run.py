@@ -147,7 +147,7 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
 
 def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps_per_epoch: int) -> Start:
     """Create or find the log directory; return where in the schedule the training begins."""
-    name = LogName(options.arch, options.depth, options.batch, ranks, inputs.attack, options.logdir)
+    name = LogName(inputs.network.arch, inputs.network.depth, options.batch, ranks, inputs.attack, options.logdir)
     resumes = options.resume is not None
     directory = (directory_to_resume(name, options.resume) if resumes else None) or name.path()
     prepare_log_directory(directory, resume=resumes, overwrite=options.overwrite, keep=options.load)
@@ -231,9 +231,9 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
         print(line)
     if options.data:
         iters = [0] if options.training_eval == 'clean' else attack_iters_after(options.max_epoch, options.max_epoch)
-        command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], '--arch', options.arch,
-                   '-d', str(options.depth), '--data', options.data, '--image-size', str(options.image_size), '--batch',
-                   str(options.batch), '--attack-iter', ','.join(map(str, iters)), '--attack-epsilon',
-                   '%g' % inputs.attack.epsilon, '--attack-step-size', '%g' % inputs.attack.step_size]
+        command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], *inputs.network.flags,
+                   '--data', options.data, '--image-size', str(options.image_size), '--batch', str(options.batch),
+                   '--attack-iter', ','.join(map(str, iters)), '--attack-epsilon', '%g' % inputs.attack.epsilon,
+                   '--attack-step-size', '%g' % inputs.attack.step_size]
         command += ['--classes', options.classes] if options.classes else []
         print('To repeat it: ' + ' '.join(shlex.quote(word) for word in command), flush=True)

@@ -182,7 +182,7 @@ class Addend(NamedTuple):
 
 
 def frozen_conv(x: Any, weights: Any, *, stride: int = 1, relu: bool = False, bias: Optional[Any] = None,
-                addend: Optional[Addend] = None, mask: Optional[Any] = None) -> Any:
+                addend: Optional[Addend] = None, mask: Optional[Any] = None, symmetric: bool = False) -> Any:
     """Convolve, padding SAME, with constant weights, together with what stands around it in a residual block.
 
     y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; of relu(x) if so said. Its gradients reach x
@@ -193,7 +193,7 @@ def frozen_conv(x: Any, weights: Any, *, stride: int = 1, relu: bool = False, bi
     Args:
         x: (N, height, width, channels in), float32 or bfloat16; all others are of that dtype.
         weights: by frozen_weights. bias: (channels out,). mask: like the result.
-        stride: of rows and columns; 3x3 weights have been prepared for it.
+        stride: of rows and columns; 3x3 weights have been prepared for it. symmetric: pad alike on all sides.
     Returns:
         (N, ceil(height / stride), ceil(width / stride), channels out). An image's result does not depend on the batch
         that it is in, nor on the number of threads. When run it raises InvalidArgumentError where sizes don't fit.
@@ -201,21 +201,23 @@ def frozen_conv(x: Any, weights: Any, *, stride: int = 1, relu: bool = False, bi
         ValueError: the weights were prepared for something else.
     """
     _check_weights(weights, x, stride, turned=False)
-    return _run(x, weights, bias, addend, mask, relu=relu, stride=stride, masked=mask is not None, turned=False)
+    return _run(x, weights, bias, addend, mask, relu=relu, stride=stride, masked=mask is not None, turned=False,
+                symmetric=symmetric)
 
 
 def frozen_conv_gradient(upstream: Any, weights: Any, x: Any, *, stride: int, relu: bool = False,
-                         addend: Optional[Addend] = None) -> Any:
+                         addend: Optional[Addend] = None, symmetric: bool = False) -> Any:
     """Compute the gradient to the inputs of frozen_conv with a stride.
 
     Args:
         upstream: the gradient to its result. weights: by frozen_weights, turned. x: its input; without `relu` only the
-            shape matters. stride, relu: its. addend: added to the gradient, before the ReLU's own.
+            shape matters. stride, relu, symmetric: its. addend: added to the gradient, before the ReLU's own.
     Returns:
         (N, height, width, channels in) like x. Raises as frozen_conv.
     """
     _check_weights(weights, upstream, stride, turned=True)
-    return _run(upstream, weights, None, addend, x, relu=False, stride=stride, masked=relu, turned=True)
+    return _run(upstream, weights, None, addend, x, relu=False, stride=stride, masked=relu, turned=True,
+                symmetric=symmetric)
 
 
 def _run(x: Any, weights: Any, bias: Optional[Any], addend: Optional[Addend], gate: Optional[Any], **how: Any) -> Any:
@@ -256,13 +258,14 @@ def _of_frozen_conv(op: Any, upstream: Any) -> Any:
         step = op.get_attr('addend_stride')
         d_addend = upstream[:, ::step, ::step]
         d_addend = _where_positive(addend, d_addend) if op.get_attr('relu_addend') else d_addend
-    d_x = _gradient_of_convolution(prepared, x, upstream, op.get_attr('stride'), op.get_attr('turned'))
+    how = [op.get_attr(name) for name in ('stride', 'turned', 'symmetric')]
+    d_x = _gradient_of_convolution(prepared, x, upstream, *how)
     d_x = _where_positive(x, d_x) if op.get_attr('relu') else d_x
     return d_x, None, None, d_addend, None
 
 
-def _gradient_of_convolution(prepared: Any, x: Any, upstream: Any, stride: int, turned: bool) -> Any:
-    """Return the gradient to x. `prepared`: the FrozenWeights; `turned`: the attribute of the FrozenConv."""
+def _gradient_of_convolution(prepared: Any, x: Any, upstream: Any, stride: int, turned: bool, symmetric: bool) -> Any:
+    """Return the gradient to x. `prepared`: the FrozenWeights; the last three: attributes of the FrozenConv."""
     w, groups = prepared.inputs[0], prepared.get_attr('groups')
     if prepared.get_attr('turned') and groups == 1 and not turned:
         w = tf.transpose(w[::-1, ::-1], [0, 1, 3, 2])
@@ -271,9 +274,17 @@ def _gradient_of_convolution(prepared: Any, x: Any, upstream: Any, stride: int, 
         d_x = conv2d(upstream, w, 1) if prepared.get_attr('turned') else _input_gradient(wide, w, upstream, 1)
         return tf.cast(d_x, x.dtype)
     w, strides = tf.cast(w, x.dtype), [1, stride, stride, 1]
+    border = w.shape.as_list()[0] // 2
+    if not symmetric or stride == 1 or border == 0:
+        if turned:
+            return tf.nn.conv2d(upstream, w, strides=strides, padding='SAME')
+        return tf.compat.v1.nn.conv2d_backprop_input(tf.shape(input=x), w, upstream, strides, 'SAME')
+    sides = [[0, 0], [border, border], [border, border], [0, 0]]
     if turned:
-        return tf.nn.conv2d(upstream, w, strides=strides, padding='SAME')
-    return tf.compat.v1.nn.conv2d_backprop_input(tf.shape(input=x), w, upstream, strides, 'SAME')
+        return tf.nn.conv2d(tf.pad(tensor=upstream, paddings=sides), w, strides=strides, padding='VALID')
+    padded = tf.shape(input=x) + [0, 2 * border, 2 * border, 0]
+    d_padded = tf.compat.v1.nn.conv2d_backprop_input(padded, w, upstream, strides, 'VALID')
+    return d_padded[:, border:-border, border:-border]
 
 
 def _where_positive(gate: Any, value: Any) -> Any:

@@ -62,7 +62,7 @@ struct Line {
   int64_t source(int64_t i, int u) const { return start + i * stride + u; }
 };
 
-// y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; all NHWC, padding SAME. With the ReLU of x or of
+// y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; all NHWC. With the ReLU of x or of
 // the addend in its place, if so said. Without a bias, addend or mask, null, nothing is done in its place. Channels are
 // multiples of kPanel. But for Winograd's algorithm there may be an addend, which with a stride of its own has values for
 // every so-manieth row and column of y, and `rows` and `columns` tell which pixels of y are computed.

@@ -1,4 +1,4 @@
-// The ops FrozenWeights and FrozenConv: convolutions of 1x1 and 3x3; NHWC, padding SAME.
+// The ops FrozenWeights and FrozenConv: convolutions of 1x1 and 3x3; NHWC, padding SAME or symmetric.
 #include <vector>
 
 #include "tensorflow/core/framework/common_shape_fns.h"
@@ -34,7 +34,8 @@ REGISTER_OP("FrozenWeights")
     });
 
 // bias, addend and mask may be empty: then there is none. `turned`: the gradient to the inputs of a convolution with that
-// stride, which are like the mask, though it need not be one (`masked`).
+// stride, which are like the mask, though it need not be one (`masked`). `symmetric`: padded alike on all sides, which with
+// a stride is not SAME.
 REGISTER_OP("FrozenConv")
     .Input("x: T")
     .Input("weights: T")
@@ -49,6 +50,7 @@ REGISTER_OP("FrozenConv")
     .Attr("turned: bool")
     .Attr("masked: bool")
     .Attr("addend_stride: int >= 1")
+    .Attr("symmetric: bool = false")
     .SetShapeFn([](shape_inference::InferenceContext* c) {
       shape_inference::ShapeHandle x, weights;
       TF_RETURN_IF_ERROR(c->WithRank(c->input(0), 4, &x));
@@ -181,6 +183,7 @@ class FrozenConvOp : public FrozenOp<T> {
     OP_REQUIRES_OK(context, context->GetAttr("turned", &turned_));
     OP_REQUIRES_OK(context, context->GetAttr("masked", &masked_));
     OP_REQUIRES_OK(context, context->GetAttr("addend_stride", &addend_stride_));
+    OP_REQUIRES_OK(context, context->GetAttr("symmetric", &symmetric_));
   }
 
   void Compute(OpKernelContext* context) override {
@@ -243,8 +246,12 @@ class FrozenConvOp : public FrozenOp<T> {
   }
 
  private:
+  int Padding(int64_t size, int kernel) const {  // before the first pixel
+    return symmetric_ ? kernel / 2 : static_cast<int>(cpu_conv::Padding(size, kernel, stride_));
+  }
+
   frozen::Line Forward(int64_t x_size, int64_t size, int kernel) const {
-    return {0, size, 1, stride_, static_cast<int>(-cpu_conv::Padding(x_size, kernel, stride_)), kernel};
+    return {0, size, 1, stride_, -Padding(x_size, kernel), kernel};
   }
 
   // Residue by residue, those whose taps `c` has weights for.
@@ -258,7 +265,7 @@ class FrozenConvOp : public FrozenOp<T> {
   }
 
   frozen::Line Backward(int64_t size, int first_tap, int kernel) const {
-    const int padding = cpu_conv::Padding(size, kernel, stride_);
+    const int padding = Padding(size, kernel);
     const int residue = (first_tap - padding + 3 * stride_) % stride_;
     const cpu_conv::Taps taps(kernel, stride_, padding, residue);
     return {residue, (size - residue + stride_ - 1) / stride_, stride_, 1, taps.start, taps.count};
@@ -276,7 +283,7 @@ class FrozenConvOp : public FrozenOp<T> {
     return Status();
   }
 
-  bool relu_, relu_addend_, turned_, masked_;
+  bool relu_, relu_addend_, turned_, masked_, symmetric_;
   int stride_, addend_stride_;
 };
 

@@ -1,0 +1,109 @@
+"""torchvision's networks in the zoo: beside NumPy here, beside torchvision itself in test_from_pytorch.py."""
+import numpy as np
+import pytest
+from helpers import NumpyNetwork, convolution, images, max_pool, random_weights, relu
+from test_networks import NCHW, assert_close_logits, compute
+
+import checkpoint
+from kernels.mode import Mode
+from nets import TORCHVISION, Network, find_network
+from runtime.errors import InputError
+
+MEAN, STD = np.array([0.4, 0.5, 0.45]), np.array([0.2, 0.3, 0.25])
+SMALL = ['resnet18', 'resnet50', 'resnext50_32x4d']
+
+
+class NumpyTorchvision(NumpyNetwork):
+    """The forward pass as torchvision has it: RGB, standardised, and half a kernel of padding on each side."""
+
+    def logits(self, pixels):
+        x = (np.asarray(pixels, np.float64)[..., ::-1] / 255 - self.weights['input/mean']) / self.weights['input/std']
+        x = max_pool(relu(self.conv_norm(x, 'conv0', 2)), symmetric=True)
+        for group, blocks in enumerate(TORCHVISION[self.arch]['num_blocks']):
+            for block in range(blocks):
+                x = self.block(x, 'group%d/block%d/' % (group, block), 2 if group > 0 and block == 0 else 1)
+        return x.mean(axis=(1, 2)) @ self.weights['linear/W'] + self.weights['linear/b']
+
+    def block(self, x, name, stride):
+        if name + 'conv3/W' in self.weights:
+            return self.bottleneck(x, name, stride)
+        y = self.conv_norm(relu(self.conv_norm(x, name + 'conv1', stride)), name + 'conv2')
+        if name + 'convshortcut/W' in self.weights:
+            x = self.conv_norm(x, name + 'convshortcut', stride)
+        return relu(x + y)
+
+    def convolution(self, x, w, stride):
+        return convolution(x, w, stride, symmetric=True)
+
+
+@pytest.fixture(scope='module')
+def weights_of_torchvision():
+    def make(arch):
+        weights = random_weights(Network(arch, None, 10).variable_shapes(), seed=3)
+        for name in weights:
+            if 'conv2/bn/gamma' in name and arch == 'resnet18':
+                weights[name] *= 0.4
+        return dict(weights, **{'input/mean': MEAN.astype(np.float32), 'input/std': STD.astype(np.float32)})
+    return make
+
+
+@pytest.mark.parametrize('arch', SMALL)
+def test_logits_equal_numpy(arch, weights_of_torchvision):
+    """Also with odd sizes on the way: 40, 20, 10, 5, 3 and 2 pixels."""
+    weights, pixels = weights_of_torchvision(arch), images(3, 40)
+    assert_close_logits(compute(Network(arch, None, 10), weights, pixels, Mode()),
+                        NumpyTorchvision(arch, None, weights).logits(pixels), tolerance=1e-3)
+
+
+@pytest.mark.parametrize('arch', ['resnet18', pytest.param('resnext50_32x4d', marks=pytest.mark.slow)])
+def test_nchw_equals_numpy(arch, weights_of_torchvision):
+    weights, pixels = weights_of_torchvision(arch), images(3, 40)
+    assert_close_logits(compute(Network(arch, None, 10), weights, pixels, NCHW),
+                        NumpyTorchvision(arch, None, weights).logits(pixels), tolerance=1e-3)
+
+
+def test_training_uses_batch_statistics(weights_of_torchvision):
+    weights, pixels = weights_of_torchvision('resnet18'), images(6, 32)
+    expected = NumpyTorchvision('resnet18', None, weights, training=True).logits(pixels)
+    computed, after = compute(Network('resnet18', None, 10), weights, pixels, Mode(training=True))
+    assert_close_logits(computed, expected, tolerance=1e-3)
+    assert (after['input/std'] == weights['input/std']).all()
+
+
+# --- which network a checkpoint is of --------------------------------------------------------------------------------
+
+def refusal(call, *arguments):
+    with pytest.raises(InputError) as e:
+        call(*arguments)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+
+def test_names_and_depths():
+    assert find_network('resnet50') == Network('resnet50', None, 1000)
+    assert find_network('ResNet') == Network('ResNet', 50, 1000)
+    assert 'leave out -d 50' in refusal(find_network, 'resnet50', 50)
+    assert [Network('ResNet', 50).name, Network('resnet50').name] == ['ResNet-50', 'resnet50']
+    assert Network('resnet50').flags == ['--arch', 'resnet50']
+
+
+def test_the_two_kinds_of_50_layers_are_told_apart(weights_of_torchvision):
+    """They have the same layers: only what they do to the image, and how they pad, differs."""
+    weights = weights_of_torchvision('resnet50')
+    text = refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 50, 10), 'some.npz')
+    assert '2 extra: input/mean, input/std' in text and 'It fits --arch resnet50' in text
+    zoo = {name: value for name, value in weights.items() if not name.startswith('input/')}
+    text = refusal(checkpoint.fit_checkpoint, zoo, Network('resnet50', None, 10), 'some.npz')
+    assert '2 missing: input/mean, input/std' in text and 'It fits --arch ResNet -d 50' in text
+
+
+def test_a_background_class_is_recognised(weights_of_torchvision):
+    weights = weights_of_torchvision('resnet18')
+    assert 'background class' in refusal(checkpoint.fit_checkpoint, weights, Network('resnet18', None, 9), 'some.npz')
+    text = refusal(checkpoint.fit_checkpoint, weights, Network('resnet18', None, 12), 'some.npz')
+    assert text.endswith('The checkpoint has 10 classes, the data 12')
+
+
+def test_no_deviation_is_refused(weights_of_torchvision):
+    weights = dict(weights_of_torchvision('resnet18'), **{'input/std': np.array([0.2, 0, 0.2], np.float32)})
+    assert 'input/std' in refusal(checkpoint.fit_checkpoint, weights, Network('resnet18', None, 10), 'some.npz')
