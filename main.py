@@ -12,12 +12,14 @@ import sys
 from typing import Any, Callable, List
 
 from checkpoint import check_files
+from evaluation.preparation import default_preprocess
 from nets import find_network
 from runtime.command_line import Parser, end_on_interrupt, rank, run_command
 from runtime.errors import InputError
 from runtime.files import check_folder, check_writable
 from runtime.launcher import check_alone, check_launch
 from third_party.imagenet import check_folders, class_names, find_images, load_dataset
+from third_party.preparations import PREPARATIONS
 
 
 def main() -> int:
@@ -41,7 +43,6 @@ LARGEST = 2 ** 31 - 1
 LARGEST_FLOAT = 3.4e38  # of float32
 MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before its end
 ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
-PREPROCESS = ['resize', 'validation']  # the names in third_party.images.PREPARATIONS, which takes OpenCV
 
 
 def positive_int(text: str) -> int:
@@ -81,7 +82,7 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
     check_options(options)
     options.xla = options.xla or options.use_fp16xla
     options.attack_dtype = options.attack_dtype or ('float16' if options.use_fp16xla else 'float32')
-    options.preprocess = options.preprocess or ('resize' if options.eval_directory else 'validation')
+    options.preprocess = options.preprocess or default_preprocess(options.arch, bool(options.eval_directory))
     return options
 
 
@@ -119,9 +120,10 @@ def command_line() -> Parser:
     which = job.add_mutually_exclusive_group()
     which.add_argument('--eval', action='store_true', help='evaluate --load on the validation images of --data')
     which.add_argument('--eval-directory', metavar='DIR', help='classify all images below a folder with --load')
-    job.add_argument('--preprocess', choices=PREPROCESS,
+    job.add_argument('--preprocess', choices=list(PREPARATIONS),
                      help='resize: whole images to the network\'s size, those of that size stay as they are (of '
-                          '--eval-directory); validation: shortest edge 256, then the centre 224 (of --eval)')
+                          '--eval-directory); validation: shortest edge 256, then the centre 224 (of --eval); '
+                          'torchvision: the same as torchvision does it, with Pillow (of its networks in --eval)')
     job.add_argument('--results', metavar='FILE', help='where the figures of --eval go, as JSON')
     job.add_argument('--per-image', metavar='FILE', help='where a row for each image and attack goes, as CSV')
     job.add_argument('--save-adversarial', metavar='DIR',

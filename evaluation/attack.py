@@ -26,7 +26,7 @@ from runtime.fingerprint import sha256_of_files
 from runtime.pixels import PIXEL
 from third_party.batches import Batch, validation_batches
 from third_party.imagenet import Dataset
-from third_party.images import Preparation, validation_image
+from third_party.preparations import Preparation
 
 ROUNDING = 1e-5  # of float32, in [-1, 1], where budgets are compared
 
@@ -182,8 +182,8 @@ def in_rounds(parts: Sequence[range], shares: Iterable[np.ndarray], world: World
 
 
 def evaluate(attack: Callable[[Batch], np.ndarray], num_strengths: int, dataset: Dataset, world: World, *,
-             image_size: int, batch: int, begin: int = 0,
-             prepare: Preparation = validation_image) -> Iterator[Tuple[range, np.ndarray]]:
+             image_size: int, batch: int, preparation: Preparation,
+             begin: int = 0) -> Iterator[Tuple[range, np.ndarray]]:
     """Attack the images from position `begin` on, each rank its batches. All ranks must iterate to the end, or to the
     same round.
 
@@ -192,7 +192,8 @@ def evaluate(attack: Callable[[Batch], np.ndarray], num_strengths: int, dataset:
     with the size of the set.
     """
     parts = parts_of(len(dataset), batch, begin)
-    batches = validation_batches(dataset, parts[world.rank::world.size], image_size=image_size, prepare=prepare)
+    batches = validation_batches(dataset, parts[world.rank::world.size], image_size=image_size,
+                                 preparation=preparation)
     return in_rounds(parts, map(attack, batches), world, num_strengths)
 
 

@@ -13,22 +13,22 @@ from evaluation.attack import parts_of
 from runtime.bars import tqdm
 from runtime.distributed import World
 from runtime.errors import NAMED, InputError, some_of
-from third_party.batches import contents
+from third_party.batches import Check, contents
 from third_party.imagenet import Dataset
 
 FOUND = np.dtype([('position', '<i8'), ('sha256', 'u1', 32)])
 
 
-def read_contents(dataset: Dataset, world: World, batch: int) -> List[str]:
+def read_contents(dataset: Dataset, world: World, batch: int, check: Check) -> List[str]:
     """Return the SHA-256 of each image's file, in hexadecimal digits, by position. All ranks must call it.
 
-    Each rank reads the files of which it will attack the images. Raises InputError, on all ranks, that names those that
-    can't be decoded.
+    Each rank reads the files of which it will attack the images. check: a preparation's. Raises InputError, on all
+    ranks, that names those that can't be decoded.
     """
     mine = list(itertools.chain.from_iterable(parts_of(len(dataset), batch)[world.rank::world.size]))
     found = np.zeros((len(mine), 1), FOUND)
     problems: List[Tuple[int, str]] = []
-    read = contents(dataset.paths[i] for i in mine)
+    read = contents((dataset.paths[i] for i in mine), check)
     # the bar is of this rank's share, and there only when it takes long
     bar = tqdm(read, total=len(mine), desc='reading the images', unit='img', disable=not world.is_chief,
                mininterval=1.0, delay=3, leave=False)

@@ -12,6 +12,7 @@ from adv_model import AttackTower, PGDAttacker
 from evaluation.attack import attack_batch, attacker_sha256, evaluate, load_attacker, with_progress
 from evaluation.contents import read_contents
 from evaluation.outcomes import Figures, Strength, Tally
+from evaluation.preparation import mistaken_preprocess
 from evaluation.records import Inputs, open_records
 from evaluation.sanity import suspicions
 from evaluation.saved_images import ImageWriter, check_directory
@@ -22,7 +23,7 @@ from runtime.distributed import World, connect
 from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
 from third_party.imagenet import load_dataset
-from third_party.images import PREPARATIONS
+from third_party.preparations import PREPARATIONS
 
 log = logging.getLogger(__name__)
 
@@ -35,19 +36,21 @@ def run_evaluation(options: argparse.Namespace) -> int:
                     data=inputs.dataset.listing(options.data), more_code=attacker_sha256(inputs.attacker))
     warn_of_cost(options.attack_dtype, options.xla)
     warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
+    warnings += mistaken_preprocess(options.arch, options.preprocess)
     for warning in warnings:
         log.warning('%s', warning)
-    contents = read_contents(inputs.dataset, world, options.batch)
+    preparation = PREPARATIONS[options.preprocess]()
+    contents = read_contents(inputs.dataset, world, options.batch, preparation.check)
     records = world.patiently(lambda: open_records(options, inputs, contents, world))
     begin, token = world.from_chief([records.num_done, records.token])  # all ranks begin at the same image
     if options.save_adversarial:
         check_directory(options.save_adversarial, token)
 
-    tally, prepare = Tally(inputs.dataset.labels, len(inputs.strengths)), PREPARATIONS[options.preprocess]
+    tally = Tally(inputs.dataset.labels, len(inputs.strengths))
     with attacked_network(options, inputs, world) as (tower, session), records:
         if begin == 0:
             for suspicion in suspicions(tower, session, inputs.dataset, world, image_size=options.image_size,
-                                         batch=options.batch, prepare=prepare):
+                                         batch=options.batch, preparation=preparation):
                 log.warning('%s', suspicion)
                 warnings.append(suspicion)
         for positions, outcomes in records.replay():
@@ -55,7 +58,7 @@ def run_evaluation(options: argparse.Namespace) -> int:
         attack = functools.partial(attack_batch, tower, session, strengths=inputs.strengths,
                                    save=ImageWriter(options.save_adversarial) if options.save_adversarial else None)
         rounds = evaluate(attack, len(inputs.strengths), inputs.dataset, world, image_size=options.image_size,
-                          batch=options.batch, begin=begin, prepare=prepare)
+                          batch=options.batch, begin=begin, preparation=preparation)
         for positions, outcomes in with_progress(rounds, tally, world, total=len(inputs.dataset), begin=begin):
             records.add(positions, outcomes)
 

@@ -13,7 +13,7 @@ from adv_model import AttackTower
 from runtime.distributed import World
 from third_party.batches import validation_batches
 from third_party.imagenet import Dataset
-from third_party.images import Preparation, validation_image
+from third_party.preparations import Preparation
 
 # Images, spread over the whole set: the first ones of ImageNet's are all of one class. A robust network, which loses
 # some 12 points with its channels exchanged, is found out by 256 of them, and by 64 seldom.
@@ -24,23 +24,27 @@ SIGNIFICANT = 3.3  # standard deviations: one false alarm in two thousand
 
 
 def suspicions(tower: AttackTower, session: tf.Session, dataset: Dataset, world: World, *, image_size: int,
-               batch: int, prepare: Preparation = validation_image) -> List[str]:
+               batch: int, preparation: Preparation) -> List[str]:
     """Say what looks wrong, one sentence each; nothing where all looks well. All ranks must call it."""
     positions = sample(range(len(dataset)))
     mine = positions[world.rank::world.size]
     parts = [mine[i:i + batch] for i in range(0, len(mine), batch)]
     rows = [np.zeros((0, 3), np.int64)]
     ready: List[bool] = []
+    changed: List[bool] = []
 
-    def prepare_and_look(image: np.ndarray, size: int) -> np.ndarray:
-        ready.append(image.shape[:2] == (size, size))
-        return prepare(image, size)
+    def cut_and_look(image: np.ndarray, size: int) -> np.ndarray:
+        cut = preparation.cut(image, size)
+        ready.append(image.shape == cut.shape)
+        changed.append(image.shape == cut.shape and not np.array_equal(image, cut))
+        return cut
 
-    for b in validation_batches(dataset, parts, image_size=image_size, prepare=prepare_and_look):
+    looking = preparation._replace(cut=cut_and_look)
+    for b in validation_batches(dataset, parts, image_size=image_size, preparation=looking):
         seen = [session.run(tower.prediction, {tower.image: pixels}) for pixels in (b.images, b.images[..., ::-1])]
         rows.append(np.stack([b.labels] + seen, axis=1).astype(np.int64))
     found = judge(*world.gather(np.concatenate(rows)).T)
-    if prepare is validation_image and world.sum(sum(ready)) == len(positions):
+    if world.sum(sum(ready)) == len(positions) and world.sum(sum(changed)):
         found.append('the images have the network\'s size already, %dx%d, and are enlarged and cut all the same, which '
                      'blurs them: they are prepared as photos are for validation. --preprocess resize leaves them as '
                      'they are, as is usual for published sets of corrupted or attacked images'

@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterable, Iterator, List, NamedTuple, Optional, Se
 import numpy as np
 
 from evaluation.outcomes import OUTCOME, Figures, count
+from evaluation.preparation import mistaken_preprocess
 from evaluation.sanity import judge, sample
 from evaluation.saved_images import MANIFEST, Listed, read_manifest
 from inference import Classifier, load_classifier
@@ -17,7 +18,8 @@ from runtime.files import WholeFile, check_writable
 from runtime.launcher import check_alone
 from third_party.batches import map_ahead
 from third_party.imagenet import find_images
-from third_party.images import PREPARATIONS, Preparation, decode, resized_image
+from third_party.images import decode
+from third_party.preparations import PREPARATIONS, Preparation
 
 log = logging.getLogger(__name__)
 
@@ -35,11 +37,13 @@ def run_scoring(options: argparse.Namespace) -> int:
     find_images(options.eval_directory)
     check_writable(options.prediction_file)
     listed = find_manifest(options.eval_directory, options.labels)
+    for mistake in mistaken_preprocess(options.arch, options.preprocess):
+        log.warning('%s', mistake)
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
                                  batch=options.batch)
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
                                ignored=[options.labels] if options.labels else [],
-                               prepare=PREPARATIONS[options.preprocess], doubt=bool(options.labels))
+                               preparation=PREPARATIONS[options.preprocess](), doubt=bool(options.labels))
     if not scores.failure:
         print('predictions are in %s' % options.prediction_file)
     if options.labels:
@@ -72,17 +76,17 @@ def print_scores(scores: Scores, num_listed: int) -> None:
 Image = Tuple[str, Optional[np.ndarray], str]  # path, what the network sees of it, what is wrong where that is None
 
 
-def read_image(path: str, image_size: int, listed: Dict[str, Listed], prepare: Preparation) -> Image:
-    """Read an image as the network is to see it: as `prepare` makes it.
+def read_image(path: str, image_size: int, listed: Dict[str, Listed], preparation: Preparation) -> Image:
+    """Read an image as the network is to see it: as `preparation` makes it.
 
     A listed image was made for a network, and is what it sees already; resizing it would undo what an attack did.
     """
     try:
         if '\n' in path or '\r' in path:
             raise InputError('%r has a line break in its name: rename it' % path)
-        image = decode(path)
         if os.path.realpath(path) not in listed:
-            return path, prepare(image, image_size), ''
+            return path, preparation.load(path, image_size), ''
+        image = decode(path)
         if image.shape[:2] != (image_size, image_size):
             raise InputError('%s has %dx%d pixels, and the manifest is for images that are ready for a network of %dx%d'
                              % (path, image.shape[1], image.shape[0], image_size, image_size))
@@ -105,23 +109,23 @@ def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
 
 def write_predictions(classifier: Classifier, directory: str, prediction_file: str,
                       listed: Optional[Dict[str, Listed]] = None, ignored: Sequence[str] = (), *,
-                      prepare: Preparation = resized_image, doubt: bool = False) -> Scores:
+                      preparation: Preparation, doubt: bool = False) -> Scores:
     """Classify the images below `directory`; write a line `path,label` for each, in the order of `find_images`.
 
     A file that is not a readable image is named in a message and gets no line. The prediction file appears when it is
-    complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images. `prepare`:
-    makes of an image that is not listed what the network sees. `doubt`: warn where the labels seem not to belong to the
-    images. Raises InputError where there is no image at all.
+    complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images.
+    `preparation`: makes of an image that is not listed what the network sees. `doubt`: warn where the labels seem not
+    to belong to the images. Raises InputError where there is no image at all.
     """
     # predictions of an earlier run, and a manifest, may lie in the folder
     others = {os.path.realpath(p) for p in (prediction_file, os.path.join(directory, MANIFEST), *ignored)}
     paths = [p for p in find_images(directory) if os.path.realpath(p) not in others]
     listed = listed or {}
     check_listed(listed, paths, classifier, directory)
-    for suspicion in suspicions(paths, classifier, listed) if doubt else ():
+    for suspicion in suspicions(paths, classifier, listed, preparation) if doubt else ():
         log.warning('%s', suspicion)
     scores = Scores(0, {})
-    images = map_ahead(lambda p: read_image(p, classifier.image_size, listed, prepare), paths,
+    images = map_ahead(lambda p: read_image(p, classifier.image_size, listed, preparation), paths,
                        threads=min(16, usable_cores()), ahead=2 * classifier.batch)
     complete = False
     try:
@@ -165,7 +169,8 @@ def check_listed(listed: Dict[str, Listed], paths: Sequence[str], classifier: Cl
                          % (len(listed), directory))
 
 
-def suspicions(paths: Sequence[str], classifier: Classifier, listed: Dict[str, Listed]) -> List[str]:
+def suspicions(paths: Sequence[str], classifier: Classifier, listed: Dict[str, Listed],
+               preparation: Preparation) -> List[str]:
     """Say what looks wrong of a sample of the listed images that are clean, as sanity.suspicions does of a data set."""
     rows = [(path, listed[os.path.realpath(path)]) for path in paths if os.path.realpath(path) in listed]
     rows = [(path, row) for path, row in rows if row.clean]
@@ -173,7 +178,7 @@ def suspicions(paths: Sequence[str], classifier: Classifier, listed: Dict[str, L
         return []
     seen = []
     images = map_ahead(
-        lambda r: (read_image(r[0], classifier.image_size, listed, resized_image)[1], r[1].label), sample(rows),
+        lambda r: (read_image(r[0], classifier.image_size, listed, preparation)[1], r[1].label), sample(rows),
         threads=min(16, usable_cores()), ahead=2 * classifier.batch)
     readable = (item for item in images if item[0] is not None)  # the others are named when it is their turn
     for chunk in in_chunks(readable, classifier.batch):

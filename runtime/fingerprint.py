@@ -45,6 +45,6 @@ def code_sha256(root: str = ROOT) -> str:
 def versions() -> Dict[str, str]:
     """Return the versions of Python and of the libraries that figures depend on, {name: version}."""
     found = {'python': '%d.%d.%d' % sys.version_info[:3]}
-    for name in ('tensorflow', 'tensorpack', 'numpy', 'cv2'):
+    for name in ('tensorflow', 'tensorpack', 'numpy', 'cv2', 'PIL'):
         found[name] = import_module(name).__version__
     return found

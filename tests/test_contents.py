@@ -18,7 +18,7 @@ from PIL import Image
 
 from runtime.errors import InputError
 from third_party.batches import examine
-from third_party.images import decode
+from third_party.preparations import PREPARATIONS
 
 NUM_IMAGES = 40
 
@@ -49,15 +49,20 @@ BROKEN = {
 }
 
 
+@pytest.mark.parametrize('preprocess', ['validation', 'torchvision'])
 @pytest.mark.parametrize('kind', sorted(BROKEN))
-def test_what_decoding_would_refuse_is_found(tmp_path, kind):
+def test_what_decoding_would_refuse_is_found(tmp_path, kind, preprocess):
     (tmp_path / 'x.JPEG').write_bytes(BROKEN[kind])
+    preparation = PREPARATIONS[preprocess]()
     with pytest.raises(InputError) as info:
-        decode(str(tmp_path / 'x.JPEG'))
-    assert examine(str(tmp_path / 'x.JPEG')).problem == str(info.value)
+        preparation.decode(str(tmp_path / 'x.JPEG'))
+    assert str(info.value).startswith('%s is not a readable image: ' % (tmp_path / 'x.JPEG'))
+    assert examine(str(tmp_path / 'x.JPEG'), preparation.check).problem == str(info.value)
 
 
-def test_what_can_be_decoded_is_not_refused(tmp_path):
+@pytest.mark.parametrize('preprocess', ['validation', 'torchvision'])
+def test_what_can_be_decoded_is_not_refused(tmp_path, preprocess):
+    preparation = PREPARATIONS[preprocess]()
     photo = photographs(1)[0]
     picture = Image.fromarray(photo[:, :, ::-1])
     turned = Image.Exif()
@@ -71,9 +76,9 @@ def test_what_can_be_decoded_is_not_refused(tmp_path):
     picture.convert('P').save(str(tmp_path / 'palette.png'))
     (tmp_path / 'more behind it.jpg').write_bytes(JPEG + b'\0' * 99)
     for name in os.listdir(str(tmp_path)):
-        found = examine(str(tmp_path / name))
+        found = examine(str(tmp_path / name), preparation.check)
         assert found.problem == '' and found.sha256 == hashlib.sha256((tmp_path / name).read_bytes()).digest()
-        decode(str(tmp_path / name))
+        preparation.decode(str(tmp_path / name))
 
 
 def test_files_that_cannot_be_read(tmp_path):

@@ -1,5 +1,6 @@
 """How images become what a network sees: whole, or as for validation; and that a job says which."""
 import csv
+import itertools
 import json
 import os
 import re
@@ -11,8 +12,11 @@ import pytest
 from evaluating import SMALL, alone, evaluate, ranks, read_table
 from photos import photographs, write_split
 
-from main import PREPROCESS
-from third_party.images import PREPARATIONS, decode, resized_image, validation_image
+from evaluation.preparation import TORCHVISION, mistaken_preprocess
+from main import parse_options
+from third_party.images import decode, resized_image, validation_image
+from third_party.pillow import torchvision_image
+from third_party.preparations import PREPARATIONS
 
 
 def noise(height, width, seed=0):
@@ -40,8 +44,24 @@ def score(python, folder, weights, tmp_path, *flags):
     return labels_of(tmp_path / 'p.txt')
 
 
-def test_the_flag_has_the_names_of_the_table():
-    assert sorted(PREPARATIONS) == PREPROCESS
+EVALUATION = ['--eval', '--load', 'w.npz', '--data', 'd']
+
+
+@pytest.mark.parametrize('arch', ['ResNet', 'ResNetDenoise', 'somebody:network'] + sorted(TORCHVISION))
+def test_each_network_has_its_own_preparation_in_an_evaluation(arch):
+    own = 'torchvision' if arch in TORCHVISION else 'validation'
+    assert parse_options(EVALUATION + ['--arch', arch]).preprocess == own
+    assert parse_options(['--data', 'd', '--arch', arch]).preprocess == own  # of those between epochs
+    assert parse_options(['--eval-directory', 'd', '--load', 'w.npz', '--arch', arch]).preprocess == 'resize'
+    for name in PREPARATIONS:
+        assert parse_options(EVALUATION + ['--arch', arch, '--preprocess', name]).preprocess == name
+
+
+@pytest.mark.parametrize('arch', ['ResNet'] + sorted(TORCHVISION))
+def test_what_is_not_comparable_is_said(arch):
+    assert mistaken_preprocess(arch, 'torchvision') == mistaken_preprocess(arch, 'resize') == []
+    said = mistaken_preprocess(arch, 'validation')
+    assert len(said) == (arch in TORCHVISION) and all('--preprocess torchvision' in text for text in said)
 
 
 @pytest.mark.parametrize('height, width', [(299, 299), (100, 150), (1, 1), (1, 5000), (70000, 2), (224, 223)])
@@ -56,19 +76,22 @@ def test_an_image_of_the_right_size_stays_as_it_is(size):
     assert np.array_equal(resized_image(noise(size, size), size), noise(size, size))
 
 
-RESIZE, VALIDATION = [(['--preprocess', name], PREPARATIONS[name]) for name in ('resize', 'validation')]
+CUTS = {'resize': resized_image, 'validation': validation_image, 'torchvision': torchvision_image}
+# the files are of kinds that all decoders decode to the same pixels
+RESIZE, VALIDATION, TORCHVISIONS = [(['--preprocess', name], CUTS[name]) for name in
+                                    ('resize', 'validation', 'torchvision')]
 
 
-@pytest.mark.parametrize('flags, prepare', [([], resized_image), RESIZE, VALIDATION])
+@pytest.mark.parametrize('flags, prepare', [([], resized_image), RESIZE, VALIDATION, TORCHVISIONS])
 def test_a_folder_is_resized_unless_asked_otherwise(python, tmp_path, weights_file, classifier, flags, prepare):
     photos = write_png(tmp_path / 'images', 40)
     seen = {p: classifier().logits(np.stack([p(photo, 32) for photo in photos])).argmax(axis=1)
-            for p in (resized_image, validation_image)}
-    assert (seen[resized_image] != seen[validation_image]).any()
+            for p in CUTS.values()}
+    assert all((seen[a] != seen[b]).any() for a, b in itertools.combinations(seen, 2))
     assert score(python, tmp_path / 'images', weights_file(), tmp_path, *flags) == seen[prepare].tolist()
 
 
-@pytest.mark.parametrize('flags, prepare', [([], validation_image), RESIZE, VALIDATION])
+@pytest.mark.parametrize('flags, prepare', [([], validation_image), RESIZE, VALIDATION, TORCHVISIONS])
 def test_an_evaluation_is_as_for_validation_unless_asked_otherwise(root, tmp_path, weights_file, classifier, flags,
                                                                    prepare):
     write_split(tmp_path / 'val', 30)
@@ -91,7 +114,8 @@ def test_attacked_images_without_their_manifest_are_what_was_saved(root, python,
 
 
 @pytest.mark.parametrize('size, launcher, flags, warned', [
-    (32, alone, [], True), (32, ranks(2), [], True), (32, alone, ['--preprocess', 'resize'], False),
+    (32, alone, [], True), (32, ranks(2), ['--preprocess', 'torchvision'], True),
+    (32, alone, ['--preprocess', 'resize'], False),
     (48, alone, [], False), (None, alone, [], False)])
 def test_a_set_of_the_networks_size_is_said_to_be_blurred(root, tmp_path, weights_file, size, launcher, flags, warned):
     for c in range(3):
@@ -136,15 +160,16 @@ def test_bad_input(python, flags, said):
     assert done.returncode == 2 and said in done.stderr and done.stderr.count('\n') == 1
 
 
-def test_a_report_says_how_and_shows_what_the_network_saw(root, python, tmp_path, weights_file):
+@pytest.mark.parametrize('preprocess', ['resize', 'torchvision'])
+def test_a_report_says_how_and_shows_what_the_network_saw(root, python, tmp_path, weights_file, preprocess):
     """The difference between a clean image and its attacked version lies within the budget."""
     write_split(tmp_path / 'data' / 'val', 10)
     evaluate(root, alone, tmp_path / 'data', weights_file(), '--attack-iter', 3, '--attack-epsilon', 4,
-             '--preprocess', 'resize', '--results', tmp_path / 'r.json', '--save-adversarial', tmp_path / 's')
+             '--preprocess', preprocess, '--results', tmp_path / 'r.json', '--save-adversarial', tmp_path / 's')
     done = python('-m', 'tools.report', tmp_path / 'r.json', '--out', tmp_path / 'out')
     assert done.returncode == 0, done.stderr
     page = (tmp_path / 'out' / 'report.html').read_text()
-    assert '<dt>preprocess</dt><dd>resize</dd>' in page
+    assert '<dt>preprocess</dt><dd>%s</dd>' % preprocess in page
     from tools.report import examples
     with open(str(tmp_path / 's' / 'manifest.csv'), newline='') as f:
         rows = {row['label']: row for row in csv.DictReader(f)}
@@ -152,7 +177,7 @@ def test_a_report_says_how_and_shows_what_the_network_saw(root, python, tmp_path
     assert shown
     for example in shown:
         row = rows[re.match(r'label (\d+)', example.title).group(1)]
-        assert np.array_equal(_picture(example.clean), resized_image(decode(row['path']), 32))
+        assert np.array_equal(_picture(example.clean), CUTS[preprocess](decode(row['path']), 32))
 
 
 def _picture(address):

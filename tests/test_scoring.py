@@ -42,16 +42,16 @@ def read(out):
         return [line.rstrip('\n').rsplit(',', 1) for line in f]
 
 
-@pytest.mark.parametrize('preprocess', ['resize', 'validation'])
+@pytest.mark.parametrize('preprocess', ['resize', 'validation', 'torchvision'])
 def test_every_kind_of_image_gets_its_label(python, tmp_path, weights_file, classifier, preprocess):
-    from third_party.images import PREPARATIONS, decode
+    from third_party.preparations import PREPARATIONS
     folder = tmp_path / 'images'
     names = write_odd_images(folder)
     done = score(python, folder, weights_file(), tmp_path / 'out.txt', '--preprocess', preprocess)
     assert done.returncode == 0, done.stderr
     rows = read(tmp_path / 'out.txt')
     assert [path for path, _ in rows] == [str(folder / name) for name in names]
-    images = np.stack([PREPARATIONS[preprocess](decode(path), 32) for path, _ in rows])
+    images = np.stack([PREPARATIONS[preprocess]().load(path, 32) for path, _ in rows])
     assert [int(label) for _, label in rows] == list(classifier().logits(images).argmax(axis=1))
 
 

@@ -103,6 +103,8 @@ def test_three_ranks_an_empty_class_and_a_partial_epoch(root, tmp_path, weights_
     clean, attacked = images[..., :32, :].astype(int), images[..., 32:, :].astype(int)
     assert images.shape == (32, 64, 3) and 0 < np.abs(clean - attacked).max() <= 17
 
+    assert text.count('evaluations prepare their images as --preprocess validation\n') == 1
+
     # the command at the end repeats the last evaluation, of the checkpoint and in float32
     assert 'Last evaluation, after epoch 2:' in text
     command = text.split('To repeat it: python main.py ')[1].split('\n')[0].split()

@@ -10,7 +10,8 @@ import numpy as np
 from runtime.cores import usable_cores
 from runtime.errors import InputError
 from third_party.imagenet import Dataset
-from third_party.images import Preparation, check_decodable, decode, read_file, validation_image
+from third_party.images import check_decodable, read_file
+from third_party.preparations import Preparation
 
 Item = TypeVar('Item')
 Result = TypeVar('Result')
@@ -44,14 +45,14 @@ def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, thre
 
 
 def validation_batches(dataset: Dataset, parts: Sequence[Sequence[int]], *, image_size: int,
-                       prepare: Preparation = validation_image, threads: Optional[int] = None) -> Iterator[Batch]:
-    """Yield a batch for each of the `parts`, which are positions in the data set, of images that `prepare` made.
+                       preparation: Preparation, threads: Optional[int] = None) -> Iterator[Batch]:
+    """Yield a batch for each of the `parts`, which are positions in the data set, of images that are prepared.
 
     Raises InputError naming the file when an image can't be read: leaving it out would give a wrong result.
     """
     threads = threads or min(16, usable_cores())
     largest = max(map(len, parts), default=0)
-    images = map_ahead(lambda i: prepare(decode(dataset.paths[i]), image_size),
+    images = map_ahead(lambda i: preparation.load(dataset.paths[i], image_size),
                        itertools.chain.from_iterable(parts), threads=threads, ahead=2 * largest + threads)
     for part in parts:
         yield Batch(np.stack([next(images) for _ in part]), np.array([dataset.labels[i] for i in part], np.int32),
@@ -65,16 +66,19 @@ class Content(NamedTuple):
     problem: str
 
 
-def examine(path: str) -> Content:
-    """Read an image file, once."""
+Check = Callable[[bytes, str], None]
+
+
+def examine(path: str, check: Check = check_decodable) -> Content:
+    """Read an image file, once. check: raises InputError where the file at a path, with these bytes, is no image."""
     try:
         data = read_file(path)
-        check_decodable(data, path)
+        check(data, path)
     except InputError as e:
         return Content(bytes(32), str(e))
     return Content(hashlib.sha256(data).digest(), '')
 
 
-def contents(paths: Iterable[str]) -> Iterator[Content]:
+def contents(paths: Iterable[str], check: Check) -> Iterator[Content]:
     """Examine files, in order."""
-    return map_ahead(examine, paths, threads=8, ahead=64)  # file servers are slow one by one
+    return map_ahead(lambda path: examine(path, check), paths, threads=8, ahead=64)  # file servers are slow one by one

@@ -9,7 +9,7 @@ import contextlib
 import os
 import re
 import zlib
-from typing import Callable, Dict, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 import cv2
 import jpeg_region
@@ -47,10 +47,10 @@ def decode(path: str) -> np.ndarray:
     wheels don't read. Raises InputError, naming the file, where it cannot be read or is not a whole image; see
     `check_complete` for what that finds.
     """
-    return _decode_bytes(_read(path), path)
+    return _decode_bytes(read_complete(path), path)
 
 
-def _read(path: str) -> bytes:
+def read_complete(path: str) -> bytes:
     """Return the file's bytes. Raises InputError where `check_complete` finds something wrong with them."""
     data = read_file(path)
     _require_complete(data, path)
@@ -177,11 +177,6 @@ def resized_image(image: np.ndarray, size: int = 224) -> np.ndarray:
     return cv2.resize(image, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
-Preparation = Callable[[np.ndarray, int], np.ndarray]  # an image of any size, and the network's, make what it sees
-# What main.py --preprocess names
-PREPARATIONS: Dict[str, Preparation] = {'resize': resized_image, 'validation': validation_image}
-
-
 class Crop(NamedTuple):
     """A rectangle of an image, in pixels."""
     y: int
@@ -209,7 +204,7 @@ def load_training_image(path: str, rng: np.random.RandomState, size: int = 224, 
 
     Raises InputError as `decode` does, but for damage below the crop of a JPEG, which is not read.
     """
-    data = _read(path)
+    data = read_complete(path)
     shape = jpeg_size(data)
     if shape is None:
         return training_image(_decode_bytes(data, path), rng, size, out, min_area)

@@ -24,7 +24,8 @@ from evaluation.saved_images import MANIFEST
 from nets import Network
 from runtime.command_line import Parser, run_command
 from runtime.errors import InputError
-from third_party.images import PREPARATIONS, Preparation, decode
+from third_party.images import decode
+from third_party.preparations import PREPARATIONS, Preparation
 
 EXAMPLES = 6
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html.j2')
@@ -74,7 +75,7 @@ def read_results(path: str) -> Dict[str, Any]:
 
 def preparation_of(results: Dict[str, Any]) -> Preparation:
     """Return how an evaluation prepared its images; those that don't say so, as for validation."""
-    return PREPARATIONS[results.get('preprocess', 'validation')]
+    return PREPARATIONS[results.get('preprocess', 'validation')]()
 
 
 def titles(paths: List[str], all_results: List[Dict[str, Any]]) -> List[str]:
@@ -160,7 +161,7 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
     for row in (rows[i] for i in chosen):
         photo = found(row['path'], results_file)
         try:
-            clean = preparation_of(results)(decode(photo or row['path']), results['image_size'])
+            clean = preparation_of(results).load(photo or row['path'], results['image_size'])
             attacked = decode(os.path.join(folder, row['file']))
         except InputError:  # gone, or damaged
             continue

@@ -22,6 +22,7 @@ from runtime.errors import InputError
 from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
 from third_party.imagenet import Dataset, class_names, count_images, load_dataset
+from third_party.preparations import PREPARATIONS
 from training.callbacks import LossGuard, Saver, ScheduledLearningRate, ScheduledPosition, StopOnSignal
 from training.input import errors_of_input, training_input
 from training.log_directory import (
@@ -135,6 +136,8 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
                         and start.epoch - 1 not in evaluated_epochs(logger.get_logger_dir()))
         logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
                     'rate %g' % (len(inputs.classes), images, world.size, total_batch, steps_per_epoch, schedule.peak))
+        if inputs.validation:
+            logger.info('evaluations prepare their images as --preprocess %s' % options.preprocess)
         if start.former_batch not in (None, total_batch):
             logger.info('the total batch was %d and is %d now: the learning rate follows it' % (
                 start.former_batch, total_batch))
@@ -200,7 +203,8 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
                                               micro_batches=options.accumulate, attacked=inputs.attack.num_iter > 0)]
     if inputs.validation is not None:
         validation = Validation(inputs.network, inputs.validation, options.image_size, options.batch, options.max_epoch,
-                                inputs.attack.epsilon, inputs.attack.step_size, options.training_eval == 'clean')
+                                inputs.attack.epsilon, inputs.attack.step_size, options.training_eval == 'clean',
+                                PREPARATIONS[options.preprocess]())
         callbacks.append(DistributedEvaluation(validation, world, stopper, catch_up=plan.catch_up))
     data = training_input(options, inputs.network.num_classes)
     if start.checkpoint:
@@ -236,4 +240,5 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
                    '--attack-iter', ','.join(map(str, iters)), '--attack-epsilon', '%g' % inputs.attack.epsilon,
                    '--attack-step-size', '%g' % inputs.attack.step_size]
         command += ['--classes', options.classes] if options.classes else []
+        command += ['--preprocess', options.preprocess]
         print('To repeat it: ' + ' '.join(shlex.quote(word) for word in command), flush=True)

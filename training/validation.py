@@ -13,6 +13,7 @@ from kernels.mode import native_mode
 from nets import Network
 from runtime.distributed import World
 from third_party.imagenet import Dataset
+from third_party.preparations import Preparation
 from training.callbacks import StopOnSignal
 from training.schedule import attack_iters_after
 
@@ -27,6 +28,7 @@ class Validation(NamedTuple):
     epsilon: float
     step_size: float
     clean_only: bool
+    preparation: Preparation
 
     def strengths_after(self, epoch: int) -> List[Strength]:
         """Return the attacks after an epoch, 1, 2, ..., max_epoch."""
@@ -58,7 +60,7 @@ class DistributedEvaluation(Callback):
         tally = Tally(dataset.labels, len(strengths))
         attack = functools.partial(attack_batch, self.tower, self.trainer.sess, strengths=strengths)
         rounds = evaluate(attack, len(strengths), dataset, self.world, image_size=self.validation.image_size,
-                          batch=self.validation.batch)
+                          batch=self.validation.batch, preparation=self.validation.preparation)
         # When it is stopped, the checkpoint of this epoch is saved, and the training that goes on from it evaluates.
         if self.stopper.agreed():
             return
