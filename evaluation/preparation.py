@@ -4,7 +4,7 @@ from typing import List
 import nets
 
 # --arch of torchvision's networks
-TORCHVISION = frozenset(getattr(nets, 'TORCHVISION', ()))
+TORCHVISION = frozenset(nets.TORCHVISION)
 
 
 def default_preprocess(arch: str, eval_directory: bool) -> str:
