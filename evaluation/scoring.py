@@ -15,6 +15,8 @@ from runtime.cores import usable_cores
 from runtime.errors import InputError, RunError
 from runtime.files import WholeFile, check_writable
 from runtime.launcher import check_alone
+from runtime.limits import PAUSES, retried
+from runtime.printing import check_stdout, say
 from third_party.batches import map_ahead
 from third_party.imagenet import find_images
 from third_party.images import PREPARATIONS, Preparation, decode, resized_image
@@ -32,6 +34,7 @@ class Scores(NamedTuple):
 def run_scoring(options: argparse.Namespace) -> int:
     """Write a file of predictions, with --labels print the figures too; return 1 when some file was not scored."""
     check_alone('--eval-directory')
+    check_stdout()
     find_images(options.eval_directory)
     check_writable(options.prediction_file)
     listed = find_manifest(options.eval_directory, options.labels)
@@ -40,47 +43,56 @@ def run_scoring(options: argparse.Namespace) -> int:
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
                                ignored=[options.labels] if options.labels else [],
                                prepare=PREPARATIONS[options.preprocess], doubt=bool(options.labels))
-    if not scores.failure:
-        print('predictions are in %s' % options.prediction_file)
-    if options.labels:
-        print_scores(scores, len(listed))
-    if scores.failure:
-        raise scores.failure
+    failures = [scores.failure] if scores.failure else []
+    lines = [] if failures else ['predictions are in %s' % options.prediction_file]
+    lines += figures_lines(scores, len(listed)) if options.labels else []
+    try:
+        for line in lines:
+            say(line)
+    except RunError as e:
+        failures.append(e)
+    for failure in failures[:-1]:
+        log.error('%s', failure)
+    if failures:
+        raise failures[-1]
     if scores.num_failed:
         log.error('%d files were not scored; they are named above', scores.num_failed)
     return 1 if scores.num_failed else 0
 
 
-def print_scores(scores: Scores, num_listed: int) -> None:
-    """Print the figures of the images that a manifest of `num_listed` lists."""
+def figures_lines(scores: Scores, num_listed: int) -> List[str]:
+    """Return the lines with the figures of the images that a manifest of `num_listed` lists."""
+    lines: List[str] = []
     for strength, figures in sorted(scores.figures.items()):
-        print('%d images%s' % (figures.num_images,
-                               ', %g attack steps, epsilon %g' % strength if len(strength) == 2 else ''))
-        print(figures.lines())
+        lines += ['%d images%s' % (figures.num_images,
+                                   ', %g attack steps, epsilon %g' % strength if len(strength) == 2 else ''),
+                  figures.lines()]
         if 0 < figures.targeted < figures.num_images:
             log.warning('%d of these %d images have a target in --labels: the attack success rate is of them alone',
                         figures.targeted, figures.num_images)
     if not scores.figures:
-        print('0 images')
-        print(Figures().lines())
+        lines += ['0 images', Figures().lines()]
     scored = sum(figures.num_images for figures in scores.figures.values())
     if scored < num_listed:
         log.warning('%d of the %d images of --labels were not scored: the figures are of the others',
                     num_listed - scored, num_listed)
+    return lines
 
 
 Image = Tuple[str, Optional[np.ndarray], str]  # path, what the network sees of it, what is wrong where that is None
 
 
-def read_image(path: str, image_size: int, listed: Dict[str, Listed], prepare: Preparation) -> Image:
+def read_image(path: str, image_size: int, listed: Dict[str, Listed], prepare: Preparation,
+               pauses: Sequence[float] = PAUSES) -> Image:
     """Read an image as the network is to see it: as `prepare` makes it.
 
     A listed image was made for a network, and is what it sees already; resizing it would undo what an attack did.
+    Raises RunError where the system refuses to open files or gives no memory, and still does after all `pauses`.
     """
     try:
         if '\n' in path or '\r' in path:
             raise InputError('%r has a line break in its name: rename it' % path)
-        image = decode(path)
+        image = retried(lambda: decode(path), pauses)
         if os.path.realpath(path) not in listed:
             return path, prepare(image, image_size), ''
         if image.shape[:2] != (image_size, image_size):
@@ -105,13 +117,15 @@ def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
 
 def write_predictions(classifier: Classifier, directory: str, prediction_file: str,
                       listed: Optional[Dict[str, Listed]] = None, ignored: Sequence[str] = (), *,
-                      prepare: Preparation = resized_image, doubt: bool = False) -> Scores:
+                      prepare: Preparation = resized_image, doubt: bool = False,
+                      pauses: Sequence[float] = PAUSES) -> Scores:
     """Classify the images below `directory`; write a line `path,label` for each, in the order of `find_images`.
 
     A file that is not a readable image is named in a message and gets no line. The prediction file appears when it is
     complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images. `prepare`:
     makes of an image that is not listed what the network sees. `doubt`: warn where the labels seem not to belong to the
-    images. Raises InputError where there is no image at all.
+    images. `pauses`: see read_image. Raises InputError where there is no image at all, and RunError, which names a file
+    of the predictions so far, where it can't go on.
     """
     # predictions of an earlier run, and a manifest, may lie in the folder
     others = {os.path.realpath(p) for p in (prediction_file, os.path.join(directory, MANIFEST), *ignored)}
@@ -121,15 +135,22 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     for suspicion in suspicions(paths, classifier, listed) if doubt else ():
         log.warning('%s', suspicion)
     scores = Scores(0, {})
-    images = map_ahead(lambda p: read_image(p, classifier.image_size, listed, prepare), paths,
+    images = map_ahead(lambda p: read_image(p, classifier.image_size, listed, prepare, pauses), paths,
                        threads=min(16, usable_cores()), ahead=2 * classifier.batch)
     complete = False
     try:
         with WholeFile(prediction_file, keep=True) as out:
-            with tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
-                for chunk in in_chunks(images, classifier.batch):
-                    scores = plus_chunk(scores, classified(classifier, chunk, listed), listed, out)
-                    bar.update(len(chunk))
+            try:
+                with tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
+                    for chunk in in_chunks(images, classifier.batch):
+                        scores = plus_chunk(scores, classified(classifier, chunk, listed), listed, out)
+                        bar.update(len(chunk))
+            except Exception as e:
+                kept = out.kept_so_far()
+                if isinstance(e, RunError):
+                    raise RunError('%s; the predictions so far are %s' % (e, kept or 'lost'))
+                log.error('the predictions so far are %s', kept or 'lost')
+                raise
             complete = True
     except (InputError, RunError) as e:
         if not complete:

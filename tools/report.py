@@ -23,6 +23,8 @@ from evaluation.outcomes import Strength
 from evaluation.saved_images import MANIFEST
 from runtime.command_line import Parser, run_command
 from runtime.errors import InputError
+from runtime.files import require_file
+from runtime.printing import check_stdout, say
 from third_party.images import PREPARATIONS, Preparation, decode
 
 EXAMPLES = 6
@@ -48,6 +50,7 @@ class Example(NamedTuple):
 
 def read_results(path: str) -> Dict[str, Any]:
     """Read a file that `main.py --eval --results` wrote. Raises InputError for anything else."""
+    require_file(path)
     try:
         with open(path) as f:
             results = json.load(f)
@@ -208,8 +211,8 @@ def main() -> int:
     parser.add_argument('results', nargs='+', metavar='RESULTS.json')
     parser.add_argument('--out', required=True, metavar='DIR')
     options = parser.parse_args(sys.argv[1:])
-    for path in write_report(options.results, options.out):
-        print(path)
+    check_stdout()
+    say('\n'.join(write_report(options.results, options.out)))
     return 0
 
 
