@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -234,6 +235,39 @@ def test_a_file_that_cannot_be_synchronised_is_an_error(root, refusing, place):
     assert done.returncode and 'cannot write %s: Invalid argument' % path in done.stderr
     kept = re.search(r'its content is in (\S+)\n', done.stderr)
     assert kept and read(kept.group(1)) == EXPECTED and not os.path.exists(path)
+
+
+INTERRUPTED = '''
+import hashlib, sys
+from runtime.command_line import end_on_interrupt, run_command
+from runtime.files import WholeFile
+
+def command():
+    end_on_interrupt('prog.py')
+    with WholeFile(sys.argv[1], keep=True) as f:
+        f.write('x' * 100000)
+        print('begun', flush=True)
+        if sys.argv[2] == 'deaf':
+            hashlib.pbkdf2_hmac('sha512', b'x', b'y', 10 ** 9)  # for an hour, and nothing of Python runs meanwhile
+        sys.stdin.read()
+
+run_command('prog.py', command)
+'''
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('how', ['deaf', 'listening'])
+def test_an_interrupt_leaves_no_temporary_file(root, place, number, status, how):
+    path = os.path.join(place, 'r.json')
+    with subprocess.Popen([sys.executable, '-c', INTERRUPTED, path, how], cwd=root, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout.readline() == b'begun\n' and len(os.listdir(place)) == 1
+            process.send_signal(number)
+            assert process.wait(30) == status
+        finally:
+            process.kill()
+    assert os.listdir(place) == []
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------
