@@ -261,7 +261,8 @@ class AdversarialModel(ModelDesc):
         loss = tf.identity(smoothed_loss(logits, label), name='smoothed-loss')
         decay = regularize_cost('.*/W', l2_regularizer(WEIGHT_DECAY), name='l2_regularize_loss')
         cost = tf.add(loss, decay, name='cost')
-        add_moving_summary(loss, decay, cost, wrong_1, wrong_5, success)
+        attacked = not isinstance(self.attacker, NoOpAttacker)  # without an attack its success is unknown, not 0
+        add_moving_summary(loss, decay, cost, wrong_1, wrong_5, *[success] * attacked)
         return cost
 
     def optimizer(self) -> tf.train.Optimizer:

@@ -5,7 +5,8 @@
     predictions = clf.logits(adversarial).argmax(axis=1)
 """
 import logging
-from typing import Any, Dict, Optional, Sequence, Tuple
+import os
+from typing import Any, Dict, Optional, Sequence, Set, Tuple
 
 from runtime.compat import tf
 
@@ -15,8 +16,9 @@ import checkpoint
 from adv_model import AttackTower, PGDAttacker
 from kernels.mode import native_mode
 from nets import Network, find_network
+from runtime.errors import InputError
 from runtime.hardware import has_gpu, session_config
-from runtime.pixels import PIXEL, mistaken_attack, mistaken_images, unscale_pixels
+from runtime.pixels import LARGEST_IMAGE, PIXEL, mistaken_attack, mistaken_images, unscale_pixels
 
 log = logging.getLogger(__name__)
 
@@ -33,13 +35,25 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None
             through XLA, since TensorFlow has no kernels for it there.
         batch: how many images are computed at once; any number can be given to the methods.
     Raises:
-        runtime.errors.InputError: no such network or checkpoint, or one that does not fit the other.
+        runtime.errors.InputError, a ValueError: no such network or checkpoint, one that does not fit the other, or
+            sizes that are no such numbers.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError('the checkpoint is the name of a file, not %r' % (path,))
+    path = os.fspath(path)
+    check_sizes(image_size, batch)
     network = find_network(arch, depth)
     weights = checkpoint.read_checkpoint(path)
     network = network._replace(num_classes=checkpoint.num_classes(weights, path, network))
     return Classifier(network, checkpoint.fit_checkpoint(weights, network, path), image_size=image_size,
                       data_format=data_format, batch=batch)
+
+
+def check_sizes(image_size: int, batch: int) -> None:
+    """Raise InputError where these are no whole numbers, or out of range."""
+    for name, value, largest in (('image_size', image_size, LARGEST_IMAGE), ('batch', batch, 2 ** 31 - 1)):
+        if not isinstance(value, (int, np.integer)) or not 1 <= value <= largest:
+            raise InputError('%s is a whole number from 1 to %d, not %r' % (name, largest, value))
 
 
 class Classifier:
@@ -50,6 +64,8 @@ class Classifier:
         self.network = network
         self.image_size = image_size
         self.batch = batch
+        self._said: Set[str] = set()
+        self._closed = False
         mode = native_mode(data_format)
         with tf.Graph().as_default() as graph:
             self._seed = tf.placeholder(tf.int64, [])
@@ -104,7 +120,7 @@ class Classifier:
         if not 0 <= seed < 2 ** 31:
             raise ValueError('seed is from 0 to 2**31 - 1')
         for mistake in mistaken_attack([epsilon], step_size) if steps else ():
-            log.warning('%s', mistake)
+            self._warn_once(mistake, mistake)
         tower = self._tower
         feed: Dict[Any, np.ndarray] = {tower.image: images, tower.label: labels,
                                        tower.index: np.arange(len(images), dtype=np.int64)}
@@ -126,12 +142,15 @@ class Classifier:
         return np.clip(adversarial, np.maximum(images - epsilon, 0), np.minimum(images + epsilon, 255)), targets
 
     def close(self) -> None:
-        """Free the session. The object is of no use afterwards."""
+        """Free the session. The object is of no use afterwards: its methods raise ValueError."""
+        self._closed = True
         self._session.close()
 
     def _run(self, tensors: Sequence[tf.Tensor], feed: Dict[Any, np.ndarray],
              settings: Optional[Dict[Any, Any]] = None) -> Sequence[np.ndarray]:
         """Compute tensors, each with an element an image, `batch` images at a time. settings: fed to every batch."""
+        if self._closed:
+            raise ValueError('this classifier is closed: load it again')
         count = len(feed[self._tower.image])
         out = [np.empty([count] + t.shape.as_list()[1:], t.dtype.as_numpy_dtype) for t in tensors]
         for i in range(0, count, self.batch):
@@ -140,8 +159,16 @@ class Classifier:
                 whole[i:i + self.batch] = values
         return out
 
+    def _warn_once(self, what: str, text: str) -> None:
+        """Warn of a mistake, of which a data set's other batches make the same."""
+        if what not in self._said:
+            self._said.add(what)
+            log.warning('%s', text)
+
     def _checked(self, images: np.ndarray) -> np.ndarray:
         images = np.asarray(images)
+        if images.dtype.kind not in 'uif':
+            raise ValueError('images are numbers, uint8 or float, not %s' % images.dtype)
         if images.ndim != 4 or images.shape[1:] != (self.image_size, self.image_size, 3):
             raise ValueError('images have the shape %s, not (N, %d, %d, 3)'
                              % (images.shape, self.image_size, self.image_size))
@@ -150,7 +177,7 @@ class Classifier:
         if images.size and not (images.min() >= 0 and images.max() <= 255):
             raise ValueError('images are in [0, 255]; these go from %s to %s' % (images.min(), images.max()))
         for mistake in mistakes:
-            log.warning('%s', mistake)
+            self._warn_once('images', mistake)
         return images
 
     def _checked_labels(self, labels: np.ndarray, count: int) -> np.ndarray:

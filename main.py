@@ -18,6 +18,7 @@ from runtime.command_line import Parser, end_on_interrupt, rank, run_command
 from runtime.errors import InputError
 from runtime.files import check_folder, check_writable
 from runtime.launcher import check_alone, check_launch
+from runtime.pixels import LARGEST_IMAGE
 from third_party.imagenet import check_folders, class_names, find_images, load_dataset
 from third_party.preparations import PREPARATIONS
 
@@ -49,6 +50,13 @@ def positive_int(text: str) -> int:
     value = int(text)
     if not 1 <= value <= LARGEST:
         raise argparse.ArgumentTypeError('%s is not a positive number below 2**31' % text)
+    return value
+
+
+def image_size(text: str) -> int:
+    value = positive_int(text)
+    if value > LARGEST_IMAGE:
+        raise argparse.ArgumentTypeError('%s is more than %d' % (text, LARGEST_IMAGE))
     return value
 
 
@@ -99,7 +107,7 @@ def command_line() -> Parser:
     data = parser.add_argument_group('data')
     data.add_argument('--data', metavar='DIR', help='folder with train/ and val/')
     data.add_argument('--classes', metavar='FILE', help='class names, one a line, in label order')
-    data.add_argument('--image-size', type=positive_int, default=224, metavar='S', help='height and width (224)')
+    data.add_argument('--image-size', type=image_size, default=224, metavar='S', help='height and width (224)')
     data.add_argument('--fake', action='store_true', help='train on constant data, without a data server')
     data.add_argument('--no-zmq-ops', action='store_true',
                       help='receive training data in Python instead of by the native op')

@@ -12,7 +12,7 @@ import numpy as np
 from evaluation.attack import parts_of
 from runtime.bars import tqdm
 from runtime.distributed import World
-from runtime.errors import NAMED, InputError, some_of
+from runtime.errors import InputError
 from third_party.batches import Check, contents
 from third_party.imagenet import Dataset
 
@@ -40,7 +40,7 @@ def read_contents(dataset: Dataset, world: World, batch: int, check: Check) -> L
                 problems.append((position, content.problem))
 
     world.patiently(read_mine)  # another rank's share may take minutes longer
-    refuse_broken(gather_lists(world, [len(problems), problems[:NAMED]]), len(dataset))
+    refuse_broken(gather_lists(world, problems), len(dataset))
     everybodys = world.gather(found)[:, 0]
     digests = np.zeros((len(dataset), 32), np.uint8)
     digests[everybodys['position']] = everybodys['sha256']
@@ -54,11 +54,10 @@ def gather_lists(world: World, mine: List[Any]) -> List[List[Any]]:
 
 
 def refuse_broken(of_ranks: Sequence[List[Any]], num_images: int) -> None:
-    """Raise InputError where ranks found broken files. of_ranks: the number, and (position, text) of the first ones."""
-    number = sum(count for count, _ in of_ranks)
-    texts = [text for _, text in sorted(tuple(problem) for _, some in of_ranks for problem in some)]
-    if number == 1:
+    """Raise InputError, which names them all, where ranks found broken files. of_ranks: (position, text) of each."""
+    texts = [text for _, text in sorted(tuple(problem) for problems in of_ranks for problem in problems)]
+    if len(texts) == 1:
         raise InputError(texts[0])
-    if number:
+    if texts:
         raise InputError('%d of the %d images would stop the evaluation: %s' % (
-            number, num_images, some_of(texts, number, '; ')))
+            len(texts), num_images, '; '.join(texts)))

@@ -21,7 +21,7 @@ from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
 import numpy as np
 
 from evaluation.outcomes import OUTCOME, OUTCOME_FIELDS
-from runtime.errors import InputError, RunError, some_of
+from runtime.errors import InputError, RunError
 from runtime.files import NO_LOCKS, sync_folder
 
 log = logging.getLogger(__name__)
@@ -129,12 +129,12 @@ class Journal:
                                  % (self._path, end, line.get('first'), self.num_done))
         if changed:
             raise InputError('the journal %s has what became of images that have changed since, %s: restore them, or '
-                             'give another file to begin anew' % (self._path, some_of(changed, len(changed))))
+                             'give another file to begin anew' % (self._path, ', '.join(changed)))
         changed = self._changed(at_begin[self.num_done:], self.num_done)
         if changed:
             log.warning('%d images have changed since the journal %s was begun, and were not done yet, so the '
                         'evaluation goes on with them as they are now: %s', len(changed), self._path,
-                        some_of(changed, len(changed)))
+                        ', '.join(changed))
         return end
 
     def _changed(self, then: Sequence[str], first: int) -> List[str]:

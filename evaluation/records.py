@@ -68,6 +68,9 @@ class Records:
     def add(self, positions: range, outcomes: np.ndarray) -> None:
         """Keep the outcomes of the next images, (N, number of strengths) of OUTCOME."""
 
+    def fail(self, failure: Exception) -> None:
+        """Keep an error of the job's other outputs: write_results raises it when it is through."""
+
     def write_results(self, figures: Sequence[Figures], ranks: int, warnings: Sequence[str]) -> None:
         """Write the records of all strengths, when every image is done; warnings: what was said of the job.
 
@@ -116,6 +119,9 @@ class ChiefsRecords(Records):
         if self._journal:
             self._journal.append(positions, outcomes)
         self._tables.write(positions, outcomes)
+
+    def fail(self, failure: Exception) -> None:
+        self._failures.append(failure)
 
     def write_results(self, figures: Sequence[Figures], ranks: int, warnings: Sequence[str]) -> None:
         options = self._options

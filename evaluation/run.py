@@ -19,9 +19,12 @@ from evaluation.saved_images import ImageWriter, check_directory
 from kernels.mode import attack_settings, native_mode
 from nets import find_network
 from runtime.agreement import check_agreement
+from runtime.command_line import rank
 from runtime.distributed import World, connect
+from runtime.errors import RunError
 from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
+from runtime.printing import check_stdout, say
 from third_party.imagenet import load_dataset
 from third_party.preparations import PREPARATIONS
 
@@ -30,6 +33,8 @@ log = logging.getLogger(__name__)
 
 def run_evaluation(options: argparse.Namespace) -> int:
     """Print the figures of every attack, keep what --results, --per-image, --journal and --save-adversarial ask for."""
+    if rank() == '0':
+        check_stdout()
     inputs = find_inputs(options)
     world = connect()
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
@@ -48,11 +53,11 @@ def run_evaluation(options: argparse.Namespace) -> int:
 
     tally = Tally(inputs.dataset.labels, len(inputs.strengths))
     with attacked_network(options, inputs, world) as (tower, session), records:
-        if begin == 0:
-            for suspicion in suspicions(tower, session, inputs.dataset, world, image_size=options.image_size,
-                                         batch=options.batch, preparation=preparation):
-                log.warning('%s', suspicion)
-                warnings.append(suspicion)
+        # also where a journal is continued: its results are those of the whole set, with all that is to be said of it
+        for suspicion in suspicions(tower, session, inputs.dataset, world, image_size=options.image_size,
+                                    batch=options.batch, preparation=preparation):
+            log.warning('%s', suspicion)
+            warnings.append(suspicion)
         for positions, outcomes in records.replay():
             tally.add(positions, outcomes)
         attack = functools.partial(attack_batch, tower, session, strengths=inputs.strengths,
@@ -63,7 +68,10 @@ def run_evaluation(options: argparse.Namespace) -> int:
             records.add(positions, outcomes)
 
     if world.is_chief:
-        print_figures(inputs.strengths, tally.figures, saved=bool(options.save_adversarial))
+        try:
+            say(figures_text(inputs.strengths, tally.figures, saved=bool(options.save_adversarial)))
+        except RunError as e:
+            records.fail(e)
     records.write_results(tally.figures, ranks=world.size, warnings=warnings)
     return 0
 
@@ -93,12 +101,14 @@ def attacked_network(options: argparse.Namespace, inputs: Inputs,
         yield tower, session
 
 
-def print_figures(strengths: Sequence[Strength], figures: Sequence[Figures], *, saved: bool) -> None:
-    """Print the figures of each strength; saved: also those of the images as they were saved."""
+def figures_text(strengths: Sequence[Strength], figures: Sequence[Figures], *, saved: bool) -> str:
+    """Return the lines with the figures of each strength; saved: also with those of the images as they were saved."""
+    lines = []
     for strength, of_strength in zip(strengths, figures):
-        print('%d images, %d attack steps, epsilon %g, step size %g' % (
+        lines.append('%d images, %d attack steps, epsilon %g, step size %g' % (
             of_strength.num_images, strength.num_iter, strength.epsilon, strength.step_used))
         if saved:
-            print('as saved: top-1 error %s, attack success rate %s, top-5 error %s' % tuple(
+            lines.append('as saved: top-1 error %s, attack success rate %s, top-5 error %s' % tuple(
                 of_strength.text('saved_' + count) for count in ('wrong_top1', 'successes', 'wrong_top5')))
-        print(of_strength.lines(clean=strength.num_iter == 0))
+        lines.append(of_strength.lines(clean=strength.num_iter == 0))
+    return '\n'.join(lines)

@@ -4,16 +4,17 @@ A manifest is a CSV with at least the columns `file` (relative to the manifest) 
 scored again, by another network (scoring.py).
 """
 import csv
+import math
 import os
 import socket
-from typing import Dict, NamedTuple, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
 
 from evaluation.outcomes import Strength
 from runtime.errors import InputError
-from runtime.files import WholeFile, cannot_write
+from runtime.files import WholeFile, cannot_write, require_file
 from runtime.pixels import unscale_pixels
 from third_party.batches import Batch
 
@@ -96,29 +97,61 @@ class Listed(NamedTuple):
 def read_manifest(path: str) -> Dict[str, Listed]:
     """Return {real path of an image: what the manifest says of it}. Raises InputError, naming the line of what is
     wrong."""
+    require_file(path)
     folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
     listed: Dict[str, Listed] = {}
+    where = path
     try:
         with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as f:
-            reader = csv.DictReader(f)
-            if not {'file', 'label'} <= set(reader.fieldnames or []):
+            rows = csv.reader(f)
+            columns = next(rows, [])
+            if not {'file', 'label'} <= set(columns):
                 raise InputError('%s is no manifest: its first line must name the columns `file` and `label`' % path)
-            for row in reader:
-                image = os.path.realpath(os.path.join(folder, row['file']))
+            twice = [name for i, name in enumerate(columns) if name in columns[:i]]
+            if twice:
+                raise InputError('%s, line 1: the column `%s` is there twice' % (path, twice[0]))
+            for row in filter(None, rows):  # without empty lines
+                where = '%s, line %d' % (path, rows.line_num)
+                if len(row) != len(columns):
+                    raise InputError('%s: it has %d values, and the first line names %d columns'
+                                     % (where, len(row), len(columns)))
+                values = dict(zip(columns, row))
+                if not values['file'] or '\0' in values['file']:
+                    raise InputError('%s: the image has no name of a file' % where)
+                image = os.path.realpath(os.path.join(folder, values['file']))
                 if image in listed:
-                    raise ValueError('%s is listed twice' % row['file'])
-                label, target = int(row['label']), int(row.get('target') or -1)
-                if label == target:
-                    raise ValueError('%s has its label as its target' % row['file'])
-                strength = tuple(float(row[name]) for name in ('attack_iter', 'epsilon') if row.get(name))
-                clean = float(row['attack_iter']) == 0 if row.get('attack_iter') else not strength and target < 0
-                listed[image] = Listed(label, target, strength, clean)
+                    raise InputError('%s: %s is listed twice' % (where, values['file']))
+                listed[image] = listed_as(values, where)
     except OSError as e:
         raise InputError('cannot read %s: %s' % (path, e.strerror))
-    except InputError:
-        raise
-    except (ValueError, TypeError, csv.Error) as e:
-        raise InputError('%s, line %d: %s' % (path, reader.line_num, e))
+    except csv.Error as e:
+        raise InputError('%s: behind it is a line that no CSV has (%s)' % (where, e))
     if not listed:
         raise InputError('%s lists no image' % path)
     return listed
+
+
+def listed_as(values: Dict[str, str], where: str) -> Listed:
+    """Return what a line, {column: text}, says of an image. Raises InputError, which begins with `where`."""
+    def number(column: str, *, whole: bool = True) -> Optional[float]:
+        text = values.get(column, '').strip()
+        if not text:
+            return None
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not 0 <= value < math.inf or whole and value != int(value):
+            raise InputError('%s: %s is %r, and must be a %snumber, 0 or more'
+                             % (where, column, text, 'whole ' if whole else ''))
+        return value
+
+    label, attack_iter, epsilon = number('label'), number('attack_iter'), number('epsilon', whole=False)
+    target = None if values.get('target', '').strip() == '-1' else number('target')
+    if label is None:
+        raise InputError('%s: the image has no label' % where)
+    if label == target:
+        raise InputError('%s: %s has its label as its target' % (where, values['file']))
+    strength = tuple(value for value in (attack_iter, epsilon) if value is not None)
+    clean = attack_iter == 0 if attack_iter is not None else not strength and target is None
+    return Listed(int(label), -1 if target is None else int(target), strength, clean)

@@ -16,6 +16,8 @@ from runtime.cores import usable_cores
 from runtime.errors import InputError, RunError
 from runtime.files import WholeFile, check_writable
 from runtime.launcher import check_alone
+from runtime.limits import PAUSES, retried
+from runtime.printing import check_stdout, say
 from third_party.batches import map_ahead
 from third_party.imagenet import find_images
 from third_party.images import decode
@@ -34,6 +36,7 @@ class Scores(NamedTuple):
 def run_scoring(options: argparse.Namespace) -> int:
     """Write a file of predictions, with --labels print the figures too; return 1 when some file was not scored."""
     check_alone('--eval-directory')
+    check_stdout()
     find_images(options.eval_directory)
     check_writable(options.prediction_file)
     listed = find_manifest(options.eval_directory, options.labels)
@@ -44,49 +47,58 @@ def run_scoring(options: argparse.Namespace) -> int:
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
                                ignored=[options.labels] if options.labels else [],
                                preparation=PREPARATIONS[options.preprocess](), doubt=bool(options.labels))
-    if not scores.failure:
-        print('predictions are in %s' % options.prediction_file)
-    if options.labels:
-        print_scores(scores, len(listed))
-    if scores.failure:
-        raise scores.failure
+    failures = [scores.failure] if scores.failure else []
+    lines = [] if failures else ['predictions are in %s' % options.prediction_file]
+    lines += figures_lines(scores, len(listed)) if options.labels else []
+    try:
+        for line in lines:
+            say(line)
+    except RunError as e:
+        failures.append(e)
+    for failure in failures[:-1]:
+        log.error('%s', failure)
+    if failures:
+        raise failures[-1]
     if scores.num_failed:
         log.error('%d files were not scored; they are named above', scores.num_failed)
     return 1 if scores.num_failed else 0
 
 
-def print_scores(scores: Scores, num_listed: int) -> None:
-    """Print the figures of the images that a manifest of `num_listed` lists."""
+def figures_lines(scores: Scores, num_listed: int) -> List[str]:
+    """Return the lines with the figures of the images that a manifest of `num_listed` lists."""
+    lines: List[str] = []
     for strength, figures in sorted(scores.figures.items()):
-        print('%d images%s' % (figures.num_images,
-                               ', %g attack steps, epsilon %g' % strength if len(strength) == 2 else ''))
-        print(figures.lines())
+        lines += ['%d images%s' % (figures.num_images,
+                                   ', %g attack steps, epsilon %g' % strength if len(strength) == 2 else ''),
+                  figures.lines()]
         if 0 < figures.targeted < figures.num_images:
             log.warning('%d of these %d images have a target in --labels: the attack success rate is of them alone',
                         figures.targeted, figures.num_images)
     if not scores.figures:
-        print('0 images')
-        print(Figures().lines())
+        lines += ['0 images', Figures().lines()]
     scored = sum(figures.num_images for figures in scores.figures.values())
     if scored < num_listed:
         log.warning('%d of the %d images of --labels were not scored: the figures are of the others',
                     num_listed - scored, num_listed)
+    return lines
 
 
 Image = Tuple[str, Optional[np.ndarray], str]  # path, what the network sees of it, what is wrong where that is None
 
 
-def read_image(path: str, image_size: int, listed: Dict[str, Listed], preparation: Preparation) -> Image:
+def read_image(path: str, image_size: int, listed: Dict[str, Listed], preparation: Preparation,
+               pauses: Sequence[float] = PAUSES) -> Image:
     """Read an image as the network is to see it: as `preparation` makes it.
 
     A listed image was made for a network, and is what it sees already; resizing it would undo what an attack did.
+    Raises RunError where the system refuses to open files or gives no memory, and still does after all `pauses`.
     """
     try:
         if '\n' in path or '\r' in path:
             raise InputError('%r has a line break in its name: rename it' % path)
         if os.path.realpath(path) not in listed:
-            return path, preparation.load(path, image_size), ''
-        image = decode(path)
+            return path, retried(lambda: preparation.load(path, image_size), pauses), ''
+        image = retried(lambda: decode(path), pauses)
         if image.shape[:2] != (image_size, image_size):
             raise InputError('%s has %dx%d pixels, and the manifest is for images that are ready for a network of %dx%d'
                              % (path, image.shape[1], image.shape[0], image_size, image_size))
@@ -109,13 +121,14 @@ def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
 
 def write_predictions(classifier: Classifier, directory: str, prediction_file: str,
                       listed: Optional[Dict[str, Listed]] = None, ignored: Sequence[str] = (), *,
-                      preparation: Preparation, doubt: bool = False) -> Scores:
+                      preparation: Preparation, doubt: bool = False, pauses: Sequence[float] = PAUSES) -> Scores:
     """Classify the images below `directory`; write a line `path,label` for each, in the order of `find_images`.
 
     A file that is not a readable image is named in a message and gets no line. The prediction file appears when it is
     complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images.
     `preparation`: makes of an image that is not listed what the network sees. `doubt`: warn where the labels seem not
-    to belong to the images. Raises InputError where there is no image at all.
+    to belong to the images. `pauses`: see read_image. Raises InputError where there is no image at all, and RunError,
+    which names a file of the predictions so far, where it can't go on.
     """
     # predictions of an earlier run, and a manifest, may lie in the folder
     others = {os.path.realpath(p) for p in (prediction_file, os.path.join(directory, MANIFEST), *ignored)}
@@ -125,15 +138,22 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     for suspicion in suspicions(paths, classifier, listed, preparation) if doubt else ():
         log.warning('%s', suspicion)
     scores = Scores(0, {})
-    images = map_ahead(lambda p: read_image(p, classifier.image_size, listed, preparation), paths,
+    images = map_ahead(lambda p: read_image(p, classifier.image_size, listed, preparation, pauses), paths,
                        threads=min(16, usable_cores()), ahead=2 * classifier.batch)
     complete = False
     try:
         with WholeFile(prediction_file, keep=True) as out:
-            with tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
-                for chunk in in_chunks(images, classifier.batch):
-                    scores = plus_chunk(scores, classified(classifier, chunk, listed), listed, out)
-                    bar.update(len(chunk))
+            try:
+                with tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
+                    for chunk in in_chunks(images, classifier.batch):
+                        scores = plus_chunk(scores, classified(classifier, chunk, listed), listed, out)
+                        bar.update(len(chunk))
+            except Exception as e:
+                kept = out.kept_so_far()
+                if isinstance(e, RunError):
+                    raise RunError('%s; the predictions so far are %s' % (e, kept or 'lost'))
+                log.error('the predictions so far are %s', kept or 'lost')
+                raise
             complete = True
     except (InputError, RunError) as e:
         if not complete:

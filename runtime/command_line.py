@@ -17,8 +17,9 @@ import sys
 import threading
 import time
 import traceback
-from typing import Callable, NoReturn
+from typing import Any, Callable, NoReturn
 
+from runtime.content import discard_temporary
 from runtime.errors import InputError, RunError
 from runtime.launcher import find_launch, is_one_of_several
 
@@ -119,7 +120,8 @@ def start_messages(program: str, *, chief_speaks: bool = False) -> Messages:
 
 
 def end_on_interrupt(program: str) -> None:
-    """End this process within two seconds of a Ctrl-C. For programs that don't fork: it starts a thread.
+    """End this process within two seconds of a Ctrl-C, and at once by SIGTERM, without files that are not whole. For
+    programs that don't fork: it starts a thread.
 
     Python's own way comes first; but a main thread inside of TensorFlow, which may attack a batch for an hour, doesn't
     see a signal until it is through. The C-level handler, which writes to the pipe, does.
@@ -128,13 +130,23 @@ def end_on_interrupt(program: str) -> None:
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
 
-    def watch() -> None:
-        while signal.SIGINT not in os.read(reader, 1):
-            pass
-        time.sleep(1.5)
-        print('\n%s: interrupted' % program, file=sys.stderr, flush=True)
-        os._exit(130)
+    def end_now(number: int, frame: Any) -> None:
+        discard_temporary()
+        os._exit(128 + number)
 
+    def watch() -> None:
+        while True:
+            number, = os.read(reader, 1)
+            if number == signal.SIGTERM and signal.getsignal(number) is end_now:  # a training has its own handler
+                end_now(number, None)
+            if number == signal.SIGINT:
+                time.sleep(1.5)
+                discard_temporary()
+                print('\n%s: interrupted' % program, file=sys.stderr, flush=True)
+                os._exit(130)
+
+    if signal.getsignal(signal.SIGTERM) == signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, end_now)  # which mpirun sends its ranks on a Ctrl-C
     threading.Thread(target=watch, daemon=True).start()
 
 
@@ -176,8 +188,13 @@ def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool 
         traceback.print_exc()
         messages.say(logging.CRITICAL, '%s%s: %s' % (this_rank(), type(e).__name__, str(e).split('\n')[0]))
         status = 1
+    try:
+        if sys.stdout:  # closed, it is None
+            sys.stdout.flush()
+    except (OSError, ValueError) as e:
+        messages.say(logging.CRITICAL, 'cannot write to stdout: %s' % (getattr(e, 'strerror', None) or e))
+        status = status or 1
     if status:
-        sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
     sys.exit(0)

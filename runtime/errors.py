@@ -1,7 +1,4 @@
 """What ends a job: the user's input is wrong, or a run that began well can't go on. command_line.py says it."""
-from typing import Sequence
-
-NAMED = 10  # files, or other things, that a message names; of the others it has the number
 
 
 class InputError(ValueError):
@@ -10,9 +7,3 @@ class InputError(ValueError):
 
 class RunError(RuntimeError):
     """A run that began well cannot go on: its loss is not a number, its disk is full. Its text is one line."""
-
-
-def some_of(texts: Sequence[str], number: int, separator: str = ', ') -> str:
-    """Join the first NAMED of some texts, and say how many others there are of `number`."""
-    named = list(texts[:NAMED])
-    return separator.join(named) + (' and %d others' % (number - len(named)) if number > len(named) else '')

@@ -2,10 +2,13 @@
 import errno
 import os
 import resource
-from typing import List, NoReturn, Optional
+import time
+from typing import Callable, List, NoReturn, Optional, Sequence, TypeVar
 
-from runtime.errors import InputError
+from runtime.errors import InputError, RunError
 
+T = TypeVar('T')
+PAUSES = (0.1, 1.0, 5.0, 20.0)  # seconds: what another job holds may be free again soon
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
 
@@ -23,6 +26,20 @@ def raise_named(error: Exception) -> NoReturn:
     """Raise an InputError that names what the system refused, or the error itself where it is of another kind."""
     text = refusal(error)
     raise error if text is None else InputError(text)
+
+
+def retried(work: Callable[[], T], pauses: Sequence[float] = PAUSES) -> T:
+    """Return `work()`, tried again after pauses where it is a RunError, or there is no memory. Raises RunError where it
+    stays one."""
+    for pause in pauses:
+        try:
+            return work()
+        except (RunError, MemoryError):
+            time.sleep(pause)
+    try:
+        return work()
+    except MemoryError as e:
+        raise RunError(refusal(e))
 
 
 def check_open_files(number: int) -> None:

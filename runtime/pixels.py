@@ -5,7 +5,8 @@ from typing import Any, Callable, List, Sequence
 import numpy as np
 
 PIXEL = 2.0 / 255  # a pixel's distance, one of 255, on the [-1, 1] scale
-ROUNDING = 1e-3  # of an image whose largest pixel is 1
+MISTAKEN = 2.1  # pixels of [0, 1], or of [0, 2] before 1 is taken off, and what resizing adds to the largest of them
+LARGEST_IMAGE = 8192  # height and width; of larger ones a network's features have more elements than TensorFlow counts
 SMALLEST_STEP = 0.1  # in pixels; 8/255 of [0, 1], taken for pixels, is below it, and no step that people use is
 
 
@@ -42,8 +43,9 @@ def mistaken_attack(epsilons: Sequence[float], step_size: float) -> List[str]:
 
 
 def mistaken_images(images: np.ndarray) -> List[str]:
-    """Say where images of floats can hardly be meant in [0, 255]: they end at 1. Black ones, of 0 alone, are fine."""
-    if np.issubdtype(images.dtype, np.floating) and images.size and 0 < images.max() <= 1 + ROUNDING:
+    """Say where images of floats can hardly be meant in [0, 255]: they end at 1 or 2. Black ones, of 0 alone, are
+    fine."""
+    if np.issubdtype(images.dtype, np.floating) and images.size and 0 < images.max() <= MISTAKEN:
         return ['the largest of all pixels is %g: images are in [0, 255], and to the network these are black. '
-                'Multiply images in [0, 1] by 255' % images.max()]
+                'Multiply images in [0, 1] by 255, those in [0, 2] by 127.5' % images.max()]
     return []

@@ -3,9 +3,12 @@
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
+#include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 static int refused(const char *call) {
   const char *found = getenv("REFUSE");
@@ -39,3 +42,16 @@ int flock(int fd, int operation) {
   FAIL("flock");
   return ((int (*)(int, int)) dlsym(RTLD_NEXT, "flock"))(fd, operation);
 }
+
+/* "create" is the opening of a file that is not there yet. */
+#define OPEN(name) \
+  int name(const char *path, int flags, ...) { \
+    va_list rest; \
+    va_start(rest, flags); \
+    mode_t mode = flags & O_CREAT ? va_arg(rest, mode_t) : 0; \
+    va_end(rest); \
+    if (flags & O_CREAT && access(path, F_OK)) FAIL("create"); \
+    return ((int (*)(const char *, int, ...)) dlsym(RTLD_NEXT, #name))(path, flags, mode); \
+  }
+OPEN(open)
+OPEN(open64)

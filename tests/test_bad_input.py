@@ -66,6 +66,7 @@ CASES = [
     ('--eval --load {good} --data {data} --attack-epsilon 0', '--attack-epsilon'),
     ('--eval --load {good} --data {data} --attack-epsilon nan', '--attack-epsilon'),
     ('--eval --load {good} --data {data} --batch 0', '--batch'),
+    ('--eval --load {good} --data {data} --image-size 2000000', '--image-size: 2000000 is more than 8192'),
     ('--eval --load {good} --data {data} --arch NoSuch', 'NoSuch.*ResNetDenoise'),
     ('--eval --load {good} --data {data} --depth 7', '7.*152'),
     ('--eval --load {good} --data {data} --no-such-flag', '--no-such-flag'),

@@ -55,9 +55,26 @@ def test_numbers_with_gaps_are_refused(root, names, wrong, tmp_path):
     assert class_names(root, write(tmp_path, 'classes', '\n'.join(names))) == names
 
 
-def test_a_number_among_names_is_a_name(root):
+def test_a_number_among_names_is_a_name(root, caplog):
     put(root, 'train/7/1', 'train/10/1', 'train/cat/1')
     assert class_names(root) == ['10', '7', 'cat']
+    assert caplog.text.count('numbers and names, \'cat\' for one, and so sorted as text: class \'10\' has label 0') == 1
+
+
+def test_numbers_that_are_their_labels_all_the_same_are_not_warned_of(root, caplog):
+    put(root, 'train/0/1', 'train/1/1', 'train/cat/1')
+    assert class_names(root) == ['0', '1', 'cat'] and caplog.text == ''
+
+
+@pytest.mark.parametrize('empty', [['5'], ['5', '7'], ['0']])
+def test_a_gap_that_is_an_empty_folder_is_named(root, tmp_path, empty):
+    put(root, *['train/%d/1' % i for i in range(12) if str(i) not in empty])
+    folder(root, *['train/' + name for name in empty])
+    put(root, 'train/%s/README.txt' % empty[0])
+    message = error(class_names, root)
+    assert ', '.join('%s/train/%s' % (root, name) for name in empty) + ', one of those, has no image' in message
+    names = write(tmp_path, 'classes', '\n'.join(map(str, range(12))))
+    assert len(class_names(root, names)) == 12 and len(load_dataset(root, 'train', names)) == 12 - len(empty)
 
 
 def test_a_number_without_an_image(root, caplog):
@@ -108,6 +125,39 @@ def test_a_folder_without_an_image_is_no_class(root, caplog):
         dataset = load_dataset(root, split)
         assert dataset.labels == [0, 1] and dataset.class_names == ['ant', 'cat']
         assert caplog.text.count('train/bee has no image') == 1 and '--classes FILE' in caplog.text
+
+
+def test_a_folder_whose_files_are_no_images_is_no_class(root, tmp_path, caplog):
+    put(root, 'train/ant/1.png', 'train/cat/1.png', 'val/ant/1.png', 'val/cat/1.png', 'val/_notes/list.csv')
+    write(root, 'train/_notes/README.txt', 'no class\n')
+    write(root, 'train/_notes/TODO', 'more\n')
+    for split in ('train', 'val'):
+        caplog.clear()
+        dataset = load_dataset(root, split)
+        assert dataset.labels == [0, 1] and dataset.class_names == ['ant', 'cat'] and count_images(root, split) == 2
+        assert caplog.text.count('_notes') == 1 and 'train/_notes has no image in any split' in caplog.text
+    # a list names it all the same, and another one doesn't
+    named = write(tmp_path, 'named', '_notes\nant\ncat\n')
+    assert load_dataset(root, 'train', named).labels == [1, 2]
+    caplog.clear()
+    assert load_dataset(root, 'train', write(tmp_path, 'others', 'ant\ncat\n')).labels == [0, 1]
+    assert 'train/_notes has files, and none of them is an image' in caplog.text
+
+
+def test_notes_among_wnids_are_no_class(root, caplog):
+    put(root, 'train/n01440764/1.JPEG', 'train/notes/README.txt')
+    dataset = load_dataset(root, 'train')
+    assert dataset.labels == [0] and len(dataset.class_names) == 1000 and 'train/notes has no image' in caplog.text
+
+
+@pytest.mark.parametrize('ending', ['.jpg', '.png', '.bmp', '.tiff', '.webp', '.ppm', '.jp2'])
+@pytest.mark.parametrize('name', ['0001', 'x.dat'])
+def test_images_are_images_whatever_their_names(root, ending, name):
+    put(root, 'train/ant/1.png')
+    folder(root, 'train/cat')
+    with open('%s/train/cat/%s' % (root, name), 'wb') as f:
+        f.write(cv2.imencode(ending, np.zeros((64, 64, 3), np.uint8))[1].tobytes())
+    assert class_names(root) == ['ant', 'cat'] and count_images(root, 'train') == 2
 
 
 def test_a_folder_with_an_image_in_one_split_is_a_class(root, caplog):
@@ -187,6 +237,20 @@ def test_first_words_that_are_no_wnids_are_a_part_of_the_name(root, tmp_path):
     assert load_dataset(root, 'train', names).class_names == ['n01440764 tench', 'golden retriever']
 
 
+@pytest.mark.parametrize('name', ['classes', 'data/synsets.txt'])
+def test_folders_named_by_the_whole_lines_of_a_list_of_wnids(root, tmp_path, name):
+    lines = WORDS.splitlines()
+    put(root, 'train/%s/1' % lines[1], 'train/n01440764/1', 'val/1.png', 'val/2.png')
+    path = write(tmp_path, name, WORDS)
+    given = path if name == 'classes' else None
+    dataset = load_dataset(root, 'train', given)
+    assert dataset.class_names == ['n01440764', 'n01443537', 'n01484850'] and dataset.labels == [0, 1]
+    write(root, 'val.txt', '1.png %s\n2.png n01484850\n' % lines[1])
+    assert load_dataset(root, 'val', given).labels == [1, 2]
+    put(root, 'train/n01443537 goldfish/1')  # not the line
+    assert 'n01443537 goldfish is not among' in error(load_dataset, root, 'train', given)
+
+
 @pytest.mark.parametrize('text, expected', [
     ('0 cat\n1 ant\n', "line 2 is '1 ant'"), ('cat,Felis\nant,Formica\n', "line 2 is 'ant,Formica'"),
     ('cat\nAnt\n', "line 2 is 'Ant'"), ('cat\nmouse\n', 'Add this one'), ('Felis catus\nFormica\n', 'Add this one')])
@@ -207,17 +271,20 @@ def test_advice_without_a_list(root):
 # ---- val.txt
 
 @pytest.mark.parametrize('second', ['./a.JPEG 5', 'a.JPEG 5', '../val/a.JPEG 5', 'sub/../a.JPEG 5', './/a.JPEG 3',
-                                    'sub/.././../val//./a.JPEG 3', './a.JPEG n01440764'])
+                                    'sub/.././../val//./a.JPEG 3', './a.JPEG n01440764', 'ROOT/val/a.JPEG 3'])
 def test_the_same_file_twice(root, second):
     put(root, 'val/a.JPEG', 'val/sub/b.JPEG')
+    second = second.replace('ROOT', root)
     for lines in (['a.JPEG 3', second], [second, 'a.JPEG 3'], ['./a.JPEG 3', 'sub/b.JPEG 1', second]):
         path = write(root, 'val.txt', '\n'.join(lines) + '\n')
         message = error(load_dataset, root, 'val')
         assert 'listed before, in line 1' in message and '%s, line %d' % (path, len(lines)) in message
 
 
-@pytest.mark.parametrize('name', ['./a.JPEG', '../val/a.JPEG', 'sub/../a.JPEG', './/a.JPEG'])
+@pytest.mark.parametrize('name', ['./a.JPEG', '../val/a.JPEG', 'sub/../a.JPEG', './/a.JPEG', 'ROOT/val/a.JPEG',
+                                  'ROOT//val/sub/../a.JPEG'])
 def test_other_ways_to_write_a_file(root, name, caplog):
+    name = name.replace('ROOT', root)
     put(root, 'val/a.JPEG', 'val/sub/b c.JPEG')
     write(root, 'val.txt', '%s 3\n./sub//b c.JPEG 4\n' % name)
     val = load_dataset(root, 'val')
@@ -228,13 +295,14 @@ def test_other_ways_to_write_a_file(root, name, caplog):
 
 
 @pytest.mark.parametrize('name', ['../x.JPEG', '../train/cat/x.JPEG', 'sub/../../x.JPEG', '..', '.', '../val2/x.JPEG',
-                                  '../../data/x.JPEG', 'ROOT/x.JPEG', 'ROOT/val/a.JPEG', '/etc/passwd', '../val'])
+                                  'ROOT/val/../x.JPEG', 'ROOT/val2/x.JPEG', 'ROOT/val',
+                                  '../../data/x.JPEG', 'ROOT/x.JPEG', '/etc/passwd', '../val'])
 def test_a_file_outside_of_val(root, name):
     put(root, 'val/a.JPEG', 'x.JPEG', 'val2/x.JPEG')
     folder(root, 'val/sub')
     path = write(root, 'val.txt', 'a.JPEG 3\n%s 4\n' % name.replace('ROOT', root))
     message = error(load_dataset, root, 'val')
-    assert path + ', line 2' in message and ('is not in %s/val' % root in message or 'within %s/val' % root in message)
+    assert path + ', line 2' in message and 'is not in %s/val' % root in message
 
 
 def test_links_inside_of_val_may_point_anywhere(root, tmp_path):
@@ -257,3 +325,6 @@ def test_a_relative_data_folder_and_a_linked_val(root, tmp_path):
     run = subprocess.run([sys.executable, '-c', code], cwd=str(tmp_path), env=dict(os.environ, PYTHONPATH=ROOT),
                          stdout=subprocess.PIPE, universal_newlines=True)
     assert run.stdout == "['data/val/a.JPEG']\n"
+    for top in (root + '/val', str(tmp_path / 'images')):  # a path from / on may be of either
+        write(root, 'val.txt', top + '/a.JPEG 3\n')
+        assert relative(root, load_dataset(root, 'val').paths) == ['val/a.JPEG']

@@ -275,7 +275,7 @@ def test_ctrl_c_ends_all_ranks_within_seconds(root, weights_file, tmp_path, coun
     write_split(tmp_path / 'data' / 'val', 24)
     journal = tmp_path / 'journal'
     command = evaluation(ranks(count), tmp_path / 'data', weights_file(), '--attack-iter', steps, '--batch', 2,
-                         '--journal', journal)
+                         '--journal', journal, '--per-image', tmp_path / 'rows.csv')
     process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True)
     try:
@@ -289,6 +289,7 @@ def test_ctrl_c_ends_all_ranks_within_seconds(root, weights_file, tmp_path, coun
         assert process.wait(timeout=30) != 0
         assert time.monotonic() - begin < 10
         assert main_processes(process.pid) == []
+        assert sorted(os.listdir(str(tmp_path))) == ['data', 'journal']  # nothing of the rows that were not all there
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -130,6 +131,32 @@ def test_somebody_elses_file(root, place, mode, folder, writable):
 
 
 @AS_ROOT
+def test_the_trial_leaves_a_file_as_it_is(root, place):
+    """One that can be replaced alone: another user's."""
+    path = os.path.join(place, 'r.json')
+    with open(path, 'w') as f:
+        f.write('theirs')
+    os.chmod(path, 0o644)
+    os.chmod(place, 0o777)
+    before = os.stat(path)
+    done = write(root, path, before=TO_NOBODY, meanwhile='raise ValueError("the work fails")')
+    assert 'checked' in done.stdout and 'the work fails' in done.stderr
+    assert os.stat(path) == before and read(path) == 'theirs' and os.listdir(place) == ['r.json']
+
+
+@AS_ROOT
+def test_somebody_elses_file_on_a_mount_point(root, place):
+    """With a space in its name, as the kernel writes it otherwise."""
+    path, source = os.path.join(place, 'r 1.json'), os.path.join(place, 'source')
+    for name in (path, source):
+        open(name, 'w').close()
+    os.chmod(place, 0o777)
+    done = write(root, path, before=TO_NOBODY,
+                 launcher=in_own_mounts('mount --bind %s \'%s\'' % (source, path)))
+    assert 'neither be written over nor replaced' in done.stderr and 'checked' not in done.stdout
+
+
+@AS_ROOT
 def test_a_read_only_file_system(root, place):
     done = write(root, os.path.join(place, 'disk', 'r.json'), launcher=in_own_mounts(
         'mkdir %s/disk' % place, 'mount -t tmpfs -o ro tmpfs %s/disk' % place))
@@ -154,6 +181,47 @@ def test_what_fails_at_the_end_is_kept(root, refusing, place, meanwhile, error, 
     assert read(kept.group(1)) == EXPECTED, done.stderr
 
 
+@pytest.mark.parametrize('error', [errno.EROFS, errno.EACCES])
+def test_where_no_folder_takes_a_file_what_is_there_is_written_over(root, refusing, place, error):
+    path = os.path.join(place, 'r.json')
+    with open(path, 'w') as f:
+        f.write('old')
+    number = os.stat(path).st_ino
+    done = write(root, path, env=refusing(create=error))
+    assert done.returncode == 0, done.stderr
+    assert read(path) == EXPECTED and os.stat(path).st_ino == number and os.listdir(place) == ['r.json']
+
+
+def test_what_no_place_takes_is_printed(root, refusing, place):
+    path = os.path.join(place, 'r.json')
+    open(path, 'w').close()
+    done = write(root, path, meanwhile='os.unlink(path)', env=refusing(create=errno.EROFS))
+    assert done.returncode and done.stderr == \
+        'InputError: cannot write %s: Read-only file system; its content is on stdout\n' % path
+    assert done.stdout.startswith('checked\n') and done.stdout[len('checked\n'):] == EXPECTED
+
+
+def test_what_is_kept_beside_it_takes_no_other_files_name(root, place):
+    path = os.path.join(place, 'r.json')
+    meanwhile = 'os.mkdir(path); open("%s.%d" % (path, os.getpid()), "w").close()'
+    done = write(root, path, meanwhile=meanwhile)
+    kept = re.search(r'its content is in (\S+)\n', done.stderr).group(1)
+    assert read(kept) == EXPECTED and re.fullmatch(re.escape(path) + r'\.\d+\.1', kept)
+    assert read(kept[:-2]) == '' and len(os.listdir(place)) == 3
+
+
+@AS_ROOT
+@pytest.mark.parametrize('space', ['4k', '100k'])
+def test_a_folder_for_temporary_files_that_is_full_too(root, place, space):
+    """The disk of both, one after the other; a third one takes it."""
+    disks = [os.path.join(place, name) for name in ('out', 'temporary')]
+    launcher = in_own_mounts(*['mkdir {0} && mount -t tmpfs -o size={1} tmpfs {0}'.format(d, space) for d in disks])
+    done = write(root, os.path.join(disks[0], 'r.json'), launcher=launcher, env=dict(TMPDIR=disks[1]))
+    kept = re.search(r'No space left on device; its content is in (\S+)\n', done.stderr).group(1)
+    assert read(kept) == EXPECTED
+    os.unlink(kept)
+
+
 @pytest.mark.parametrize('error', [errno.EINVAL, errno.EBADF, errno.EOPNOTSUPP, errno.ENOSYS, errno.EPERM])
 def test_a_folder_need_not_be_synchronised(root, refusing, place, error):
     path = os.path.join(place, 'r.json')
@@ -167,6 +235,39 @@ def test_a_file_that_cannot_be_synchronised_is_an_error(root, refusing, place):
     assert done.returncode and 'cannot write %s: Invalid argument' % path in done.stderr
     kept = re.search(r'its content is in (\S+)\n', done.stderr)
     assert kept and read(kept.group(1)) == EXPECTED and not os.path.exists(path)
+
+
+INTERRUPTED = '''
+import hashlib, sys
+from runtime.command_line import end_on_interrupt, run_command
+from runtime.files import WholeFile
+
+def command():
+    end_on_interrupt('prog.py')
+    with WholeFile(sys.argv[1], keep=True) as f:
+        f.write('x' * 100000)
+        print('begun', flush=True)
+        if sys.argv[2] == 'deaf':
+            hashlib.pbkdf2_hmac('sha512', b'x', b'y', 10 ** 9)  # for an hour, and nothing of Python runs meanwhile
+        sys.stdin.read()
+
+run_command('prog.py', command)
+'''
+
+
+@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize('how', ['deaf', 'listening'])
+def test_an_interrupt_leaves_no_temporary_file(root, place, number, status, how):
+    path = os.path.join(place, 'r.json')
+    with subprocess.Popen([sys.executable, '-c', INTERRUPTED, path, how], cwd=root, stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        try:
+            assert process.stdout.readline() == b'begun\n' and len(os.listdir(place)) == 1
+            process.send_signal(number)
+            assert process.wait(30) == status
+        finally:
+            process.kill()
+    assert os.listdir(place) == []
 
 
 # --- the journal -----------------------------------------------------------------------------------------------------

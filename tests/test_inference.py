@@ -5,6 +5,7 @@ import pytest
 from helpers import NumpyNetwork
 
 from inference import load_classifier
+from runtime.errors import InputError
 
 SIZE = 32
 
@@ -84,6 +85,11 @@ def test_batch_changes_nothing(clf, weights_file):
     assert (few_targets == many_targets).all()
     # signs of gradients near 0 may differ
     assert (np.abs(few - many) < 1e-3).mean(axis=(1, 2, 3)).min() > 0.98
+    small.close()
+    for call in (small.logits, lambda x: small.loss_gradient(x, labels), lambda x: small.pgd(x, labels),
+                 lambda x: small.classify(x, labels)):
+        with pytest.raises(ValueError, match='this classifier is closed'):
+            call(pixels)
     small.close()
 
 
@@ -218,6 +224,25 @@ def test_wrong_labels(clf, labels, text):
 def test_wrong_attack(clf, wrong, text):
     with pytest.raises(ValueError, match=text):
         clf.pgd(photos(2), [0, 1], **wrong)
+
+
+@pytest.mark.parametrize('wrong, text', [
+    (dict(path=None), 'name of a file, not None'), (dict(path=7), 'name of a file, not 7'),
+    (dict(batch=0), 'batch is a whole number from 1 .*, not 0'), (dict(batch=-1), 'batch'), (dict(batch=1.5), 'batch'),
+    (dict(batch=None), 'batch'), (dict(image_size=0), 'image_size'), (dict(image_size='224'), 'image_size'),
+    (dict(image_size=2000000), 'image_size is a whole number from 1 to 8192, not 2000000'),
+    (dict(path=''), 'no checkpoint'), (dict(arch=None), 'no architecture'), (dict(depth=None), 'no depth')])
+def test_wrong_arguments_of_loading(weights_file, wrong, text):
+    with pytest.raises(InputError, match=text):
+        load_classifier(**dict(dict(path=weights_file('ResNet'), arch='ResNet', depth=14, image_size=SIZE), **wrong))
+
+
+@pytest.mark.parametrize('images', [
+    np.zeros((2, SIZE, SIZE, 3), bool), np.zeros((2, SIZE, SIZE, 3), complex), np.full((2, SIZE, SIZE, 3), None), None])
+def test_images_that_are_no_numbers(clf, images):
+    for call in clf.logits, lambda x: clf.loss_gradient(x, [0, 1]), lambda x: clf.pgd(x, [0, 1]):
+        with pytest.raises(ValueError, match='images are numbers, uint8 or float, not'):
+            call(images)
 
 
 def test_wrong_layout(weights_file):

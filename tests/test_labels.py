@@ -149,10 +149,24 @@ def test_images_that_val_txt_leaves_out_are_told(root, caplog):
     assert '1 images' in caplog.text and '2.png' in caplog.text
 
 
-def test_class_folders_win_over_a_val_txt_beside_them(root):
-    put(root, 'val/cat/1.png', 'val/ant/1.png')
-    write(root, 'val.txt', 'ILSVRC2012_val_00000001.JPEG 65\n')
+@pytest.mark.parametrize('place', ['val.txt', 'val/val.txt'])
+def test_class_folders_win_over_a_val_txt_beside_them(root, caplog, place):
+    put(root, 'val/cat/1.png', 'val/ant/1.png', 'train/cat/1.png', 'train/ant/1.png')
+    path = write(root, place, 'ILSVRC2012_val_00000001.JPEG 65\n')
     assert load_dataset(root, 'val').labels == [0, 1]
+    assert caplog.text.count('%s is not read: the class folders' % path) == 1
+    caplog.clear()
+    load_dataset(root, 'train')
+    assert caplog.text == ''
+
+
+def test_what_is_no_regular_file_is_not_waited_for(root, tmp_path):
+    put(root, 'val/cat/1.png', 'val/ant/1.png')
+    os.mkfifo(str(tmp_path / 'pipe'))
+    for path in (str(tmp_path / 'pipe'), '/dev/zero'):
+        assert error(load_dataset, root, 'val', path) == 'cannot read %s: it is not a file' % path
+    os.mkfifo(os.path.join(root, 'synsets.txt'))
+    assert 'synsets.txt: it is not a file' in error(load_dataset, root, 'val')
 
 
 def test_two_val_txt(root):
@@ -185,10 +199,10 @@ def test_images_that_would_be_left_out(root, stray, expected):
 
 
 def test_every_file_of_a_class_folder_counts_but_hidden_ones(root):
-    put(root, 'val/cat/notes.txt', 'val/ant/1', 'val/README')
+    put(root, 'val/cat/notes.txt', 'val/cat/1.png', 'val/ant/1', 'val/README')
     put(root, 'val/cat/._1.png', 'val/cat/.DS_Store', 'val/.git/x')
-    assert relative(root, load_dataset(root, 'val').paths) == ['val/ant/1', 'val/cat/notes.txt']
-    assert count_images(root, 'val') == 2
+    assert relative(root, load_dataset(root, 'val').paths) == ['val/ant/1', 'val/cat/1.png', 'val/cat/notes.txt']
+    assert count_images(root, 'val') == 3
 
 
 def test_links_count_as_what_they_point_to(root, tmp_path):

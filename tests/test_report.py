@@ -11,6 +11,8 @@ import pytest
 from evaluating import alone, evaluate
 from photos import write_split
 
+from runtime.errors import InputError
+
 BROWSER = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
 
@@ -99,3 +101,10 @@ def test_bad_input(python, tmp_path, content, said):
     done = python('-m', 'tools.report', tmp_path / 'r.json', '--out', tmp_path / 'out')
     assert done.returncode == 2 and said in done.stderr and done.stderr.count('\n') == 1
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    from tools.report import read_results
+    os.mkfifo(str(tmp_path / 'pipe'))
+    with pytest.raises(InputError, match='pipe: it is not a file'):
+        read_results(str(tmp_path / 'pipe'))

@@ -1,4 +1,5 @@
 """Wrong set-ups are noticed before a long run: red and blue exchanged, shifted labels, a network that knows nothing."""
+import json
 import os
 
 import cv2
@@ -70,6 +71,19 @@ def test_an_evaluation_warns_and_goes_on(root, own_classes, weights_file, wrong,
     assert len(warnings) == (said is not None), done.stderr
     assert said is None or said in warnings[0]
     assert 'Top1 Error: ' in done.stdout
+
+
+def test_a_continued_evaluation_records_the_same(root, own_classes, weights_file, tmp_path):
+    data = own_classes(shift=1)
+    recorded = []
+    for name in ('whole', 'continued'):
+        done = evaluate(root, alone, data, weights_file(), '--attack-iter', 0, '--preprocess', 'resize', '--batch', 20,
+                        '--journal', tmp_path / 'j', '--results', tmp_path / name)
+        recorded.append(json.loads((tmp_path / name).read_text())['warnings'])
+        lines = (tmp_path / 'j').read_bytes().splitlines(True)
+        (tmp_path / 'j').write_bytes(b''.join(lines[:2]))
+    assert '20/60' in done.stderr and done.stderr.count('labels are likely shifted') == 1
+    assert recorded[0] == recorded[1] and 'labels are likely shifted' in recorded[0][0]
 
 
 def test_a_constant_network_is_no_swap():

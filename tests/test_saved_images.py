@@ -1,4 +1,6 @@
 """Attacked images on disk: their pixel values, their folder, their manifest. And how an evaluation is dealt out."""
+import os
+
 import numpy as np
 import pytest
 
@@ -54,14 +56,43 @@ def test_folder_that_cannot_be(tmp_path):
 
 @pytest.mark.parametrize('text, said', [
     ('', 'is no manifest'), ('name,class\n', 'is no manifest'), ('file,label\n', 'lists no image'),
-    ('file,label\na.png,cat\n', 'line 2: invalid literal'),
+    ('file,label\na.png,cat\n', "line 2: label is 'cat', and must be a whole number, 0 or more"),
+    ('file,label\na.png,1.5\n', "line 2: label is '1.5'"), ('file,label\na.png,-1\n', "line 2: label is '-1'"),
+    ('file,label\n\na.png,\n', 'line 3: the image has no label'), ('file,label\n,1\n', 'line 2: the image has no name'),
+    ('file,label\na.png,1,2\n', 'line 2: it has 3 values, and the first line names 2 columns'),
+    ('file,label,label\na.png,1,2\n', 'line 1: the column `label` is there twice'),
+    ('file,label,target\na.png,1,x\n', "line 2: target is 'x'"),
+    ('file,label,target\na.png,1,-2\n', "line 2: target is '-2'"),
+    ('file,label,target\na.png,1,1\n', 'line 2: a.png has its label as its target'),
+    ('file,label,epsilon\na.png,1,nan\n', "line 2: epsilon is 'nan', and must be a number, 0 or more"),
+    ('file,label,epsilon\na.png,1,inf\n', "line 2: epsilon is 'inf'"),
+    ('file,label,epsilon\na.png,1,-8\n', "line 2: epsilon is '-8'"),
+    ('file,label,attack_iter\na.png,1,2.5\n', "line 2: attack_iter is '2.5', and must be a whole number"),
+    ('file,label\na\0.png,1\n', 'm.csv.* line'),
+    ('file,label\na.png,1\n"' + 'x' * 200000 + '",1\n', 'line 2: behind it is a line that no CSV has'),
     ('file,label\na.png,1\n./a.png,2\n', 'line 3: ./a.png is listed twice'),
-    ('file,label,attack_iter,epsilon\na.png,1,ten,16\n', 'line 2: could not convert'),
-    ('file,label\na.png\n', 'line 2')])
+    ('file,label,attack_iter,epsilon\na.png,1,ten,16\n', "line 2: attack_iter is 'ten'"),
+    ('file,label\na.png\n', 'line 2: it has 1 values')])
 def test_manifest_that_is_none(tmp_path, text, said):
     (tmp_path / 'm.csv').write_text(text)
     with pytest.raises(InputError, match=said):
         read_manifest(str(tmp_path / 'm.csv'))
+
+
+def test_what_a_manifest_says(tmp_path):
+    """With columns of its own, an empty line, and numbers in other forms."""
+    (tmp_path / 'm.csv').write_text('mine,file,label,target,attack_iter,epsilon\n,a,1,,10,8.5\n\nx,b,2,-1,0.0,16\n'
+                                    'x,"c,d",3,4,,\nx,e, 5 ,,,\n')
+    listed = read_manifest(str(tmp_path / 'm.csv'))
+    assert [tuple(row) for row in listed.values()] == [
+        (1, -1, (10, 8.5), False), (2, -1, (0, 16), True), (3, 4, (), False), (5, -1, (), True)]
+    assert list(listed) == [os.path.realpath(str(tmp_path / name)) for name in ('a', 'b', 'c,d', 'e')]
+
+
+def test_a_manifest_that_is_no_file(tmp_path):
+    os.mkfifo(str(tmp_path / 'pipe'))
+    with pytest.raises(InputError, match='pipe: it is not a file'):
+        read_manifest(str(tmp_path / 'pipe'))
 
 
 class FakeWorld:

@@ -1,5 +1,7 @@
 """Black-box scoring: main.py --eval-directory on folders of all sorts of files."""
 import os
+import resource
+import threading
 
 from runtime.compat import tf
 
@@ -9,6 +11,9 @@ import pytest
 from photos import photographs
 from PIL import Image
 
+from evaluation.scoring import write_predictions
+from runtime.errors import RunError
+from third_party.images import resized_image
 from tools.mpi import read_figures
 
 SMALL = ['--arch', 'ResNet', '-d', '14', '--image-size', '32']
@@ -82,6 +87,63 @@ def test_nothing_to_score(python, tmp_path, weights_file, make, said):
     make(folder)
     done = score(python, folder, weights_file(), tmp_path / 'out.txt')
     assert done.returncode in (1, 2) and said in done.stderr and 'Traceback' not in done.stderr
+
+
+# --- what the system refuses for a while, or for good -----------------------------------------------------------------
+
+class Refused:
+    """Prepares images; when it has made so many, no file can be opened any more, for some seconds or for ever."""
+
+    def __init__(self, images, seconds):
+        self.left, self.seconds, self.lock = images, seconds, threading.Lock()
+        self.limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def __call__(self, image, size):
+        with self.lock:
+            self.left -= 1
+            if self.left == 0:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (3, self.limits[1]))
+                if self.seconds:
+                    threading.Timer(self.seconds, self.end).start()
+        return resized_image(image, size)
+
+    def end(self):
+        resource.setrlimit(resource.RLIMIT_NOFILE, self.limits)
+
+
+MANY, AT_ONCE = 48, 16
+
+
+@pytest.fixture
+def many(tmp_path):
+    """A folder of images: a batch, and twice, and more, as many as are read at the same time by threads."""
+    (tmp_path / 'many').mkdir()
+    for i in range(MANY):
+        cv2.imwrite(str(tmp_path / 'many' / ('%02d.png' % i)), np.full((32, 32, 3), 5 * i, np.uint8))
+    return tmp_path / 'many'
+
+
+def score_while_refused(classifier, folder, out, seconds):
+    prepare = Refused(classifier().batch + AT_ONCE, seconds)
+    try:
+        write_predictions(classifier(), str(folder), str(out), prepare=prepare, pauses=[0.1] * 20)
+    finally:
+        prepare.end()
+
+
+def test_files_that_cannot_be_opened_for_a_while_are_tried_again(classifier, many, tmp_path):
+    score_while_refused(classifier, many, tmp_path / 'p.txt', 0.5)
+    assert len(read(tmp_path / 'p.txt')) == MANY and sorted(os.listdir(str(tmp_path))) == ['many', 'p.txt']
+
+
+def test_predictions_so_far_are_kept_where_files_cannot_be_opened(classifier, many, tmp_path):
+    with pytest.raises(RunError, match='Too many open files: the limit is 3 .*; the predictions so far are in') as info:
+        score_while_refused(classifier, many, tmp_path / 'p.txt', None)
+    kept = str(info.value).rsplit(' ', 1)[1]
+    assert sorted(os.listdir(str(tmp_path))) == sorted(['many', os.path.basename(kept)])
+    done = read(kept)
+    assert [path for path, _ in done] == ['%s/%02d.png' % (many, i) for i in range(len(done))]
+    assert len(done) in range(classifier().batch, MANY)
 
 
 # --- figures that can't be known -------------------------------------------------------------------------------------

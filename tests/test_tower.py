@@ -102,6 +102,21 @@ def test_cost_and_metrics_equal_numpy(tower):
     assert success == pytest.approx((order[:, 0] == target).mean())
 
 
+def test_without_an_attack_its_success_is_unknown(tower):
+    """It is no figure of a standard training, of which it would be 0."""
+    def summaries(graph):
+        return {op.name.split('/')[-1] for op in graph.get_collection(tf.GraphKeys.SUMMARIES)
+                for op in [op.op]} | {v.name for v in graph.get_operations() if 'EMA/attack-success-rate' in v.name}
+
+    with tf.Graph().as_default() as graph:
+        model = AdversarialModel(Network('ResNet', 14, 10), NoOpAttacker(), 32, mode=Mode(), attack_mode=Mode())
+        with TrainTowerContext(''):
+            model.build_graph(*[tf.placeholder(spec.dtype, spec.shape, name=spec.name) for spec in model.inputs()])
+    attacked, plain = [' '.join(summaries(g)) for g in (tower['graph'], graph)]
+    assert 'train-error-top1' in attacked and 'train-error-top1' in plain
+    assert 'attack-success-rate' in attacked and 'attack-success-rate' not in plain
+
+
 def test_optimizer_is_nesterov_momentum(session):
     model = AdversarialModel(Network('ResNet', 14), NoOpAttacker(), 32, mode=Mode(), attack_mode=Mode())
     value = tf.get_variable('value', initializer=[1.0, -2.0])

@@ -180,14 +180,17 @@ def test_a_server_that_dies_ends_the_training(root, checkout, data, server):
     assert trainer.returncode == 2 and 'serve-data.py --data DIR --batch 4' in stderr and 'Traceback' not in stderr
 
 
-def test_a_corrupt_validation_image_ends_the_training(root, checkout, data, server):
-    endpoint, _ = server
+def test_corrupt_validation_images_are_named_before_the_first_step(root, checkout, data):
+    """All of them, when there is no server and no log directory yet."""
     shutil.copytree(data, str(checkout / 'data'))
-    bad = checkout / 'data' / 'val' / 'c3' / '003.jpg'
-    bad.write_bytes(bad.read_bytes()[:300])
-    done = train(root, checkout, 2, '--endpoint', endpoint, '--data', str(checkout / 'data'), '--attack-iter', '0',
-                 '--training-eval', 'clean', '--max-epoch', '2', status=2, timeout=120)
-    assert '003.jpg is not a readable image' in done.stderr and 'Traceback' not in done.stderr
+    bad = [checkout / 'data' / 'val' / ('c%d' % k) / ('%03d.jpg' % k) for k in (3, 7)]
+    for path in bad:
+        path.write_bytes(path.read_bytes()[:300])
+    done = train(root, checkout, 2, '--endpoint', 'ipc://%s' % (checkout / 'none'), '--data', str(checkout / 'data'),
+                 '--attack-iter', '0', '--training-eval', 'clean', '--max-epoch', '2', status=2, timeout=120)
+    assert '2 of the 9 images would stop the evaluation' in done.stderr and 'Traceback' not in done.stderr
+    assert all('%s is not a readable image' % path in done.stderr for path in bad)
+    assert not os.path.exists(str(checkout / 'train_log'))
 
 
 @RECEIVERS

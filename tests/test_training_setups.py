@@ -48,7 +48,11 @@ def test_micro_batches_are_one_step(root, tmp_path, weights_file):
     Job(root, tmp_path, None, *flags, '--base-lr', '0.2', '--logdir', 'one').end()
     text = Job(root, tmp_path, None, *flags, '--base-lr', '0.1', '--accumulate', '2', '--logdir', 'two').end()
     assert '1 ranks, total batch 8, 2 steps an epoch, peak learning rate 0.003125' in text
+    # a training without an attack knows nothing of an attack's success
+    assert re.search(r'step 2/2: .*, error \d\S+, success n/a; epoch ends', text)
     logs = [tmp_path / 'train_log' / (NAME % (1, 0) + suffix) for suffix in ('-one', '-two')]
+    assert not any('attack-success-rate' in record for record in statistics(logs[1]))
+    assert 'train-error-top1' in statistics(logs[1])[-1]
     shutil.copytree(str(logs[1]), str(tmp_path / 'cut'))
     for name in os.listdir(str(tmp_path / 'cut')):
         if name.startswith('model-4.'):

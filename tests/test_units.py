@@ -9,6 +9,7 @@ import pytest
 from evaluating import SMALL, alone, evaluate
 from photos import write_split
 
+from inference import load_classifier
 from runtime.pixels import mistaken_attack, mistaken_images
 
 
@@ -30,6 +31,7 @@ def test_attacks(epsilons, step_size, said):
 
 @pytest.mark.parametrize('scale, dtype, said', [
     (255, np.float32, False), (1, np.float32, True), (1, np.float64, True), (1, np.float16, True),
+    (1.03, np.float32, True), (2, np.float32, True), (2.06, np.float32, True), (3, np.float32, False),
     (0.2, np.float32, True), (0, np.float32, False), (255, np.uint8, False), (0, np.uint8, False)])
 def test_images(scale, dtype, said):
     images = (helpers.images(3, 32) / 255 * scale).astype(dtype)
@@ -37,23 +39,30 @@ def test_images(scale, dtype, said):
     assert bool(mistaken_images(images)) == said
 
 
-def test_the_python_api_says_so_and_goes_on(classifier, caplog):
-    clf, images, labels = classifier(), helpers.images(3, 32), np.arange(3)
+def test_the_python_api_says_so_once_and_goes_on(weights_file, caplog):
+    clf = load_classifier(weights_file(), depth=14, image_size=32)
+    images, labels = helpers.images(3, 32), np.arange(3)
     calls = [lambda x: clf.logits(x), lambda x: clf.loss_gradient(x, labels), lambda x: clf.pgd(x, labels, steps=1),
              lambda x: clf.classify(x, labels)]
     for call in calls:
         for good in (images, images.astype(np.float32), np.zeros_like(images, np.float32)):
             call(good)
-        assert not caplog.records
-        call(images / 255.)
-        assert len(caplog.records) == 1 and 'images are in [0, 255]' in caplog.text
-        assert caplog.records[0].levelno == logging.WARNING
-        caplog.clear()
-    clf.pgd(images, labels, steps=2, epsilon=8 / 255)
+    assert not caplog.records
+    for scale in (255, 127.5, 250):  # of the batches of a data set the largest pixels are different ones
+        for call in calls:
+            call(images / scale)
+    assert len(caplog.records) == 1 and 'images are in [0, 255]' in caplog.text
+    assert caplog.records[0].levelno == logging.WARNING
+    caplog.clear()
+    for _ in range(2):
+        clf.pgd(images, labels, steps=2, epsilon=8 / 255)
     assert len(caplog.records) == 1 and 'epsilon 0.0313725 is below one pixel' in caplog.text
     caplog.clear()
-    clf.pgd(images, labels, steps=0, epsilon=8 / 255)
+    clf.pgd(images, labels, steps=0, epsilon=4 / 255)
     assert not caplog.records
+    clf.pgd(images, labels, steps=1, epsilon=4 / 255)  # another mistake
+    assert len(caplog.records) == 1
+    clf.close()
 
 
 @pytest.fixture(scope='module')
@@ -81,4 +90,7 @@ def test_a_training_says_so(python, root, tmp_path):
     done = python(root + '/main.py', '--fake', '--steps-per-epoch', '1', '--max-epoch', '1', '--batch', '2',
                   '--attack-iter', '1', '--attack-epsilon', '0.0314', '--training-eval', 'none', *SMALL, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count('main.py: warning: epsilon 0.0314 is below one pixel') == 1
+    said = 'epsilon 0.0314 is below one pixel'
+    assert done.stderr.count('main.py: warning: ' + said) == 1
+    log, = (tmp_path / 'train_log').glob('*/log.log')  # what remains of the training
+    assert log.read_text().count(said) == 1

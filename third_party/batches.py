@@ -9,6 +9,7 @@ import numpy as np
 
 from runtime.cores import usable_cores
 from runtime.errors import InputError
+from runtime.limits import retried
 from third_party.imagenet import Dataset
 from third_party.images import check_decodable, read_file
 from third_party.preparations import Preparation
@@ -48,11 +49,12 @@ def validation_batches(dataset: Dataset, parts: Sequence[Sequence[int]], *, imag
                        preparation: Preparation, threads: Optional[int] = None) -> Iterator[Batch]:
     """Yield a batch for each of the `parts`, which are positions in the data set, of images that are prepared.
 
-    Raises InputError naming the file when an image can't be read: leaving it out would give a wrong result.
+    Raises InputError naming the file when an image can't be read: leaving it out would give a wrong result. What the
+    system refuses (open files, memory) is tried again, and a RunError in the end.
     """
     threads = threads or min(16, usable_cores())
     largest = max(map(len, parts), default=0)
-    images = map_ahead(lambda i: preparation.load(dataset.paths[i], image_size),
+    images = map_ahead(lambda i: retried(lambda: preparation.load(dataset.paths[i], image_size)),
                        itertools.chain.from_iterable(parts), threads=threads, ahead=2 * largest + threads)
     for part in parts:
         yield Batch(np.stack([next(images) for _ in part]), np.array([dataset.labels[i] for i in part], np.int32),

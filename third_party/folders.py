@@ -8,10 +8,16 @@ import re
 from typing import List, Tuple
 
 from runtime.errors import InputError
+from runtime.files import require_file
 
 # What is meant as an image, and is not left out silently. A GIF is named as one that cannot be read.
 IMAGE_ENDINGS = ('.jpeg', '.jpg', '.jpe', '.png', '.bmp', '.gif', '.tif', '.tiff', '.webp', '.ppm', '.pgm',
                  '.jp2')
+# Of JPEG, PNG, GIF, BMP, TIFF, WebP, PPM and its like, JPEG 2000: a class's images need not have endings
+IMAGE_BEGINNINGS = re.compile(rb'''
+    \xff\xd8 | \x89PNG | GIF8 | BM.{4}\0\0\0\0 | II\*\0 | MM\0\* | RIFF.{4}WEBP | P[1-7]\s
+    | \0\0\0\x0cjP | \xff\x4f\xff\x51
+    ''', re.VERBOSE | re.DOTALL)
 # In any case: file systems of Windows and macOS don't keep it.
 SYSTEM_FOLDERS = re.compile(r"""
     lost\+found | system\ volume\ information | \$recycle\.bin | found\.\d{3}     # repairs, Windows
@@ -42,15 +48,31 @@ def list_folder(path: str) -> Tuple[List[str], List[str]]:
     return sorted(folders, key=lambda name: name + '/'), sorted(files)
 
 
-def has_entries(path: str) -> bool:
-    """Tell whether anything but hidden and systems' things is in a folder; False where there is no such folder."""
+def has_images(path: str) -> bool:
+    """Tell whether a folder has a file that may be meant as an image, or a folder, which is no part of a class and is
+    named as such; False where there is no such folder."""
     if not os.path.isdir(path):
         return False
     try:
         with os.scandir(path) as entries:  # the first will do: a class may have a million
-            return any(_counts(entry) for entry in entries)
+            return any(entry.is_dir() or may_be_image(entry.path) for entry in entries if _counts(entry))
     except OSError as e:
         raise InputError('cannot read the folder %s: %s' % (path, e.strerror))
+
+
+def may_be_image(path: str) -> bool:
+    """Tell whether a file may be meant as an image: by its name, or by how it begins, unless it is empty and its name
+    has no ending."""
+    if path.lower().endswith(IMAGE_ENDINGS):
+        return True
+    if not os.path.isfile(path):  # what is wrong with it is said by those who list it
+        return True
+    try:
+        with open(path, 'rb') as f:
+            begin = f.read(12)
+    except OSError:
+        return True
+    return bool(IMAGE_BEGINNINGS.match(begin)) or not begin and '.' not in os.path.basename(path)
 
 
 def scan(path: str) -> List[os.DirEntry]:
@@ -80,6 +102,7 @@ def require_folder(path: str) -> None:
 
 def read_lines(path: str) -> List[str]:
     """Return the stripped lines of a text file; empty ones are allowed at its end only."""
+    require_file(path)
     try:
         # names of files are bytes: what is not UTF-8 in them is kept
         with open(path, encoding='utf-8-sig', errors='surrogateescape') as f:

@@ -11,9 +11,10 @@ sorted names of the class folders. Class folders are those in train/ (those in v
 set) that have an image in train/ or val/. A flat val/ with nothing else to tell the classes has ILSVRC-2012's.
 
 Names that start with a dot are ignored everywhere, and so are the folders that systems make (see
-folders.py). Every other file of a class folder is an image of the
+folders.py). Every other file of a folder that has an image is an image of the
 set, whatever its name ends in: what cannot be decoded is for the reader to report, as a file left out here
-would make the set silently smaller. Symbolic links to folders and files count as what they point to.
+would make the set silently smaller. A folder whose files are all of another kind (a README.txt) has no image.
+Symbolic links to folders and files count as what they point to.
 
 All orders are those of `sorted()` on strings, so they are the same on every machine and in every locale.
 """
@@ -22,11 +23,26 @@ import logging
 import os
 import re
 from dataclasses import dataclass
-from typing import List, Optional, Sequence, Tuple
+from typing import Dict, List, Optional, Sequence, Tuple
 
 from runtime.errors import InputError
-from third_party.folders import IMAGE_ENDINGS, has_entries, list_folder, read_lines, require_folder, scan
-from third_party.label_file import find_label_file, labelled_by_file, labels_in
+from third_party.class_folders import (
+    has_image_in_a_split,
+    in_order_of_numbers,
+    is_number,
+    place_of,
+    warn_of_mixed_numbers,
+    warn_of_no_classes,
+)
+from third_party.folders import (
+    IMAGE_ENDINGS,
+    list_folder,
+    may_be_image,
+    read_lines,
+    require_folder,
+    scan,
+)
+from third_party.label_file import find_label_file, label_files, labelled_by_file, labels_in
 
 ILSVRC_FILE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'ilsvrc2012_synsets.txt')
 
@@ -67,11 +83,16 @@ def load_dataset(data_dir: str, split: str, classes_file: Optional[str] = None) 
     """
     names = class_names(data_dir, classes_file)
     source = _classes_file(data_dir, classes_file)
+    index = _index(names, source)
     label_file = find_label_file(data_dir) if split == 'val' else None
     if label_file:
-        paths, labels = labelled_by_file(os.path.join(data_dir, split), label_file, names, source)
+        paths, labels = labelled_by_file(os.path.join(data_dir, split), label_file, names, source, index)
     else:
-        paths, labels = _labelled_by_folder(os.path.join(data_dir, split), names, source)
+        ignored = label_files(data_dir) if split == 'val' else []
+        paths, labels = _labelled_by_folder(os.path.join(data_dir, split), names, source, index)
+        if ignored:
+            logger.warning('%s is not read: the class folders in %s say what the labels are', ignored[0],
+                           os.path.join(data_dir, split))
     return Dataset(paths, labels, names)
 
 
@@ -112,9 +133,10 @@ def class_names(data_dir: str, classes_file: Optional[str] = None) -> List[str]:
         return ilsvrc
     label_file = find_label_file(data_dir)
     labels = set(labels_in(label_file)) if label_file else set()
-    used = [f for f in folders if f in labels or _has_image(data_dir, f)] or folders
+    used = [f for f in folders if f in labels or has_image_in_a_split(data_dir, f)] or folders
     known = set(ilsvrc).intersection(used)
     if len(known) == len(used):
+        warn_of_no_classes(data_dir, [f for f in folders if f not in ilsvrc])
         return ilsvrc
     odd = [f for f in used if not re.match(r'n\d{8}$', f)]
     if known and odd:  # most likely a stray folder, and sorted names would give every image a wrong label
@@ -122,40 +144,17 @@ def class_names(data_dir: str, classes_file: Optional[str] = None) -> List[str]:
                          'classes in label order with --classes FILE' % (data_dir, odd[0]))
     if len(used) < 2:
         raise InputError('%s has a single class, %s: that leaves nothing to classify' % (data_dir, used[0]))
-    numbers = all(re.match(r'[-+]?[0-9]+$', f) for f in used)
-    names = _in_order_of_numbers(data_dir, used) if numbers else used
-    empty = [_place(data_dir, f) for f in folders if f not in used]
+    empty = [f for f in folders if f not in used]
+    numbers = all(is_number(f) for f in used)
+    names = in_order_of_numbers(data_dir, used, empty) if numbers else used
     if empty and not numbers and used != folders[:len(used)] and any(label.isdigit() for label in labels):
         raise InputError('%s has numbers as labels, and it depends on the empty class folder %s what they mean: remove '
-                         'it, or name all classes in label order with --classes FILE' % (label_file, empty[0]))
-    if empty:
-        logger.warning('the class folder %s%s has no image in any split and is taken for no class: if it is one, name '
-                       'all classes in label order with --classes FILE', empty[0],
-                       ', one of %d such,' % len(empty) if len(empty) > 1 else '')
+                         'it, or name all classes in label order with --classes FILE'
+                         % (label_file, place_of(data_dir, empty[0])))
+    if not numbers:
+        warn_of_mixed_numbers(data_dir, names)
+    warn_of_no_classes(data_dir, empty)
     return names
-
-
-def _in_order_of_numbers(data_dir: str, folders: List[str]) -> List[str]:
-    """Sort names that are whole numbers as such, so that each is its label. Raises InputError unless they are 0..N-1.
-
-    With a gap, or from 1 on, nobody can tell whether a number or its place among them is meant.
-    """
-    ordered = sorted(folders, key=int)
-    wrong = [name for label, name in enumerate(ordered) if int(name) != label]
-    if wrong:
-        raise InputError('the class folders of %s are numbers, but not those from 0 to %d (%s would have label %d): '
-                         'name all classes in label order with --classes FILE'
-                         % (data_dir, len(folders) - 1, wrong[0], ordered.index(wrong[0])))
-    return ordered
-
-
-def _has_image(data_dir: str, folder: str) -> bool:
-    return any(has_entries(os.path.join(data_dir, split, folder)) for split in ('train', 'val'))
-
-
-def _place(data_dir: str, folder: str) -> str:
-    return next(path for path in (os.path.join(data_dir, split, folder) for split in ('train', 'val'))
-                if os.path.isdir(path))
 
 
 def _classes_file(data_dir: str, classes_file: Optional[str]) -> Optional[str]:
@@ -171,7 +170,7 @@ def read_classes(path: str) -> List[str]:
     and the rest is a remark. Raises InputError where the file can't be read, or has a class twice or a single one.
     """
     lines = read_lines(path)
-    if all(re.match(r'n\d{8}([\s,;:]|$)', line) for line in lines):
+    if _begin_with_wnids(lines):
         names = [line[:len('n01440764')] for line in lines]
     else:
         names = [line.split('\t')[0].strip() for line in lines]
@@ -181,6 +180,17 @@ def read_classes(path: str) -> List[str]:
     if len(names) < 2:
         raise InputError('%s: a single class leaves nothing to classify; write one a line' % path)
     return names
+
+
+def _begin_with_wnids(lines: List[str]) -> bool:
+    return all(re.match(r'n\d{8}([\s,;:]|$)', line) for line in lines)
+
+
+def _index(names: List[str], source: Optional[str]) -> Dict[str, int]:
+    """Return the label of every class's name, and of its whole line in the file where only a wnid was taken of it."""
+    lines = read_lines(source) if source else []
+    whole = {line: label for label, line in enumerate(lines)} if _begin_with_wnids(lines) else {}
+    return dict(whole, **{name: label for label, name in enumerate(names)})
 
 
 def ilsvrc_names() -> List[str]:
@@ -231,16 +241,18 @@ def find_images(directory: str) -> List[str]:
     return [os.path.join(directory, name) for name in sorted(found)]
 
 
-def _labelled_by_folder(top: str, names: List[str], source: Optional[str]) -> Tuple[List[str], List[int]]:
-    index = {name: i for i, name in enumerate(names)}
+def _labelled_by_folder(top: str, names: List[str], source: Optional[str],
+                        index: Dict[str, int]) -> Tuple[List[str], List[int]]:
     paths: List[str] = []
     labels: List[int] = []
     for folder in _class_folders(top):
         files = _class_files(os.path.join(top, folder))
         if files and folder not in index:
             raise _no_such_class(os.path.join(top, folder), names, source)
-        if not files and folder in index:  # the class keeps its label, as the others' depend on it
-            logger.warning('the class folder %s is empty', os.path.join(top, folder))
+        others = not files and bool(list_folder(os.path.join(top, folder))[1])
+        if not files and folder in index or others and source:  # a class keeps its label, as the others' depend on it
+            logger.warning('the class folder %s %s', os.path.join(top, folder),
+                           'has files, and none of them is an image' if others else 'is empty')
         paths.extend(os.path.join(top, folder, name) for name in files)
         labels.extend(index[folder] for _ in files)
     if not paths:
@@ -267,11 +279,12 @@ def _class_folders(top: str) -> List[str]:
 
 
 def _class_files(folder: str) -> List[str]:
+    """List all files of a class folder; none where no file is an image."""
     folders, files = list_folder(folder)
     if folders:
         raise InputError('%s is a folder inside a class folder: only files are expected there'
                          % os.path.join(folder, folders[0]))
-    return files
+    return files if any(may_be_image(os.path.join(folder, name)) for name in files) else []
 
 
 def _identity(path: str) -> Tuple[int, int]:

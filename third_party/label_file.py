@@ -14,8 +14,7 @@ logger = logging.getLogger(__name__)
 def find_label_file(data_dir: str) -> Optional[str]:
     """Find the val.txt of a flat validation set; None where val/ has class folders instead."""
     top = os.path.join(data_dir, 'val')
-    places = (os.path.join(data_dir, 'val.txt'), os.path.join(top, 'val.txt'))
-    candidates = [path for path in places if os.path.isfile(path)]
+    candidates = label_files(data_dir)
     if not candidates or not os.path.isdir(top):
         return None
     folders, files = list_folder(top)
@@ -26,6 +25,12 @@ def find_label_file(data_dir: str) -> Optional[str]:
     return candidates[0]
 
 
+def label_files(data_dir: str) -> List[str]:
+    """List the files where a val.txt may be meant."""
+    places = (os.path.join(data_dir, 'val.txt'), os.path.join(data_dir, 'val', 'val.txt'))
+    return [path for path in places if os.path.isfile(path)]
+
+
 def labels_in(label_file: str) -> Iterator[str]:
     """List what may be meant as a label, of every line: its last word, and all after its first one."""
     for line in read_lines(label_file):
@@ -33,15 +38,15 @@ def labels_in(label_file: str) -> Iterator[str]:
         yield line.split(None, 1)[-1]
 
 
-def labelled_by_file(top: str, label_file: str, names: List[str], classes_file: Optional[str]
-                     ) -> Tuple[List[str], List[int]]:
+def labelled_by_file(top: str, label_file: str, names: List[str], classes_file: Optional[str],
+                     index: Dict[str, int]) -> Tuple[List[str], List[int]]:
     """Return the paths and labels of the images in val/ (`top`), sorted by the path within it.
 
-    names: of the classes, from the `classes_file` where there is one. Raises InputError, naming the line, for a file
-    that isn't there, isn't in val/ or was listed before, and for a label that no class has.
+    names: of the classes, from the `classes_file` where there is one; index: the label of all that names one. Raises
+    InputError, naming the line, for a file that isn't there, isn't in val/ or was listed before, and for a label that
+    no class has.
     """
     present = set(list_folder(top)[1])
-    index = {name: i for i, name in enumerate(names)}
     lines: Dict[str, int] = {}
     labels: Dict[str, int] = {}
     for number, line in enumerate(read_lines(label_file), 1):
@@ -62,17 +67,15 @@ def labelled_by_file(top: str, label_file: str, names: List[str], classes_file: 
 
 
 def _within(top: str, name: str, where: str) -> str:
-    """Return the one way to write a file's path within val/: `./a`, `b/../a` and `../val/a` are all `a`.
+    """Return the one way to write a file's path within val/: `./a`, `b/../a`, `../val/a` and `/data/val/a` are all `a`.
 
-    Links are not followed: many sets consist of links to a store elsewhere.
+    Links are not followed, but for those on the way to val/: many sets consist of links to a store elsewhere.
     """
-    if os.path.isabs(name):
-        raise InputError('%s: the file must be given by its path within %s, not from / on' % (where, top))
-    folder = os.path.abspath(top)
-    path = posixpath.normpath(posixpath.join(folder, name))
-    if not path.startswith(folder.rstrip('/') + '/'):
-        raise InputError('%s: the file is not in %s' % (where, top))
-    return os.path.relpath(path, folder)
+    path = posixpath.normpath(posixpath.join(os.path.abspath(top), name))
+    for folder in (os.path.abspath(top), os.path.realpath(top)):
+        if path.startswith(folder.rstrip('/') + '/'):
+            return os.path.relpath(path, folder)
+    raise InputError('%s: the file is not in %s' % (where, top))
 
 
 def _parse(line: str, where: str, index: Dict[str, int], names: List[str], classes_file: Optional[str]

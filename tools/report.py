@@ -24,6 +24,8 @@ from evaluation.saved_images import MANIFEST
 from nets import Network
 from runtime.command_line import Parser, run_command
 from runtime.errors import InputError
+from runtime.files import require_file
+from runtime.printing import check_stdout, say
 from third_party.images import decode
 from third_party.preparations import PREPARATIONS, Preparation
 
@@ -50,6 +52,7 @@ class Example(NamedTuple):
 
 def read_results(path: str) -> Dict[str, Any]:
     """Read a file that `main.py --eval --results` wrote. Raises InputError for anything else."""
+    require_file(path)
     try:
         with open(path) as f:
             results = json.load(f)
@@ -210,8 +213,8 @@ def main() -> int:
     parser.add_argument('results', nargs='+', metavar='RESULTS.json')
     parser.add_argument('--out', required=True, metavar='DIR')
     options = parser.parse_args(sys.argv[1:])
-    for path in write_report(options.results, options.out):
-        print(path)
+    check_stdout()
+    say('\n'.join(write_report(options.results, options.out)))
     return 0
 
 

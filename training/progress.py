@@ -112,10 +112,11 @@ class Progress(Callback):
         later = (self.max_epoch - self.epoch_num) * (total * per_step + self.between_epochs) + self.between_epochs
         done = (self.global_step - self.start.offset - 1) % total + 1
         logger.info('epoch %d/%d, step %d/%d: %.1f images/s, attack %.0f%%, waiting for data %.0f%%, loss %.3f, '
-                    'error %.3f, success %.3f; epoch ends in %s, training in %s' % (
+                    'error %.3f, success %s; epoch ends in %s, training in %s' % (
                         self.epoch_num, self.max_epoch, done, total, self.total_batch / per_step,
                         100 * min(1, self.attack_seconds / per_step), 100 * means[-1] * self.micro_batches / per_step,
-                        means[0], means[1], means[2], duration(epoch_left), duration(epoch_left + later)))
+                        means[0], means[1], '%.3f' % means[2] if self.attacked else 'n/a', duration(epoch_left),
+                        duration(epoch_left + later)))
         self.line_time = now
         self._clear()
 

@@ -13,6 +13,7 @@ from tensorpack.tfutils import DictRestore, SaverRestore
 
 import checkpoint
 from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker
+from evaluation.contents import read_contents
 from evaluation.outcomes import Strength
 from kernels.mode import attack_settings, native_mode
 from nets import Network, find_network
@@ -79,10 +80,15 @@ def run_training(options: argparse.Namespace) -> int:
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load) if options.load else [],
                     data=inputs.validation.listing(options.data) if inputs.validation else inputs.classes)
     warn_of_cost(options.attack_dtype, options.xla)
-    if inputs.attack.num_iter or (inputs.validation and options.training_eval == 'all'):
-        for mistake in mistaken_attack([inputs.attack.epsilon], inputs.attack.step_size):
-            log.warning('%s', mistake)
+    attacks = inputs.attack.num_iter or (inputs.validation and options.training_eval == 'all')
+    mistakes = mistaken_attack([inputs.attack.epsilon], inputs.attack.step_size) if attacks else []
+    for mistake in mistakes:
+        log.warning('%s', mistake)
+    if inputs.validation:  # a broken image would end it after an epoch, which may be hours
+        read_contents(inputs.validation, world, options.batch, PREPARATIONS[options.preprocess]().check)
     plan = make_plan(options, inputs, world)
+    for mistake in mistakes if world.is_chief else ():
+        logger.warning(mistake)  # once more, into the log file, which there is from now on
     if plan.start.epoch <= options.max_epoch or plan.catch_up:
         train(options, inputs, plan, world, stopper)
     stopper.ignore()
