@@ -173,9 +173,10 @@ def in_rounds(parts: Sequence[range], shares: Iterable[np.ndarray], world: World
     shares: the outcomes of this rank's parts, parts[world.rank::world.size]. Yields the same on all ranks: the next
     positions, and (N, num_strengths) of OUTCOME.
     """
-    shares = iter(shares)
+    remaining = iter(shares)
     for first in range(0, len(parts), world.size):
-        share = next(shares, None)  # in the last round some ranks have none
+        # An attack may take an hour, on some ranks more than on others; in the last round some have nothing to do.
+        share = world.patiently(lambda: next(remaining, None))
         outcomes = world.gather(np.zeros((0, num_strengths), OUTCOME) if share is None else share)
         outcomes['seconds'] /= world.size  # ranks work at the same time
         yield range(parts[first].start, parts[min(first + world.size, len(parts)) - 1].stop), outcomes

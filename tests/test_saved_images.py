@@ -4,6 +4,7 @@ import pytest
 
 from evaluation.outcomes import OUTCOME, Strength
 from evaluation.saved_images import check_directory, file_name, prepare_directory, quantised, read_manifest
+from runtime.distributed import World
 from runtime.errors import InputError
 
 
@@ -64,7 +65,7 @@ def test_manifest_that_is_none(tmp_path, text, said):
         read_manifest(str(tmp_path / 'm.csv'))
 
 
-class FakeWorld:
+class FakeWorld(World):
     def __init__(self, rank, size, gathered):
         self.rank, self.size, self.gathered = rank, size, gathered
 

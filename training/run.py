@@ -129,8 +129,11 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
     steps_per_epoch = options.steps_per_epoch or steps_in_epoch(images, total_batch)
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch)
     start, catch_up = Start(steps_per_epoch), False
-    if world.is_chief:
-        start = prepare_chief(options, inputs, world.size, steps_per_epoch)
+    # reading its checkpoints may take the chief minutes
+    prepared = world.patiently(lambda: prepare_chief(options, inputs, world.size, steps_per_epoch)
+                               if world.is_chief else None)
+    if prepared:
+        start = prepared
         catch_up = bool(start.checkpoint and inputs.validation and start.epoch > 1 and not start.step_of_epoch
                         and start.epoch - 1 not in evaluated_epochs(logger.get_logger_dir()))
         logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
