@@ -6,7 +6,7 @@ scored again, by another network (scoring.py).
 import csv
 import os
 import socket
-from typing import Dict, NamedTuple, Sequence, Tuple
+from typing import Dict, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -41,9 +41,8 @@ def prepare_directory(path: str, strengths: Sequence[Strength], *, continued: bo
     """
     try:
         os.makedirs(path, exist_ok=True)
+        check_unused(path, continued=continued)
         names = set(os.listdir(path))
-        if names and not continued:
-            raise InputError('%s is not empty: choose another folder for --save-adversarial, or remove it' % path)
         missing = [name for name in (file_name(i, s) for i in range(done) for s in strengths) if name not in names]
         if missing:
             raise InputError('%s lacks %d images that the journal says are there, such as %s: give the folder of the '
@@ -57,6 +56,12 @@ def prepare_directory(path: str, strengths: Sequence[Strength], *, continued: bo
         return token
     except OSError as e:
         raise cannot_write(path, e)
+
+
+def check_unused(path: str, *, continued: bool) -> None:
+    """Raise InputError where the folder holds something already, and no evaluation of it is continued."""
+    if not continued and os.path.isdir(path) and os.listdir(path):
+        raise InputError('%s is not empty: choose another folder for --save-adversarial, or remove it' % path)
 
 
 def check_directory(path: str, token: int) -> None:
@@ -122,3 +127,15 @@ def read_manifest(path: str) -> Dict[str, Listed]:
     if not listed:
         raise InputError('%s lists no image' % path)
     return listed
+
+
+def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
+    """Read the manifest that is given, or else the folder's own; empty without. Somebody else's manifest.csv is
+    none."""
+    own = os.path.join(directory, MANIFEST)
+    if given:
+        return read_manifest(given)
+    try:
+        return read_manifest(own)
+    except InputError:
+        return {}

@@ -9,8 +9,6 @@ from typing import Any, List, Optional, Union
 from runtime.errors import InputError, RunError
 
 FULL_OR_BROKEN = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # the machine's failure, not wrong input
-# What flock answers on a file system without locks (some of Lustre and NFS); of a rival's lock it says EWOULDBLOCK
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
 BUFFER = 1 << 16
 
 
