@@ -9,33 +9,35 @@ import argparse
 import logging
 import os
 import sys
-from typing import Any, Callable, List
+from typing import Any, Callable, List, Set
 
-from checkpoint import check_files
+from evaluation.preflight import inputs_of_evaluation, inputs_of_scoring
 from evaluation.preparation import default_preprocess
 from nets import find_network
-from runtime.command_line import Parser, end_on_interrupt, rank, run_command
+from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
-from runtime.files import check_folder, check_writable
-from runtime.launcher import check_alone, check_launch
 from runtime.pixels import LARGEST_IMAGE
-from third_party.imagenet import check_folders, class_names, find_images, load_dataset
 from third_party.preparations import PREPARATIONS
+from training.preflight import inputs_of_training
+
+log = logging.getLogger(__name__)
 
 
 def main() -> int:
-    """Do the job that the flags name. TensorFlow is loaded by the jobs, after the flags were checked."""
+    """Do the job that the flags name. The jobs load TensorFlow, after all was checked that can be without it."""
     options = parse_options(sys.argv[1:])
     end_on_interrupt('main.py')
-    check_inputs(options)
     if options.eval:
+        dataset = inputs_of_evaluation(options)
         from evaluation.run import run_evaluation
-        return run_evaluation(options)
+        return run_evaluation(options, dataset)
     if options.eval_directory:
+        folder = inputs_of_scoring(options)
         from evaluation.scoring import run_scoring
-        return run_scoring(options)
+        return run_scoring(options, folder.paths, folder.listed)
+    data = inputs_of_training(options)
     from training.run import run_training
-    return run_training(options)
+    return run_training(options, data.classes, data.validation)
 
 
 # --- flags -----------------------------------------------------------------------------------------------------------
@@ -46,11 +48,27 @@ MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before i
 ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
 
 
-def positive_int(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= LARGEST:
-        raise argparse.ArgumentTypeError('%s is not a positive number below 2**31' % text)
+# Flags that change nothing in a job: what somebody gives them for will not happen
+OF_TRAINING = ['fake', 'no_zmq_ops', 'endpoint', 'logdir', 'overwrite', 'accumulate', 'save_every_steps',
+               'starting_epoch', 'max_epoch', 'steps_per_epoch', 'base_lr', 'training_eval', 'data_timeout']
+WITHOUT_EFFECT = {'--eval': OF_TRAINING + ['prediction_file'],
+                  '--eval-directory': OF_TRAINING + ['data', 'classes', 'attack_iter', 'attack_epsilon', 'seed',
+                                                     'attack_step_size', 'attack_dtype', 'xla', 'use_fp16xla'],
+                  'training': ['seed', 'prediction_file']}
+
+
+def number_from(least: int, text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = -1
+    if not least <= value <= LARGEST:
+        raise argparse.ArgumentTypeError('%r is not a whole number from %d to %d' % (text, least, LARGEST))
     return value
+
+
+def positive_int(text: str) -> int:
+    return number_from(1, text)
 
 
 def image_size(text: str) -> int:
@@ -61,16 +79,16 @@ def image_size(text: str) -> int:
 
 
 def natural(text: str) -> int:
-    value = int(text)
-    if not 0 <= value <= LARGEST:
-        raise argparse.ArgumentTypeError('%s is not from 0 to 2**31 - 1' % text)
-    return value
+    return number_from(0, text)
 
 
 def positive_float(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
     if not 0 < value < LARGEST_FLOAT:
-        raise argparse.ArgumentTypeError('%s is not a positive number' % text)
+        raise argparse.ArgumentTypeError('%r is not a positive number' % text)
     return value
 
 
@@ -79,8 +97,8 @@ def several(of_one: Callable[[str], Any]) -> Callable[[str], List[Any]]:
     def parse(text: str) -> List[Any]:
         try:
             return list(dict.fromkeys(of_one(part) for part in text.split(',')))
-        except ValueError:
-            raise argparse.ArgumentTypeError('%r is no number, or several with commas between them' % text)
+        except argparse.ArgumentTypeError as e:
+            raise argparse.ArgumentTypeError('%s; several have commas between them' % e if ',' in text else str(e))
     return parse
 
 
@@ -88,10 +106,28 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
     """Return the command line as a plain object. Raises InputError for flags that are wrong or don't go together."""
     options = command_line().parse_args(arguments)
     check_options(options)
+    warn_of_unused(options, given_flags(arguments, options))
+    options.depth = find_network(options.arch, options.depth).depth
     options.xla = options.xla or options.use_fp16xla
     options.attack_dtype = options.attack_dtype or ('float16' if options.use_fp16xla else 'float32')
     options.preprocess = options.preprocess or default_preprocess(options.arch, bool(options.eval_directory))
     return options
+
+
+def given_flags(arguments: List[str], options: argparse.Namespace) -> Set[str]:
+    """Return the names of the flags that stand in the command, also where their values are the defaults."""
+    parser = command_line()
+    parser.set_defaults(**dict.fromkeys(vars(options)))
+    return {name for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+
+
+def warn_of_unused(options: argparse.Namespace, given: Set[str]) -> None:
+    """Name the given flags that change nothing in the job that was asked for."""
+    job = '--eval' if options.eval else '--eval-directory' if options.eval_directory else 'training'
+    unused = ['--' + name.replace('_', '-') for name in WITHOUT_EFFECT[job] if name in given]
+    if unused:
+        log.warning('%s %s no effect on %s', ', '.join(unused), 'has' if len(unused) == 1 else 'have',
+                    job if job.startswith('-') else 'a ' + job)
 
 
 def command_line() -> Parser:
@@ -227,73 +263,6 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError('--use-fp16xla means --attack-dtype float16, not %s: give one of them' % options.attack_dtype)
     if options.starting_epoch > options.max_epoch:
         raise InputError('--starting-epoch %d comes after --max-epoch %d' % (options.starting_epoch, options.max_epoch))
-
-
-# --- what the flags name ---------------------------------------------------------------------------------------------
-
-def check_inputs(options: argparse.Namespace) -> None:
-    """Raise InputError for what can be told to be wrong without TensorFlow, which takes seconds to load.
-
-    The jobs look at all of it again, and more closely: what they warn of is said by them.
-    """
-    logging.disable(logging.WARNING)
-    try:
-        if options.eval_directory:
-            check_scoring(options)
-        else:
-            check_launch()
-        find_network(options.arch, options.depth)
-        if options.eval:
-            load_dataset(options.data, 'val', options.classes)
-        elif not options.eval_directory and not options.fake:
-            check_training_data(options)
-            check_server(options)
-        if options.load:
-            check_files(options.load)
-        if rank() == '0':  # the others' machines need not have these places
-            check_places(options)
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def check_scoring(options: argparse.Namespace) -> None:
-    """Raise InputError where a folder of images can't be scored."""
-    check_alone('--eval-directory')
-    find_images(options.eval_directory)
-    check_writable(options.prediction_file)
-    if options.labels:
-        from evaluation.saved_images import read_manifest  # with OpenCV, which takes its time, too
-        read_manifest(options.labels)
-
-
-def check_server(options: argparse.Namespace) -> None:
-    """Raise InputError where no data server can be meant."""
-    from third_party.transport import check_endpoint, default_endpoint  # with ZeroMQ
-    check_endpoint(options.endpoint or default_endpoint(options.batch, options.image_size))
-
-
-def check_training_data(options: argparse.Namespace) -> None:
-    """Raise InputError where the data of a training is missing."""
-    class_names(options.data, options.classes)
-    if options.training_eval != 'none':
-        load_dataset(options.data, 'val', options.classes)
-    if rank() == '0':  # the chief counts the images of all
-        check_folders(options.data, 'train')
-
-
-def check_places(options: argparse.Namespace) -> None:
-    """Raise InputError where a job can't write what it would, or go on from what isn't there."""
-    for path in filter(None, [options.results, options.per_image]):
-        check_writable(path)
-    if options.journal:
-        from evaluation.journal import check_usable
-        check_usable(options.journal)
-    if options.save_adversarial:
-        check_folder(options.save_adversarial, 'cannot write %s: %s')
-    if options.resume and not os.path.isdir(options.resume):
-        raise InputError('--resume: there is no checkpoint in %s' % options.resume)
-    if not (options.eval or options.eval_directory):
-        check_folder(options.resume or 'train_log', 'cannot write the log directory %s: %s')
 
 
 if __name__ == '__main__':

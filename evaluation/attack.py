@@ -4,19 +4,22 @@ An image's target label and noise depend on the seed and on its position in the 
 attacked in the same batches whatever the number of ranks, and come back in the order of their positions, so what was
 finished is always the beginning of the set: an evaluation can be continued where it ended.
 """
+import contextlib
 import importlib
 import inspect
 import itertools
 import os
+import re
 import sys
 import time
+import traceback
 from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
 
 from runtime.compat import tf
 
 import numpy as np
 
-from adv_model import Attacker, AttackTower
+from adv_model import Attacker, AttackTower, PGDAttacker
 from evaluation.outcomes import OUTCOME, Strength, Tally
 from runtime import compat
 from runtime.bars import tqdm
@@ -58,6 +61,39 @@ def attacker_sha256(attacker: type) -> str:
     return sha256_of_files([inspect.getfile(attacker)])
 
 
+@contextlib.contextmanager
+def errors_of_attacker(attacker: Type[Attacker], kind: Type[Exception]) -> Iterator[None]:
+    """Make one line, an error of this `kind`, of what goes wrong in somebody's own attacker: it names the last line of
+    its file that was run."""
+    try:
+        yield
+    except (InputError, RunError):
+        raise
+    except Exception as e:  # whatever somebody else's class does
+        if attacker is PGDAttacker:
+            raise
+        steps = [step for step in traceback.extract_tb(e.__traceback__) if step.filename == inspect.getfile(attacker)]
+        where = ', %s, line %d' % (steps[-1].filename, steps[-1].lineno or 0) if steps else ''
+        text = str(e).strip()
+        of_op = re.search(r'^Node: .*\n(.+)', text, re.MULTILINE)  # TensorFlow 2 puts a page before what an op says
+        raise kind('the attacker %s fails (%s: %s%s)' % (attacker.__name__, type(e).__name__,
+                                                         of_op.group(1) if of_op else text.split('\n')[0], where))
+
+
+def check_attack(tower: AttackTower) -> None:
+    """Raise InputError where an attack does not return attacked images and target labels, as far as a graph tells."""
+    returned = [(tower.start, tower.target), (tower.advanced, tower.target)] if tower.shares_steps else [tower.attacked]
+    name = type(tower.attacker).__name__
+    for pair in returned:
+        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(tf.is_tensor, pair)):
+            raise InputError('the attacker %s does not return two tensors, attacked images and target labels' % name)
+        for what, tensor, like, fits in (('images', pair[0], tower.clean, pair[0].dtype.is_floating),
+                                         ('target labels', pair[1], tower.label, pair[1].dtype.is_integer)):
+            if not fits or not tensor.shape.is_compatible_with(like.shape):
+                raise InputError('the attacker %s returns %s of %s %s, not of %s %s' % (
+                    name, what, tensor.dtype.name, tensor.shape, like.dtype.name, like.shape))
+
+
 # --- a batch ---------------------------------------------------------------------------------------------------------
 
 class Attacked(NamedTuple):
@@ -89,7 +125,8 @@ def attacks(tower: AttackTower, session: tf.Session, batch: Batch, clean: np.nda
         else:
             for strength in group:
                 begin = time.perf_counter()
-                images, targets = session.run(tower.attacked, {**feed, **settings(tower, strength)})
+                with errors_of_attacker(type(tower.attacker), RunError):
+                    images, targets = session.run(tower.attacked, {**feed, **settings(tower, strength)})
                 yield strength, Attacked(images, targets, time.perf_counter() - begin)
 
 
@@ -98,11 +135,14 @@ def along_trajectory(tower: AttackTower, session: tf.Session, feed: Dict[tf.Tens
     """Attack a batch once, with the longest of a group, and read the others off on the way."""
     feed = {**feed, **settings(tower, group[0])}
     begin, paused, done = time.perf_counter(), 0.0, 0
-    current, state, targets = session.run([tower.start, tower.initial_state, tower.target], feed)
+    attacker = type(tower.attacker)
+    with errors_of_attacker(attacker, RunError):
+        current, state, targets = session.run([tower.start, tower.initial_state, tower.target], feed)
     for strength in group:
         feed.update({tower.current: current, tower.towards: targets, tower.steps: strength.num_iter - done})
         feed.update(zip(tower.state, state))
-        (current, state), done = session.run([tower.advanced, tower.next_state], feed), strength.num_iter
+        with errors_of_attacker(attacker, RunError):
+            (current, state), done = session.run([tower.advanced, tower.next_state], feed), strength.num_iter
         now = time.perf_counter()
         yield strength, Attacked(current, targets, now - begin - paused)
         paused += time.perf_counter() - now  # what others did with these images
@@ -128,6 +168,9 @@ def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strength
     clean = session.run(tower.clean, {tower.image: batch.images})
     classification = [tower.prediction, tower.in_top5]
     for strength, attacked in attacks(tower, session, batch, clean, strengths):
+        if attacked.images.shape != clean.shape or attacked.targets.shape != batch.labels.shape:
+            raise RunError('the attacker %s makes of %d images %s images and %s target labels' % (
+                type(tower.attacker).__name__, len(clean), attacked.images.shape, attacked.targets.shape))
         check_budget(attacked.images, clean, strength)
         column = outcomes[:, strengths.index(strength)]
         begin = time.perf_counter()
@@ -173,9 +216,10 @@ def in_rounds(parts: Sequence[range], shares: Iterable[np.ndarray], world: World
     shares: the outcomes of this rank's parts, parts[world.rank::world.size]. Yields the same on all ranks: the next
     positions, and (N, num_strengths) of OUTCOME.
     """
-    shares = iter(shares)
+    remaining = iter(shares)
     for first in range(0, len(parts), world.size):
-        share = next(shares, None)  # in the last round some ranks have none
+        # An attack may take an hour, on some ranks more than on others; in the last round some have nothing to do.
+        share = world.patiently(lambda: next(remaining, None))
         outcomes = world.gather(np.zeros((0, num_strengths), OUTCOME) if share is None else share)
         outcomes['seconds'] /= world.size  # ranks work at the same time
         yield range(parts[first].start, parts[min(first + world.size, len(parts)) - 1].stop), outcomes

@@ -9,29 +9,36 @@ named, and matters where it is done already.
 """
 import contextlib
 import errno
-import fcntl
 import itertools
 import json
 import logging
 import os
+import re
 import stat
 import zlib
-from typing import Any, Dict, Iterator, List, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence, Tuple
 
 import numpy as np
 
 from evaluation.outcomes import OUTCOME, OUTCOME_FIELDS
 from runtime.errors import InputError, RunError
-from runtime.files import NO_LOCKS, sync_folder
+from runtime.files import sync_folder
+from runtime.locks import InUse, is_locked, take_lock
 
 log = logging.getLogger(__name__)
 
 FORMAT = 'evaluation journal 2'
+NOT_A_FILE = 'cannot use the journal %s: it is not a file'
+IN_USE = 'the journal %s is in use by another evaluation: wait for it, or give another file'
 DIGITS = 16  # of the 64 of an image's SHA-256: they tell a file that changed, nobody forges one
 
 
-def check_usable(path: str) -> None:
-    """Raise InputError where no journal can be written at `path`, without making one."""
+def check_usable(path: str, facts: Callable[[], Dict[str, Any]] = dict) -> bool:
+    """Tell whether a journal was begun at `path`. Raises InputError where none can be written, without making one, or
+    it is no journal, of another evaluation or in use.
+
+    facts: returns some of those of this evaluation, where they are needed.
+    """
     problem = None
     try:
         os.close(os.open(path, os.O_RDWR))
@@ -45,6 +52,36 @@ def check_usable(path: str) -> None:
         problem = e.strerror
     if problem:
         raise InputError('cannot use the journal %s: %s' % (path, problem))
+    if not os.path.exists(path):
+        return False
+    if not os.path.isfile(path):
+        raise InputError(NOT_A_FILE % path)
+    if is_locked(path):
+        raise InputError(IN_USE % path)
+    with open(path, 'rb') as f:
+        first = f.readline()
+    header = parsed(first)
+    if header is None:
+        if not re.match(rb'([0-9a-f]{8} |[0-9a-f]{0,7}$)', first):  # a crash may have cut it off
+            raise InputError('%s is no journal: give another file' % path)
+        return False
+    ours = facts()
+    if isinstance(header.get('facts'), dict):  # the rest of them is compared when it is known
+        header['facts'] = {name: header['facts'].get(name) for name in ours}
+    compare(path, header, json.loads(json.dumps(dict(format=FORMAT, facts=ours))))
+    return True
+
+
+def compare(path: str, there: Dict[str, Any], here: Dict[str, Any]) -> None:
+    """Raise InputError where a journal, that begins with `there`, is of another evaluation than `here`."""
+    if there.get('format') != FORMAT:
+        raise InputError('%s does not begin as a journal of this version: give another file' % path)
+    theirs, ours = there['facts'], here['facts']
+    differing = ['%s is %s there and %s here' % (name, json.dumps(theirs.get(name)), json.dumps(ours.get(name)))
+                 for name in sorted(set(theirs) | set(ours)) if theirs.get(name) != ours.get(name)]
+    if differing:
+        raise InputError('the journal %s is of another evaluation: %s; give another file, or the same command'
+                         % (path, '; '.join(differing)))
 
 
 class Journal:
@@ -94,17 +131,14 @@ class Journal:
 
     def _begin(self, header: Dict[str, Any], num_images: int) -> None:
         if not stat.S_ISREG(os.fstat(self._file.fileno()).st_mode):
-            raise InputError('cannot use the journal %s: it is not a file' % self._path)
+            raise InputError(NOT_A_FILE % self._path)
         try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError('the journal %s is in use by another evaluation: wait for it, or give another file'
-                             % self._path)
-        except OSError as e:
-            if e.errno not in NO_LOCKS:
-                raise
+            unlocked = take_lock(self._file.fileno())
+        except InUse:
+            raise InputError(IN_USE % self._path)
+        if unlocked:
             log.warning('the journal %s can\'t be locked on its file system (%s): no other evaluation may use it '
-                        'meanwhile, and none would be noticed', self._path, e.strerror)
+                        'meanwhile, and none would be noticed', self._path, unlocked)
         end = self._check(header, num_images)
         self._file.truncate(end)
         if end == 0:
@@ -119,7 +153,7 @@ class Journal:
         for line, end in self._lines(header):
             if not self.existed:
                 self.existed = True
-                self._compare(line, json.loads(json.dumps(header)))
+                compare(self._path, line, json.loads(json.dumps(header)))
                 at_begin = line['images']
             elif line.get('first') == self.num_done and line['first'] + line['count'] <= num_images:
                 changed += self._changed(line['images'], self.num_done)
@@ -141,16 +175,6 @@ class Journal:
         """Return the paths of images, from position `first` on, whose digests were others `then`."""
         now = self._images[first:first + len(then)]
         return [self._paths[first + i] for i, (a, b) in enumerate(zip(then, now)) if a != b]
-
-    def _compare(self, there: Dict[str, Any], here: Dict[str, Any]) -> None:
-        if there.get('format') != FORMAT:
-            raise InputError('%s does not begin as a journal of this version: give another file' % self._path)
-        theirs, ours = there['facts'], here['facts']
-        differing = ['%s is %s there and %s here' % (name, json.dumps(theirs.get(name)), json.dumps(ours.get(name)))
-                     for name in sorted(set(theirs) | set(ours)) if theirs.get(name) != ours.get(name)]
-        if differing:
-            raise InputError('the journal %s is of another evaluation: %s; give another file, or the same command'
-                             % (self._path, '; '.join(differing)))
 
     def _lines(self, header: Optional[Dict[str, Any]] = None) -> Iterator[Tuple[Dict[str, Any], int]]:
         """Yield every whole line, with the position after it.

@@ -8,19 +8,19 @@ from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tu
 import numpy as np
 
 from adv_model import Attacker
-from checkpoint import Weights, checkpoint_files
+from checkpoint import Weights
 from evaluation.attack import attacker_sha256
+from evaluation.facts import early_facts
 from evaluation.journal import Journal
 from evaluation.outcomes import Figures, Strength
 from evaluation.results import ImageTables, attack_record, write_results
 from evaluation.saved_images import MANIFEST, prepare_directory
 from kernels.convolution import instruction_set
 from nets import Network
-from runtime.agreement import digest
 from runtime.distributed import World
 from runtime.errors import InputError, RunError
 from runtime.files import check_writable
-from runtime.fingerprint import code_sha256, sha256_of_files, versions
+from runtime.fingerprint import versions
 from third_party.imagenet import Dataset
 
 log = logging.getLogger(__name__)
@@ -38,16 +38,10 @@ class Inputs(NamedTuple):
 def evaluation_facts(options: argparse.Namespace, inputs: Inputs) -> Dict[str, Any]:
     """Return all that the outcomes depend on, but for rounding and what the image files hold: two evaluations with the
     same facts, of the same files, are the same one."""
-    network, attacker = inputs.network, inputs.attacker
+    attacker = inputs.attacker
     return dict(
-        arch=network.arch, depth=network.depth, classes=network.num_classes, image_size=options.image_size,
-        checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)),
-        paths_and_labels_sha256=digest(inputs.dataset.listing(options.data)).hex(),
-        num_images=len(inputs.dataset), seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
-        attacker='%s:%s' % (attacker.__module__, attacker.__name__), attacker_sha256=attacker_sha256(attacker),
-        strengths=[list(s) for s in inputs.strengths], saves_images=bool(options.save_adversarial),
-        preprocess=options.preprocess,
-        code_sha256=code_sha256(), versions=versions())
+        early_facts(options, inputs.dataset), attacker='%s:%s' % (attacker.__module__, attacker.__name__),
+        attacker_sha256=attacker_sha256(attacker), versions=versions())
 
 
 class Records:

@@ -9,8 +9,17 @@ from runtime.compat import ask_for_determinism, tf
 
 import checkpoint
 from adv_model import AttackTower, PGDAttacker
-from evaluation.attack import attack_batch, attacker_sha256, evaluate, load_attacker, with_progress
+from evaluation.attack import (
+    attack_batch,
+    attacker_sha256,
+    check_attack,
+    errors_of_attacker,
+    evaluate,
+    load_attacker,
+    with_progress,
+)
 from evaluation.contents import read_contents
+from evaluation.facts import strengths_of
 from evaluation.outcomes import Figures, Strength, Tally
 from evaluation.preparation import mistaken_preprocess
 from evaluation.records import Inputs, open_records
@@ -21,21 +30,24 @@ from nets import find_network
 from runtime.agreement import check_agreement
 from runtime.command_line import rank
 from runtime.distributed import World, connect
-from runtime.errors import RunError
+from runtime.errors import InputError, RunError
 from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
 from runtime.printing import check_stdout, say
-from third_party.imagenet import load_dataset
+from third_party.imagenet import Dataset
 from third_party.preparations import PREPARATIONS
 
 log = logging.getLogger(__name__)
 
 
-def run_evaluation(options: argparse.Namespace) -> int:
-    """Print the figures of every attack, keep what --results, --per-image, --journal and --save-adversarial ask for."""
+def run_evaluation(options: argparse.Namespace, dataset: Dataset) -> int:
+    """Print the figures of every attack, keep what --results, --per-image, --journal and --save-adversarial ask for.
+
+    dataset: the validation images of --data.
+    """
     if rank() == '0':
         check_stdout()
-    inputs = find_inputs(options)
+    inputs = find_inputs(options, dataset)
     world = connect()
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
                     data=inputs.dataset.listing(options.data), more_code=attacker_sha256(inputs.attacker))
@@ -76,16 +88,13 @@ def run_evaluation(options: argparse.Namespace) -> int:
     return 0
 
 
-def find_inputs(options: argparse.Namespace) -> Inputs:
+def find_inputs(options: argparse.Namespace, dataset: Dataset) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
     network = find_network(options.arch, options.depth)
-    dataset = load_dataset(options.data, 'val', options.classes)
     network = network._replace(num_classes=len(dataset.class_names))
     weights = checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
     attacker = load_attacker(options.attacker) if options.attacker else PGDAttacker
-    strengths = [Strength(k, epsilon, options.attack_step_size)
-                 for epsilon in options.attack_epsilon for k in options.attack_iter]
-    return Inputs(network, weights, dataset, attacker, strengths)
+    return Inputs(network, weights, dataset, attacker, strengths_of(options))
 
 
 @contextlib.contextmanager
@@ -94,8 +103,10 @@ def attacked_network(options: argparse.Namespace, inputs: Inputs,
     """Build the tower, and a session in which its network has its weights."""
     ask_for_determinism()
     with tf.Graph().as_default() as graph:
-        tower = AttackTower(inputs.network, options.image_size, mode=native_mode(), seed=options.seed,
-                            attacker=inputs.attacker, **attack_settings(options.attack_dtype, options.xla))
+        with errors_of_attacker(inputs.attacker, InputError):
+            tower = AttackTower(inputs.network, options.image_size, mode=native_mode(), seed=options.seed,
+                                attacker=inputs.attacker, **attack_settings(options.attack_dtype, options.xla))
+        check_attack(tower)
     with tf.Session(graph=graph, config=world.session_config()) as session:
         checkpoint.assign_weights(session, inputs.weights)
         yield tower, session

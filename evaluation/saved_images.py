@@ -42,9 +42,8 @@ def prepare_directory(path: str, strengths: Sequence[Strength], *, continued: bo
     """
     try:
         os.makedirs(path, exist_ok=True)
+        check_unused(path, continued=continued)
         names = set(os.listdir(path))
-        if names and not continued:
-            raise InputError('%s is not empty: choose another folder for --save-adversarial, or remove it' % path)
         missing = [name for name in (file_name(i, s) for i in range(done) for s in strengths) if name not in names]
         if missing:
             raise InputError('%s lacks %d images that the journal says are there, such as %s: give the folder of the '
@@ -58,6 +57,12 @@ def prepare_directory(path: str, strengths: Sequence[Strength], *, continued: bo
         return token
     except OSError as e:
         raise cannot_write(path, e)
+
+
+def check_unused(path: str, *, continued: bool) -> None:
+    """Raise InputError where the folder holds something already, and no evaluation of it is continued."""
+    if not continued and os.path.isdir(path) and os.listdir(path):
+        raise InputError('%s is not empty: choose another folder for --save-adversarial, or remove it' % path)
 
 
 def check_directory(path: str, token: int) -> None:
@@ -155,3 +160,15 @@ def listed_as(values: Dict[str, str], where: str) -> Listed:
     strength = tuple(value for value in (attack_iter, epsilon) if value is not None)
     clean = attack_iter == 0 if attack_iter is not None else not strength and target is None
     return Listed(int(label), -1 if target is None else int(target), strength, clean)
+
+
+def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
+    """Read the manifest that is given, or else the folder's own; empty without. Somebody else's manifest.csv is
+    none."""
+    own = os.path.join(directory, MANIFEST)
+    if given:
+        return read_manifest(given)
+    try:
+        return read_manifest(own)
+    except InputError:
+        return {}

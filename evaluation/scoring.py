@@ -9,13 +9,12 @@ import numpy as np
 from evaluation.outcomes import OUTCOME, Figures, count
 from evaluation.preparation import mistaken_preprocess
 from evaluation.sanity import judge, sample
-from evaluation.saved_images import MANIFEST, Listed, read_manifest
+from evaluation.saved_images import MANIFEST, Listed
 from inference import Classifier, load_classifier
 from runtime.bars import tqdm
 from runtime.cores import usable_cores
 from runtime.errors import InputError, RunError
-from runtime.files import WholeFile, check_writable
-from runtime.launcher import check_alone
+from runtime.files import WholeFile
 from runtime.limits import PAUSES, retried
 from runtime.printing import check_stdout, say
 from third_party.batches import map_ahead
@@ -33,20 +32,19 @@ class Scores(NamedTuple):
     failure: Optional[Exception] = None  # where the file of predictions could not be written
 
 
-def run_scoring(options: argparse.Namespace) -> int:
-    """Write a file of predictions, with --labels print the figures too; return 1 when some file was not scored."""
-    check_alone('--eval-directory')
+def run_scoring(options: argparse.Namespace, paths: Sequence[str], listed: Dict[str, Listed]) -> int:
+    """Write a file of predictions, with --labels print the figures too; return 1 when some file was not scored.
+
+    paths: the files below --eval-directory, as `find_images` lists them. listed: what a manifest says of them.
+    """
     check_stdout()
-    find_images(options.eval_directory)
-    check_writable(options.prediction_file)
-    listed = find_manifest(options.eval_directory, options.labels)
     for mistake in mistaken_preprocess(options.arch, options.preprocess):
         log.warning('%s', mistake)
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
                                  batch=options.batch)
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
                                ignored=[options.labels] if options.labels else [],
-                               preparation=PREPARATIONS[options.preprocess](), doubt=bool(options.labels))
+                               preparation=PREPARATIONS[options.preprocess](), doubt=bool(options.labels), paths=paths)
     failures = [scores.failure] if scores.failure else []
     lines = [] if failures else ['predictions are in %s' % options.prediction_file]
     lines += figures_lines(scores, len(listed)) if options.labels else []
@@ -107,32 +105,22 @@ def read_image(path: str, image_size: int, listed: Dict[str, Listed], preparatio
         return path, None, str(e)
 
 
-def find_manifest(directory: str, given: Optional[str]) -> Dict[str, Listed]:
-    """Read the manifest that is given, or else the folder's own; empty without. Somebody else's manifest.csv is
-    none."""
-    own = os.path.join(directory, MANIFEST)
-    if given:
-        return read_manifest(given)
-    try:
-        return read_manifest(own)
-    except InputError:
-        return {}
-
-
 def write_predictions(classifier: Classifier, directory: str, prediction_file: str,
                       listed: Optional[Dict[str, Listed]] = None, ignored: Sequence[str] = (), *,
-                      preparation: Preparation, doubt: bool = False, pauses: Sequence[float] = PAUSES) -> Scores:
+                      preparation: Preparation, doubt: bool = False, pauses: Sequence[float] = PAUSES,
+                      paths: Optional[Sequence[str]] = None) -> Scores:
     """Classify the images below `directory`; write a line `path,label` for each, in the order of `find_images`.
 
     A file that is not a readable image is named in a message and gets no line. The prediction file appears when it is
     complete. `listed`: what a manifest says of the images. `ignored`: paths of files that are no images.
     `preparation`: makes of an image that is not listed what the network sees. `doubt`: warn where the labels seem not
-    to belong to the images. `pauses`: see read_image. Raises InputError where there is no image at all, and RunError,
-    which names a file of the predictions so far, where it can't go on.
+    to belong to the images. `pauses`: see read_image. `paths`: the files below the folder, where they were listed
+    already. Raises InputError where there is no image at all, and RunError, which names a file of the predictions so
+    far, where it can't go on.
     """
     # predictions of an earlier run, and a manifest, may lie in the folder
     others = {os.path.realpath(p) for p in (prediction_file, os.path.join(directory, MANIFEST), *ignored)}
-    paths = [p for p in find_images(directory) if os.path.realpath(p) not in others]
+    paths = [p for p in (find_images(directory) if paths is None else paths) if os.path.realpath(p) not in others]
     listed = listed or {}
     check_listed(listed, paths, classifier, directory)
     for suspicion in suspicions(paths, classifier, listed, preparation) if doubt else ():

@@ -1,21 +1,15 @@
 """Whether all ranks were started alike. Ranks that differ would train a network that nobody asked for, or wait for
 ever."""
-import hashlib
 from typing import Dict, List, Mapping, Sequence
 
 import numpy as np
 
 from runtime.distributed import World
 from runtime.errors import InputError
-from runtime.fingerprint import code_sha256, sha256_of_files, versions
+from runtime.fingerprint import code_sha256, digest, sha256_of_files, versions
 
 # Where things are may differ between machines; what they hold may not
 PLACES = ('data', 'classes', 'endpoint', 'load', 'resume')
-
-
-def digest(*parts: object) -> bytes:
-    """Return the SHA-256 of the parts' texts, 32 bytes."""
-    return hashlib.sha256(repr(parts).encode('utf-8', 'surrogateescape')).digest()
 
 
 def ranks_that_differ(world: World, digests: Sequence[bytes]) -> Dict[int, List[int]]:

@@ -20,8 +20,8 @@ import traceback
 from typing import Any, Callable, NoReturn
 
 from runtime.content import discard_temporary
-from runtime.errors import InputError, RunError
-from runtime.launcher import find_launch, is_one_of_several
+from runtime.errors import InputError, LaunchError, RunError
+from runtime.launcher import find_launch, is_one_of_several, is_task_of_srun
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What stands before a message of a level, unless the record has a `word` of its own
@@ -174,9 +174,12 @@ def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool 
         status = command()
     except InputError as e:
         # Where all ranks find the same wrong, the first one's line is enough: it ends, and mpirun ends the others.
+        # srun ends none of them, and all would say it.
+        silent = chief_speaks and rank() != '0' and isinstance(e, LaunchError) and is_task_of_srun()
         if chief_speaks and rank() != '0':
-            time.sleep(1)
-        messages.say(logging.ERROR, str(e))
+            time.sleep(5 if silent else 1)  # slurm can be set to end the others, too
+        if not silent:
+            messages.say(logging.ERROR, str(e))
         status = 2
     except RunError as e:
         messages.say(logging.CRITICAL, this_rank() + str(e))

@@ -1,5 +1,6 @@
 """How many of the machine's cores this process may keep busy. No TensorFlow here: the data side asks, too."""
 import os
+import sys
 from typing import Iterator, List, Optional, Tuple
 
 CGROUPS = '/sys/fs/cgroup'
@@ -13,10 +14,20 @@ def usable_cores(root: str = CGROUPS, own: str = OWN_CGROUPS) -> int:
     those a process may run on; with more threads than it allows, all of them stand still for a part of each period.
     root: where the cgroup file system is. own: the file that says which cgroups this process is in.
     """
+    return min(len(os.sched_getaffinity(0)), quota_cores(root, own) or sys.maxsize)
+
+
+def quota_cores(root: str = CGROUPS, own: str = OWN_CGROUPS) -> Optional[int]:
+    """Return how many cores a CPU quota keeps busy, at least 1; None without one. It is one for all processes of a
+    cgroup, as the ranks of a machine are."""
     quota = cpu_quota(root, own)
-    cores = len(os.sched_getaffinity(0))
-    # 1.5 cores keep two threads busy
-    return cores if quota is None else max(1, min(cores, -(-quota[0] // quota[1])))
+    return None if quota is None else max(1, -(-quota[0] // quota[1]))  # 1.5 cores keep two threads busy
+
+
+def threads_of_rank(bound: int, machine: int, quota: Optional[int], ranks: int) -> int:
+    """Return how many threads one of the `ranks` of a machine may keep busy: at most the cores that it is bound to, and
+    its share of the machine's, or of those that a quota allows to all of them."""
+    return max(1, min(bound, min(machine, quota or machine) // ranks))
 
 
 def cpu_quota(root: str = CGROUPS, own: str = OWN_CGROUPS) -> Optional[Tuple[int, int]]:

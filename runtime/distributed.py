@@ -9,11 +9,11 @@ from runtime.compat import tf
 
 import numpy as np
 
-from runtime.cores import usable_cores
+from runtime.cores import quota_cores, threads_of_rank
 from runtime.errors import InputError
 from runtime.hardware import has_gpu, num_gpus, session_config
 from runtime.launcher import check_launch, check_size, find_launch, one_task_is_one_process
-from runtime.sharing import share_of, warn_of_shares
+from runtime.sharing import of_machines, share_of, warn_of_shares
 
 SECONDS_BETWEEN_MEETINGS = 2.0
 T = TypeVar('T')
@@ -63,10 +63,8 @@ class World:
         if num_gpus():  # a launcher may show each rank its own GPU only, as number 0
             config.gpu_options.visible_device_list = str(self.local_rank % num_gpus())
         if self.size > 1:
-            bound, usable = len(os.sched_getaffinity(0)), usable_cores()
-            # a quota of CPU time is one for all ranks of the machine
-            shared = usable if usable < bound else os.cpu_count() or 1
-            config.intra_op_parallelism_threads = max(1, min(bound, shared // self.local_size))
+            config.intra_op_parallelism_threads = threads_of_rank(
+                len(os.sched_getaffinity(0)), os.cpu_count() or 1, quota_cores(), self.local_size)
             config.inter_op_parallelism_threads = max(2, config.intra_op_parallelism_threads)
         return config
 
@@ -95,7 +93,7 @@ class HorovodWorld(World):
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self._session: Optional[tf.Session] = None
         if self.size > 1:
-            warn_of_shares(self.gather(share_of(self.local_size, num_gpus())))
+            warn_of_shares(of_machines(self.gather(share_of(self.local_size, num_gpus()))))
 
     def sum(self, values: Any) -> np.ndarray:
         values = np.asarray(values, np.float64)

@@ -5,5 +5,9 @@ class InputError(ValueError):
     """Wrong flags, files or data. Its text is one line that says what is wrong and what to do about it."""
 
 
+class LaunchError(InputError):
+    """The job was started in a way that all of its processes find wrong, alike."""
+
+
 class RunError(RuntimeError):
     """A run that began well cannot go on: its loss is not a number, its disk is full. Its text is one line."""

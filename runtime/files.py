@@ -7,9 +7,6 @@ from typing import Any, Optional
 from runtime.content import FULL_OR_BROKEN, Content, writable_in_place
 from runtime.errors import InputError, RunError
 
-# What flock answers on a file system without locks (some of Lustre and NFS); of a rival's lock it says EWOULDBLOCK
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOTTY)
-
 
 class WholeFile:
     """A file that appears, on the disk, when its `with` block ends well, and leaves what was there otherwise.

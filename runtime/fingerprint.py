@@ -11,6 +11,11 @@ SOURCES = ('.py', '.c', '.cc', '.h', '.inc')
 NOT_IN_JOBS = ('tests', 'tools', 'benchmarks', 'examples', 'train_log', 'demo', 'cifar10-results')
 
 
+def digest(*parts: object) -> bytes:
+    """Return the SHA-256 of the parts' texts, 32 bytes."""
+    return hashlib.sha256(repr(parts).encode('utf-8', 'surrogateescape')).digest()
+
+
 def sha256_of_files(files: Iterable[str]) -> str:
     """Return the SHA-256 of the files' bytes, in this order."""
     digest = hashlib.sha256()

@@ -7,6 +7,7 @@ import pytest
 from evaluating import alone, evaluate
 from photos import photographs, write_split
 
+from runtime.errors import InputError, RunError
 from tools.mpi import read_figures
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -54,6 +55,77 @@ def test_an_attacker_that_leaves_its_budget_is_caught(python, data, weights_file
     assert done.returncode == 1 and 'Top1 Error' not in done.stdout
     assert re.search('main.py: failed: the attack.*' + message, done.stderr)
     assert 'Traceback' not in done.stderr
+
+
+RETURNS = '''
+from runtime.compat import tf
+from adv_model import Attacker as Base
+
+class Attacker(Base):
+    def __init__(self, num_iter, epsilon, step_size, *, num_classes, seed=0, loss_scale=1.0, xla=False):
+        pass
+
+    def attack(self, image, label, logits, index=None):
+        return %s
+'''
+DIRECTION = '''
+from adv_model import PGDAttacker
+
+class Attacker(PGDAttacker):
+    def direction(self, gradient, state):
+        return %s, state
+'''
+
+
+@pytest.mark.parametrize('source, kind, said', [
+    (RETURNS % 'image', InputError, 'does not return two tensors'),
+    (RETURNS % '(image, None)', InputError, 'does not return two tensors'),
+    (RETURNS % 'image[:, :16], label', InputError, r'returns images of float32 \(.*16, 32, 3\), not of float32 '),
+    (RETURNS % 'tf.cast(image, tf.int32), label', InputError, 'returns images of int32'),
+    (RETURNS % 'image, tf.cast(label, tf.float32)', InputError, 'returns target labels of float32'),
+    (RETURNS % 'image, logits(image)', InputError, 'returns target labels of float32'),
+    (RETURNS % 'image, label.no_such_thing', InputError, r'fails \(AttributeError: .*attacker_\d+.py, line 10\)'),
+    (RETURNS % 'tf.reshape(image, [2, 64, 32, 3]), label', InputError, r'returns images of float32 \(2, 64, 32, 3\)'),
+    (RETURNS % 'image[:2], label', RunError, r'makes of 4 images \(2, 32, 32, 3\) images and \(4,\) target labels'),
+    (RETURNS % 'image, label[:2]', RunError,
+     r'makes of 4 images \(4, 32, 32, 3\) images and \(2,\) target labels'),
+    (RETURNS % 'tf.py_func(lambda x: x[9], [image], tf.float32), label', RunError, 'fails .*IndexError'),
+    (DIRECTION % 'gradient[:, :5, :5]', InputError, r'fails \(ValueError: '),
+    (DIRECTION % '"left"', InputError, 'fails ')])
+def test_attackers_of_a_wrong_shape(source, kind, said, attacker_of):
+    from runtime.compat import tf
+
+    from adv_model import AttackTower
+    from evaluation.attack import attack_batch, check_attack, errors_of_attacker
+    from evaluation.outcomes import Strength
+    from kernels.mode import Mode
+    from runtime.hardware import session_config
+    from third_party.batches import Batch
+    attacker = attacker_of(source)
+    with pytest.raises(kind, match='the attacker Attacker ' + said) as raised, tf.Graph().as_default():
+        with errors_of_attacker(attacker, InputError):
+            tower = AttackTower(Linear(), 32, mode=Mode(), attack_mode=Mode(), attacker=attacker)
+        check_attack(tower)
+        with tf.Session(config=session_config()) as session:
+            attack_batch(tower, session, Batch(np.zeros((4, 32, 32, 3), np.uint8), np.arange(4, dtype=np.int32),
+                                               np.arange(4)), [Strength(3)])
+    assert '\n' not in str(raised.value)
+
+
+class Linear:
+    """A network that is built in no time."""
+    num_classes = 10
+
+    def logits(self, x, mode):
+        return x[:, 0, :10, 0]
+
+
+def test_a_user_sees_one_line_of_a_wrong_attacker(python, data, weights_file, tmp_path):
+    (tmp_path / 'wrong.py').write_text(RETURNS % 'image, logits(image)')
+    done = python(os.path.join(ROOT, 'main.py'), '--eval', '--load', weights_file(), '--data', data, '-d', 14,
+                  '--image-size', 32, '--attack-iter', 3, '--attacker', 'wrong:Attacker', cwd=tmp_path)
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert re.search('main.py: error: the attacker Attacker returns target labels of float32', done.stderr)
 
 
 def test_momentum_is_that_of_the_article(weights_of):

@@ -1,5 +1,6 @@
 """How many processes a job has, by its launcher and by Horovod: where they differ, it doesn't start."""
 import os
+import pty
 import re
 import subprocess
 import sys
@@ -8,9 +9,10 @@ import pytest
 from photos import write_split
 
 from runtime.launcher import find_launch
+from runtime.processes import in_first_pid_namespace
 from tools.mpi import read_figures
 
-LAUNCHERS = ('OMPI_', 'PMI_', 'PMIX_', 'SLURM_', 'HOROVOD_')
+LAUNCHERS = ('OMPI_', 'MV2_', 'PMI_', 'PMIX_', 'PALS_', 'FLUX_', 'JSM_', 'SLURM_', 'HOROVOD_')
 # What slurm gives to the script of `sbatch -n 8`, which is one process
 BATCH = dict(SLURM_JOB_ID='7', SLURM_NTASKS='8', SLURM_NPROCS='8', SLURM_PROCID='0', SLURM_NODEID='0')
 STEP = dict(BATCH, SLURM_STEP_ID='0', SLURM_STEP_NUM_TASKS='8', SLURM_PROCID='3')
@@ -34,6 +36,15 @@ def environment(**variables):
     (dict(STEP, OMPI_COMM_WORLD_RANK='1', OMPI_COMM_WORLD_SIZE='16'), 1, 16),  # mpirun's helpers are srun's tasks
     (dict(PMIX_RANK='0'), 0, None),
     (dict(SLURM_STEP_ID='0', SLURM_NTASKS='8', SLURM_PROCID='1'), 1, 8),
+    (dict(MV2_COMM_WORLD_RANK='1', MV2_COMM_WORLD_SIZE='4'), 1, 4),
+    (dict(PALS_RANKID='5', PMI_RANK='5', PMI_SIZE='12'), 5, 12),
+    (dict(PALS_RANKID='5', PALS_SIZE='12'), 5, 12),
+    (dict(PALS_RANKID='5'), 5, None),
+    (dict(FLUX_TASK_RANK='2', FLUX_JOB_SIZE='3'), 2, 3),
+    (dict(JSM_NAMESPACE_RANK='2', JSM_NAMESPACE_SIZE='3'), 2, 3),
+    (dict(PMI_RANK='2'), 2, None),
+    (dict(STEP, PMI_RANK='3'), 3, 8),
+    (dict(STEP, SLURM_TASK_PID=str(os.getpid())), 3, 8),
 ])
 def test_what_launchers_say(monkeypatch, variables, rank, size):
     monkeypatch.setattr(os, 'environ', environment(**variables))
@@ -48,6 +59,63 @@ def test_what_no_launcher_has_started(monkeypatch, variables):
     """A batch script and an interactive shell of slurm, of which the number of tasks says nothing."""
     monkeypatch.setattr(os, 'environ', environment(**variables))
     assert find_launch() is None
+
+
+SEEN = 'from runtime.launcher import find_launch, left_over_variables; print(find_launch(), len(left_over_variables()))'
+
+
+def seen_by(root, command, terminal=False, **variables):
+    """Return what a process says, as whose task `command` counts: a list, in which PYTHON is one that tells.
+
+    terminal: the task has one, as `srun --pty` gives it.
+    """
+    python = "%s -c '%s'" % (sys.executable, SEEN)
+    task = ['sh', '-c', 'export SLURM_TASK_PID=$$; exec "$@"', 'sh'] + [word.replace('PYTHON', python)
+                                                                       for word in command]
+    given = dict(environment(**variables), PYTHONPATH=root)
+    if not terminal:
+        return subprocess.run(task, env=given, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                              universal_newlines=True, timeout=60).stdout
+    pid, end = pty.fork()
+    if pid == 0:
+        os.execvpe(task[0], task, given)
+    text = b''
+    try:
+        while True:
+            text += os.read(end, 4096)
+    except OSError:  # how a terminal ends
+        os.waitpid(pid, 0)
+        os.close(end)
+    return text.decode()
+
+
+TASK = dict(STEP, SLURM_PROCID='0')
+INTERACTIVE = ['bash', '--norc', '--noprofile', '-i', '-c', 'PYTHON; exit']  # -i: job control, as when typed
+OUTLIVED = ['sh', '-c', '(setsid sh -c "sleep 1; $1" &)', 'sh', 'PYTHON']
+
+
+@pytest.mark.parametrize('command, terminal', [
+    (['sh', '-c', 'PYTHON; true'], False), (['sh', '-c', 'PYTHON; true'], True),
+    (['bash', '--norc', '-i', '-c', 'PYTHON; true'], False), (['sh', '-c', 'exec PYTHON'], True)],
+    ids=['script', 'script at a terminal', 'no terminal', 'itself'])
+def test_tasks_of_a_step(root, command, terminal):
+    assert "Launch(launcher='srun', rank=0, size=8) 0" in seen_by(root, command, terminal, **TASK)
+
+
+@pytest.mark.parametrize('more', [{}, dict(PMI_RANK='0', PMI_SIZE='8'), dict(PMIX_RANK='0')])
+def test_what_is_typed_in_a_shell_of_a_step_is_one_process(root, more):
+    assert re.search(r'None [1-9]', seen_by(root, INTERACTIVE, True, **dict(TASK, **more)))
+
+
+def test_a_shell_that_has_outlived_its_step(root):
+    """As that of a tmux; where processes have other numbers than slurm's, nobody can tell."""
+    said = seen_by(root, OUTLIVED, **TASK)
+    assert re.search(r'None [1-9]' if in_first_pid_namespace() else 'size=8', said), said
+
+
+def test_mpirun_in_a_shell_of_a_step(root):
+    command = INTERACTIVE[:-1] + ['OMPI_COMM_WORLD_RANK=1 OMPI_COMM_WORLD_SIZE=2 PYTHON; exit']
+    assert "Launch(launcher='mpirun', rank=1, size=2)" in seen_by(root, command, True, **TASK)
 
 
 @pytest.fixture(scope='module')
@@ -79,8 +147,14 @@ def refused(done, *words):
 
 @pytest.mark.parametrize('job', ['--eval', 'training'])
 def test_srun_without_mpi_is_refused(evaluation, job):
-    refused(evaluation(job=job, **STEP), 'for srun this process is one of 8, for MPI one of 1', 'sbatch',
+    refused(evaluation(job=job, **TASK), 'for srun this process is one of 8, for MPI one of 1', 'sbatch',
             'mpirun -np 8 --bind-to none python ', '--attack-iter 0')
+
+
+@pytest.mark.parametrize('job', ['--eval', '--eval-directory'])
+def test_of_sruns_tasks_the_first_says_it(evaluation, job):
+    done = evaluation(job=job, **STEP)
+    assert done.returncode == 2 and done.stdout == done.stderr == ''
 
 
 @pytest.mark.parametrize('job, variables', [
@@ -92,9 +166,11 @@ def test_a_horovod_of_single_processes_is_refused(evaluation, job, variables):
     refused(evaluation(job=job, **variables), 'for MPI one of 1', 'mpirun -np %s ' % variables.get('PMI_SIZE', 'N'))
 
 
-@pytest.mark.parametrize('variables', [STEP, dict(PMI_SIZE='2', PMI_RANK='1'), dict(PMIX_RANK='1')])
+@pytest.mark.parametrize('variables', [TASK, dict(PMI_SIZE='2', PMI_RANK='1'), dict(PMIX_RANK='1'),
+                                       dict(PALS_RANKID='1'), dict(MV2_COMM_WORLD_SIZE='2')])
 def test_scoring_is_one_process(evaluation, variables):
-    refused(evaluation(job='--eval-directory', **variables), '--eval-directory runs in one process')
+    refused(evaluation(job='--eval-directory', **variables), '--eval-directory runs in one process', 'srun -n1',
+            'sbatch --array')
 
 
 @pytest.mark.parametrize('variables', [dict(ONE_TASK, PMIX_RANK='0')] + [

@@ -6,6 +6,7 @@ import pytest
 
 from evaluation.outcomes import OUTCOME, Strength
 from evaluation.saved_images import check_directory, file_name, prepare_directory, quantised, read_manifest
+from runtime.distributed import World
 from runtime.errors import InputError
 
 
@@ -95,7 +96,7 @@ def test_a_manifest_that_is_no_file(tmp_path):
         read_manifest(str(tmp_path / 'pipe'))
 
 
-class FakeWorld:
+class FakeWorld(World):
     def __init__(self, rank, size, gathered):
         self.rank, self.size, self.gathered = rank, size, gathered
 

@@ -20,7 +20,7 @@ from runtime.errors import InputError
 from runtime.limits import check_open_files, refusal
 from third_party.imagenet import Dataset
 from third_party.images import MIN_CROP_AREA, load_training_image
-from third_party.supervisor import Endpoint, Supervisor, fork
+from third_party.supervisor import REPORT, Endpoint, Supervisor, fork
 from third_party.transport import batch_specs, socket_directory
 
 # A process's own and ZeroMQ's, at most, and a rank or an image: without one more, ZeroMQ ends the process, or goes on
@@ -185,7 +185,7 @@ def _bind(socket: zmq.Socket, endpoint: str, readiness: Connection) -> None:
 
 def _report_unreadable(reports: int, i: int, problem: str) -> None:
     """Write a line to the supervisor, short enough to arrive in one piece."""
-    os.write(reports, b'%d %s\n' % (i, problem.replace('\n', ' ').encode('utf-8', 'surrogateescape')[:2000]))
+    os.write(reports, REPORT + b'%d %s\n' % (i, problem.replace('\n', ' ').encode('utf-8', 'surrogateescape')[:2000]))
 
 
 # ---- what they share

@@ -4,7 +4,6 @@ It has no threads, and ZeroMQ, which starts some, is used in the others alone: a
 not fork. Linux only: the others end with the first one, also when it is killed.
 """
 import ctypes
-import fcntl
 import hashlib
 import logging
 import multiprocessing
@@ -21,13 +20,16 @@ from typing import Any, Callable, Dict, List, Optional, Sequence, Union
 
 from runtime.errors import InputError, RunError
 from runtime.limits import refusal, refusal_in_words
+from runtime.locks import InUse, take_lock
 from third_party.transport import check_endpoint, socket_directory
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 PR_SET_PDEATHSIG = 1
 SHORT_LIFE = 5.  # seconds; a process that dies sooner is started again with a pause, and not for ever
 MAX_SHORT_LIVES = 5
-REFUSED = b'refused '  # before what the system refused a child, in the pipe that is also its stderr
+# What a line begins with in the pipe that is also a child's stderr, where libraries write lines of their own: before
+# what the system refused the child, and before a report
+REFUSED, REPORT = b'\0refused ', b'\0report '
 ADVICE = 'raise it, or give fewer --workers'
 fork = multiprocessing.get_context('fork')
 log = logging.getLogger(__name__)
@@ -66,15 +68,18 @@ class Endpoint:
             except OSError as e:
                 raise InputError('cannot serve at %s: %s: %s' % (self.name, path, e.strerror))
             try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):  # CIFS says EACCES of a rival
+                unlocked = take_lock(self._lock)
+            except InUse:
                 owner = os.read(self._lock, 20).decode().strip()
                 os.close(self._lock)
                 raise InputError('another server (process %s) serves at %s: stop it, or give this and its '
                                  'training another --endpoint' % (owner or 'unknown', self.name))
-            except OSError as e:  # some file systems, such as Lustre and NFS, have no locks, or not everywhere
+            except OSError as e:
+                os.close(self._lock)
+                raise InputError('cannot serve at %s: %s can\'t be locked: %s' % (self.name, path, e.strerror))
+            if unlocked:
                 log.warning('%s can\'t be locked (%s): take care that nobody else serves at %s meanwhile, or name a '
-                            'place on a disk of this machine with --endpoint or TMPDIR', path, e.strerror, self.name)
+                            'place on a disk of this machine with --endpoint or TMPDIR', path, unlocked, self.name)
             try:
                 if os.path.samestat(os.stat(path), os.fstat(self._lock)):
                     break
@@ -175,8 +180,8 @@ class Supervisor:
     def run(self, report: Optional[Callable[[str], None]] = None) -> int:
         """Replace what dies until a signal, or until the last child ended; returns the exit status.
 
-        report: gets each line that a child writes to the descriptor `reports`. Raises KeyboardInterrupt for
-        SIGINT.
+        report: gets each line that a child writes to the descriptor `reports` behind REPORT. Raises
+        KeyboardInterrupt for SIGINT.
         """
         while not self._signal:
             sentinels = {c.process.sentinel: (c, c.process) for c in self._children if c.process}
@@ -280,7 +285,7 @@ class Supervisor:
                     self._refused = text[len(REFUSED):]
                 elif refused:
                     self._refused = 'one of the processes: ' + refused
-                elif report and text.split(' ')[0].isdigit():
-                    report(text)
+                elif report and line.startswith(REPORT):
+                    report(text[len(REPORT):])
                 elif sys.stderr:
                     os.write(sys.stderr.fileno(), line + b'\n')

@@ -9,7 +9,7 @@ given again, goes on where it was interrupted. It takes an hour and a half on 2 
 epoch, of 64 MB and more.
 """
 import argparse
-import fcntl
+import logging
 import os
 import sys
 import tempfile
@@ -26,10 +26,13 @@ from evaluation.outcomes import Strength  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.hardware import cost_of_dtype, cpu_flags, has_gpu  # noqa: E402
+from runtime.locks import InUse, take_lock  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
 from training.log_directory import LogName, newest_complete  # noqa: E402
 from training.records import evaluated_epochs  # noqa: E402
+
+log = logging.getLogger(__name__)
 
 NOTE = 'made-of.txt'  # in the folder of links
 MAIN = os.path.join(ROOT, 'main.py')
@@ -154,11 +157,14 @@ def lock(out: str) -> IO:
     try:
         os.makedirs(out, exist_ok=True)
         file = open(os.path.join(out, '.lock'), 'w')
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        unlocked = take_lock(file.fileno())
+    except InUse:
         raise InputError('another cifar10.py is at work in %s: wait for it, or give another --out' % out)
     except OSError as e:
         raise InputError('cannot write to %s: %s' % (out, e.strerror))
+    if unlocked:
+        log.warning('the file system of %s has no locks (%s): see to it that no other cifar10.py works there meanwhile',
+                    out, unlocked)
     return file
 
 

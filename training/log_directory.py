@@ -2,8 +2,10 @@
 
 TensorFlow's saver renames a checkpoint's files when they are written, the index last; where that was interrupted, or
 a disk was full, there is no index or it does not fit the data. So a checkpoint counts when it is read whole.
+
+TensorFlow and tensorpack are loaded by what needs them: a directory that can't be used is told at once.
 """
-import fcntl
+import argparse
 import glob
 import io
 import logging
@@ -14,14 +16,12 @@ import socket
 import time
 from typing import Any, List, NamedTuple, Optional
 
-from runtime.compat import tf  # before tensorpack
-
 import numpy as np
-from tensorpack import logger
 
 from evaluation.outcomes import Strength
 from runtime.errors import InputError
-from runtime.files import NO_LOCKS
+from runtime.files import check_folder
+from runtime.locks import InUse, is_locked, take_lock
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +51,7 @@ class Start(NamedTuple):
 
 def start_after(checkpoint: str, steps_per_epoch: int) -> Start:
     """Go on from a checkpoint, under perhaps another number of steps an epoch: at the same fraction of the epoch."""
+    from runtime.compat import tf
     reader = tf.train.load_checkpoint(checkpoint)
 
     def read(name: str, default: int) -> int:
@@ -76,6 +77,7 @@ def saved_checkpoints(directory: str) -> List[str]:
 
 def damage(checkpoint: str) -> Optional[str]:
     """Say what is wrong with a checkpoint's files, reading all of it against its checksums; None when it is good."""
+    from runtime.compat import tf
     try:
         reader = tf.train.load_checkpoint(checkpoint)
         for name in reader.get_variable_to_shape_map():
@@ -89,6 +91,9 @@ def damage(checkpoint: str) -> Optional[str]:
 
 def newest_complete(directory: str) -> Optional[str]:
     """Return the prefix of the newest checkpoint that is complete; those that are not are named in the log."""
+    import runtime.compat  # noqa: F401  before tensorpack
+
+    from tensorpack import logger
     for checkpoint in saved_checkpoints(directory):
         problem = damage(checkpoint)
         if problem is None:
@@ -136,6 +141,14 @@ def directory_to_resume(name: LogName, given: str) -> Optional[str]:
     return others[0] if others else None
 
 
+def log_directory_of(options: argparse.Namespace, ranks: int) -> str:
+    """Return the log directory that the flags of a training under so many ranks mean. Raises InputError as
+    `directory_to_resume` does."""
+    attack = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
+    name = LogName(options.arch, options.depth, options.batch, ranks, attack, options.logdir)
+    return (directory_to_resume(name, options.resume) if options.resume is not None else None) or name.path()
+
+
 def holds_training(path: str) -> bool:
     """Tell whether anything was learnt there; a training that ended before its first epoch did leaves only a log."""
     names = os.listdir(path) if os.path.isdir(path) else []
@@ -147,16 +160,14 @@ def prepare_log_directory(path: str, *, resume: bool, overwrite: bool, keep: Opt
 
     Raises InputError rather than mixing two trainings or deleting one, or the checkpoint `keep`.
     """
+    import runtime.compat  # noqa: F401  before tensorpack
+
+    from tensorpack import logger
     try:
         os.makedirs(path, exist_ok=True)
         lock(path)
         if holds_training(path) and not resume:
-            if not overwrite:
-                raise InputError('%s holds an earlier training: continue it with --resume, choose another name with '
-                                 '--logdir, or delete it with --overwrite' % path)
-            if keep and os.path.realpath(keep).startswith(os.path.realpath(path) + os.sep):
-                raise InputError('--overwrite would delete %s, which holds the checkpoint of --load: choose another '
-                                 'name with --logdir' % path)
+            check_deletable(path, overwrite=overwrite, keep=keep)
             delete_training(path)
         logger.set_logger_dir(path, action='k')
         for handler in logging.getLogger('tensorpack').handlers:  # paths in its log file are bytes, too
@@ -164,6 +175,26 @@ def prepare_log_directory(path: str, *, resume: bool, overwrite: bool, keep: Opt
                 handler.stream.reconfigure(errors='surrogateescape')
     except OSError as e:
         raise InputError('cannot write the log directory %s: %s' % (path, e.strerror))
+
+
+def check_log_directory(path: str, *, resume: bool, overwrite: bool, keep: Optional[str]) -> None:
+    """Raise InputError where `prepare_log_directory` would, as far as that is known now; nothing is changed."""
+    check_folder(path, 'cannot write the log directory %s: %s')
+    if is_locked(os.path.join(path, LOCK)):
+        with open(os.path.join(path, LOCK), 'rb') as f:
+            raise in_use(path, owner_of(f.fileno()))
+    if holds_training(path) and not resume:
+        check_deletable(path, overwrite=overwrite, keep=keep)
+
+
+def check_deletable(path: str, *, overwrite: bool, keep: Optional[str]) -> None:
+    """Raise InputError where the training in a log directory may not be deleted."""
+    if not overwrite:
+        raise InputError('%s holds an earlier training: continue it with --resume, choose another name with '
+                         '--logdir, or delete it with --overwrite' % path)
+    if keep and os.path.realpath(keep).startswith(os.path.realpath(path) + os.sep):
+        raise InputError('--overwrite would delete %s, which holds the checkpoint of --load: choose another '
+                         'name with --logdir' % path)
 
 
 def delete_training(path: str) -> None:
@@ -185,21 +216,26 @@ def lock(directory: str) -> None:
     # The descriptor stays open on purpose. No program that this one starts inherits it: it could outlive the training.
     descriptor = os.open(os.path.join(directory, LOCK), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        unlocked = take_lock(descriptor)
+    except InUse:
         owner = owner_of(descriptor)
         os.close(descriptor)
-        raise InputError('the log directory %s is in use by another training, %s: wait for its end, or choose another '
-                         'name with --logdir' % (directory, owner))
-    except OSError as e:
+        raise in_use(directory, owner)
+    except OSError:
         os.close(descriptor)
-        if e.errno not in NO_LOCKS:
-            raise
+        raise
+    if unlocked:
+        os.close(descriptor)
         log.warning('the file system of %s has no locks (%s): see to it that no other training uses it meanwhile',
-                    directory, e.strerror)
+                    directory, unlocked)
         return
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, ('process %d on %s\n' % (os.getpid(), socket.gethostname())).encode(), 0)
+
+
+def in_use(directory: str, owner: str) -> InputError:
+    return InputError('the log directory %s is in use by another training, %s: wait for its end, or choose another '
+                      'name with --logdir' % (directory, owner))
 
 
 def owner_of(descriptor: int) -> str:

@@ -22,7 +22,7 @@ from runtime.distributed import HorovodWorld, World
 from runtime.errors import InputError
 from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
-from third_party.imagenet import Dataset, class_names, count_images, load_dataset
+from third_party.imagenet import Dataset, count_images
 from third_party.preparations import PREPARATIONS
 from training.callbacks import LossGuard, Saver, ScheduledLearningRate, ScheduledPosition, StopOnSignal
 from training.input import errors_of_input, training_input
@@ -30,9 +30,8 @@ from training.log_directory import (
     OFFSET,
     STEPS_PER_EPOCH,
     TOTAL_BATCH,
-    LogName,
     Start,
-    directory_to_resume,
+    log_directory_of,
     newest_complete,
     prepare_log_directory,
     saved_checkpoints,
@@ -67,14 +66,14 @@ class Plan(NamedTuple):
     catch_up: bool  # with the evaluation of the epoch before
 
 
-def run_training(options: argparse.Namespace) -> int:
+def run_training(options: argparse.Namespace, classes: List[str], validation: Optional[Dataset]) -> int:
     """Run the training that the options describe, as one of its ranks; return 0 when it is complete, or a signal ended
     it.
 
     Raises InputError where the options, the data or the checkpoint are wrong, or the data server falls silent, and
-    RunError where the training can't go on.
+    RunError where the training can't go on. classes, validation: those of --data, as `Inputs` has them.
     """
-    inputs = find_inputs(options)
+    inputs = find_inputs(options, classes, validation)
     world = HorovodWorld()
     stopper = StopOnSignal(world)
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load) if options.load else [],
@@ -97,13 +96,10 @@ def run_training(options: argparse.Namespace) -> int:
     return 0
 
 
-def find_inputs(options: argparse.Namespace) -> Inputs:
+def find_inputs(options: argparse.Namespace, classes: List[str], validation: Optional[Dataset]) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
     network = find_network(options.arch, options.depth)
-    evaluated = not options.fake and options.training_eval != 'none'
-    validation = load_dataset(options.data, 'val', options.classes) if evaluated else None
-    classes = [str(k) for k in range(IMAGENET_CLASSES)] if options.fake else \
-        validation.class_names if validation else class_names(options.data, options.classes)
+    classes = [str(k) for k in range(IMAGENET_CLASSES)] if options.fake else classes
     network = network._replace(num_classes=len(classes))
     weights = read_initial_weights(options, network) if options.load else None
     attack = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
@@ -136,8 +132,11 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
     steps_per_epoch = options.steps_per_epoch or steps_in_epoch(images, total_batch)
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch)
     start, catch_up = Start(steps_per_epoch), False
-    if world.is_chief:
-        start = prepare_chief(options, inputs, world.size, steps_per_epoch)
+    # reading its checkpoints may take the chief minutes
+    prepared = world.patiently(lambda: prepare_chief(options, inputs, world.size, steps_per_epoch)
+                               if world.is_chief else None)
+    if prepared:
+        start = prepared
         catch_up = bool(start.checkpoint and inputs.validation and start.epoch > 1 and not start.step_of_epoch
                         and start.epoch - 1 not in evaluated_epochs(logger.get_logger_dir()))
         logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
@@ -156,9 +155,8 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
 
 def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps_per_epoch: int) -> Start:
     """Create or find the log directory; return where in the schedule the training begins."""
-    name = LogName(inputs.network.arch, inputs.network.depth, options.batch, ranks, inputs.attack, options.logdir)
     resumes = options.resume is not None
-    directory = (directory_to_resume(name, options.resume) if resumes else None) or name.path()
+    directory = log_directory_of(options, ranks)
     prepare_log_directory(directory, resume=resumes, overwrite=options.overwrite, keep=options.load)
     start = find_start(options, directory, inputs.network, steps_per_epoch)
     if resumes:
