@@ -5,12 +5,10 @@
 
 TensorFlow is loaded when a network is built: the command line knows the names at once.
 """
-import importlib.util
-import os
-import sys
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Tuple
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from runtime.errors import InputError
+from runtime.own_code import check_code, file_of, load_code
 
 if TYPE_CHECKING:
     from runtime.compat import tf
@@ -97,6 +95,11 @@ class Network(NamedTuple):
             self.logits(tf.zeros([1, 32, 32, 3]), Mode())
             return {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables()}
 
+    def files(self) -> List[str]:
+        """List the file of a network of one's own, which need not be this project's; nothing else has one."""
+        path = file_of(self.arch) if is_own(self.arch) else None
+        return [path] if path else []
+
     def class_axes(self) -> Dict[str, int]:
         """Return the variables whose shapes depend on the number of classes, those of the last layer: {name: the axis
         that has as many elements}."""
@@ -112,12 +115,10 @@ def find_network(arch: str, depth: Optional[int] = None, num_classes: int = 1000
     Raises InputError where there is none. A network of one's own, module:function, is not imported yet.
     """
     if arch in TORCHVISION or is_own(arch):
-        if depth is not None:
-            raise InputError('--arch %s has its depth in its name: leave out -d %s' % (arch, depth)
-                             if arch in TORCHVISION else 'a depth goes with the zoo\'s networks, not with --arch %s: '
-                             'leave out -d %s' % (arch, depth))
         if is_own(arch):
-            find_module(arch)
+            check_code('--arch', arch, 'examples.efficientnet_lite0:network')
+        if depth is not None:
+            raise InputError('%s is a network of one depth: leave out -d %s' % (arch, depth))
         return Network(arch, None, num_classes)
     if arch not in ARCHITECTURES:
         raise InputError('no architecture %r in the zoo; choose one of %s, or module:function of one\'s own'
@@ -144,49 +145,12 @@ def is_own(arch: str) -> bool:
     return ':' in arch
 
 
-def find_module(arch: str) -> str:
-    """Return the file of the module of module:function, without running it; it may lie in the current folder.
-
-    Raises InputError where there is none.
-    """
-    module, _, function = arch.partition(':')
-    before = list(sys.path)
-    sys.path.append(os.getcwd())
-    try:
-        spec = importlib.util.find_spec(module) if module and function else None
-    except (ImportError, ValueError):
-        spec = None
-    finally:
-        sys.path[:] = before
-    if spec is None or spec.origin is None:
-        raise InputError('--arch %s: no module %r here or on PYTHONPATH; a network of one\'s own is module:function'
-                         % (arch, module))
-    return spec.origin
-
-
-def load_function(arch: str) -> Callable[..., Any]:
-    """Return the function that module:function names. Raises InputError where there is none."""
-    find_module(arch)
-    module, _, name = arch.partition(':')
-    before = list(sys.path)
-    sys.path.append(os.getcwd())
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (Exception, SystemExit) as e:  # whatever somebody else's module does
-        raise InputError('--arch %s can\'t be used: %s: %s' % (arch, type(e).__name__, e))
-    finally:
-        sys.path[:] = before
-    if not callable(function):
-        raise InputError('--arch %s is no function' % arch)
-    return function
-
-
 def logits_of_own(network: Network, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Tensor':
     """Compute the logits of a network of one's own by its function of images, number of classes and mode."""
-    from runtime.compat import tf
+    from runtime.compat import in_control_flow, tf
 
     from kernels.mode import Mode, constant_during_attack
-    function = load_function(network.arch)
+    function = load_code('--arch', network.arch)
 
     def build(x: tf.Tensor, how: Mode) -> tf.Tensor:
         try:
@@ -202,7 +166,7 @@ def logits_of_own(network: Network, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Ten
                              % (network.arch, shape, network.num_classes))
         return tf.cast(logits, tf.float32)
 
-    with constant_during_attack():  # in an attack's loop variables can be used but not made
-        shape = [1] + image.shape[1:].as_list()
-        build(tf.zeros(shape), mode._replace(training=False))
+    if in_control_flow():  # as in an attack's loop: variables can be used there but not made
+        with constant_during_attack():
+            build(tf.zeros([1] + image.shape[1:].as_list()), mode)
     return build(image, mode)

@@ -5,10 +5,8 @@ attacked in the same batches whatever the number of ranks, and come back in the 
 finished is always the beginning of the set: an evaluation can be continued where it ended.
 """
 import contextlib
-import importlib
 import inspect
 import itertools
-import os
 import re
 import sys
 import time
@@ -26,6 +24,7 @@ from runtime.bars import tqdm
 from runtime.distributed import World
 from runtime.errors import InputError, RunError
 from runtime.fingerprint import sha256_of_files
+from runtime.own_code import load_code
 from runtime.pixels import PIXEL
 from third_party.batches import Batch, validation_batches
 from third_party.imagenet import Dataset
@@ -39,18 +38,13 @@ def load_attacker(name: str) -> Type[Attacker]:
 
     Raises InputError where there is none, or it isn't made like PGDAttacker.
     """
-    module, _, attribute = name.partition(':')
-    before = list(sys.path)
-    sys.path.append(os.getcwd())
     sys.modules.setdefault('compat', compat)  # attackers of before there were packages import `tf` from there
+    attacker = load_code('the attacker', name)
     try:
-        attacker = getattr(importlib.import_module(module), attribute)
         inspect.signature(attacker).bind(10, 16.0, 1.0, num_classes=1000, seed=0, loss_scale=1.0, xla=False)
-    except (Exception, SystemExit) as e:  # whatever somebody else's module does
-        raise InputError('the attacker %s can\'t be used, module:Class with the parameters of adv_model.PGDAttacker is '
-                         'expected (%s: %s)' % (name, type(e).__name__, e))
-    finally:
-        sys.path[:] = before
+    except (TypeError, ValueError) as e:
+        raise InputError('the attacker %s can\'t be used, a class with the parameters of adv_model.PGDAttacker is '
+                         'expected (%s)' % (name, e))
     if not (inspect.isclass(attacker) and issubclass(attacker, Attacker)):
         raise InputError('the attacker %s is no subclass of adv_model.Attacker' % name)
     return attacker

@@ -10,6 +10,7 @@ from checkpoint import check_files
 from runtime.command_line import rank
 from runtime.files import check_folder, check_writable
 from runtime.launcher import check_alone, check_launch
+from runtime.own_code import check_code
 from third_party.imagenet import Dataset, find_images, load_dataset
 
 # What takes its time to be loaded, OpenCV and ZeroMQ, is imported where it is used.
@@ -27,8 +28,7 @@ def inputs_of_evaluation(options: argparse.Namespace) -> Dataset:
     dataset = load_dataset(options.data, 'val', options.classes)
     check_files(options.load)
     if options.attacker:
-        from evaluation.attacker import check_attacker
-        check_attacker(options.attacker)
+        check_code('the attacker', options.attacker, 'examples.momentum_attacker:MomentumAttacker')
     if rank() == '0':  # the others' machines need not have these places
         check_places(options, dataset)
     return dataset

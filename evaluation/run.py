@@ -31,6 +31,7 @@ from runtime.agreement import check_agreement
 from runtime.command_line import rank
 from runtime.distributed import World, connect
 from runtime.errors import InputError, RunError
+from runtime.fingerprint import sha256_of_files
 from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
 from runtime.printing import check_stdout, say
@@ -50,7 +51,8 @@ def run_evaluation(options: argparse.Namespace, dataset: Dataset) -> int:
     inputs = find_inputs(options, dataset)
     world = connect()
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
-                    data=inputs.dataset.listing(options.data), more_code=attacker_sha256(inputs.attacker))
+                    data=inputs.dataset.listing(options.data),
+                    more_code=attacker_sha256(inputs.attacker) + sha256_of_files(inputs.network.files()))
     warn_of_cost(options.attack_dtype, options.xla)
     warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
     warnings += mistaken_preprocess(options.arch, options.preprocess)

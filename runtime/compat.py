@@ -40,6 +40,11 @@ def in_xla() -> bool:
     return context is not None and control_flow_util.GetContainingXLAContext(context) is not None
 
 
+def in_control_flow() -> bool:
+    """Tell whether what is added to the graph now is for a loop or for `xla_compile`, where variables can't be made."""
+    return tf.get_default_graph()._get_control_flow_context() is not None
+
+
 def depends_on(tensors: Sequence[Any], source: Any, *, but_for: Any) -> bool:
     """Tell whether the graph leads from `source` to one of the tensors, other than by way of the tensor `but_for`."""
     seen, waiting = {tf.convert_to_tensor(but_for).op}, [t.op for t in tensors]

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from photos import write_split
 
-from evaluation.attacker import check_attacker
 from evaluation.journal import FORMAT, check_usable, line_of
 from main import parse_options
 from runtime.errors import InputError
 from runtime.locks import take_lock
+from runtime.own_code import check_code
 from tools.mpi import mpirun
 
 
@@ -154,7 +154,7 @@ def test_what_another_job_has_in_use(root, files, flags, path, said):
 def test_attackers_that_may_be_there_are_not_refused(files, monkeypatch, source):
     monkeypatch.chdir(str(files))
     (files / 'attacks' / 'other.py').write_text('import tensorflow\n%s\n' % source)
-    check_attacker('attacks.other:Mine')
+    check_code('the attacker', 'attacks.other:Mine', 'm:Class')
 
 
 def test_what_a_journal_was_begun_with_is_continued(files, tmp_path):

@@ -20,6 +20,7 @@ from nets import Network, find_network
 from runtime.agreement import check_agreement
 from runtime.distributed import HorovodWorld, World
 from runtime.errors import InputError
+from runtime.fingerprint import sha256_of_files
 from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
 from third_party.imagenet import Dataset, count_images
@@ -77,7 +78,8 @@ def run_training(options: argparse.Namespace, classes: List[str], validation: Op
     world = HorovodWorld()
     stopper = StopOnSignal(world)
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load) if options.load else [],
-                    data=inputs.validation.listing(options.data) if inputs.validation else inputs.classes)
+                    data=inputs.validation.listing(options.data) if inputs.validation else inputs.classes,
+                    more_code=sha256_of_files(inputs.network.files()))
     warn_of_cost(options.attack_dtype, options.xla)
     attacks = inputs.attack.num_iter or (inputs.validation and options.training_eval == 'all')
     mistakes = mistaken_attack([inputs.attack.epsilon], inputs.attack.step_size) if attacks else []

@@ -1,12 +1,15 @@
-"""Whether there is such an attacker, as far as its source says it: the module is found and read, but not run.
+"""Code of one's own that a flag names as module:name: an attacker, a network. The module may lie in the current folder.
 
-An attacker's module imports TensorFlow, which takes seconds to load.
+Whether there is such a name is told by the module's source, without running it: it imports TensorFlow, which takes
+seconds to load.
 """
 import ast
+import contextlib
+import importlib
 import os
 import sys
 from importlib.machinery import ModuleSpec
-from typing import Iterator, Optional
+from typing import Any, Iterator, Optional
 
 from runtime.errors import InputError
 
@@ -14,12 +17,15 @@ from runtime.errors import InputError
 UNKNOWABLE = {'__getattr__', 'exec', 'globals', 'setattr', 'vars'}
 
 
-def check_attacker(name: str) -> None:
-    """Raise InputError where `module:Class` names no module, or one whose source can't be read or has no such name."""
+def check_code(what: str, name: str, example: str) -> None:
+    """Raise InputError where `module:name` names no module, or one whose source can't be read or has no such name.
+
+    what: the beginning of the message, like 'the attacker'. example: what would be right.
+    """
     module, _, attribute = name.partition(':')
-    refusal = 'the attacker %s can\'t be used: ' % name
+    refusal = '%s %s can\'t be used: ' % (what, name)
     if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split('.')):
-        raise InputError(refusal + 'module:Class is expected, such as examples.momentum_attacker:MomentumAttacker')
+        raise InputError(refusal + 'module:%s is expected, such as %s' % (example.partition(':')[2], example))
     spec = find_module(module)
     if spec is None:
         raise InputError(refusal + 'there is no module %s in the current folder, %s, or on PYTHONPATH'
@@ -34,11 +40,37 @@ def check_attacker(name: str) -> None:
         raise InputError(refusal + 'there is no %s in %s' % (attribute, spec.origin))
 
 
-def find_module(name: str) -> Optional[ModuleSpec]:
-    """Find a module of the current folder or of Python's path, without importing the packages that it is in."""
-    before, spec, whole = list(sys.path), None, ''
+def load_code(what: str, name: str) -> Any:
+    """Import what `module:name` names. Raises InputError, which begins with `what`, whatever goes wrong."""
+    module, _, attribute = name.partition(':')
+    try:
+        with current_folder():
+            return getattr(importlib.import_module(module), attribute)
+    except (Exception, SystemExit) as e:  # whatever somebody else's module does
+        raise InputError('%s %s can\'t be used (%s: %s)' % (what, name, type(e).__name__, e))
+
+
+@contextlib.contextmanager
+def current_folder() -> Iterator[None]:
+    """Look for modules in the current folder too, after all other places."""
+    before = list(sys.path)
     sys.path.append(os.getcwd())
     try:
+        yield
+    finally:
+        sys.path[:] = before
+
+
+def file_of(name: str) -> Optional[str]:
+    """Return the file of the module of `module:name`; None where it has none."""
+    spec = find_module(name.partition(':')[0])
+    return spec.origin if spec and spec.origin and os.path.isfile(spec.origin) else None
+
+
+def find_module(name: str) -> Optional[ModuleSpec]:
+    """Find a module of the current folder or of Python's path, without importing the packages that it is in."""
+    spec, whole = None, ''
+    with current_folder():
         for part in name.split('.'):
             places = None if spec is None else list(spec.submodule_search_locations or ())
             whole = '%s.%s' % (whole, part) if whole else part
@@ -46,9 +78,7 @@ def find_module(name: str) -> Optional[ModuleSpec]:
             spec = next(filter(None, found), None)
             if spec is None:
                 return None
-        return spec
-    finally:
-        sys.path[:] = before
+    return spec
 
 
 def names_in(tree: ast.AST) -> Iterator[str]:
