@@ -31,6 +31,20 @@ DEPTHS: Dict[int, List[int]] = {
     152: [3, 8, 36, 3],
 }
 
+# torchvision's ResNets, by their names there -> what the backbone is called with. Their names say the depth
+TORCHVISION: Dict[str, Dict[str, Any]] = {
+    'resnet18': dict(num_blocks=[2, 2, 2, 2], block='basic'),
+    'resnet34': dict(num_blocks=[3, 4, 6, 3], block='basic'),
+    'resnet50': dict(num_blocks=[3, 4, 6, 3]),
+    'resnet101': dict(num_blocks=[3, 4, 23, 3]),
+    'resnet152': dict(num_blocks=[3, 8, 36, 3]),
+    'wide_resnet50_2': dict(num_blocks=[3, 4, 6, 3], width_per_group=128),
+    'wide_resnet101_2': dict(num_blocks=[3, 4, 23, 3], width_per_group=128),
+    'resnext50_32x4d': dict(num_blocks=[3, 4, 6, 3], groups=32, width_per_group=4),
+    'resnext101_32x8d': dict(num_blocks=[3, 4, 23, 3], groups=32, width_per_group=8),
+    'resnext101_64x4d': dict(num_blocks=[3, 4, 23, 3], groups=64, width_per_group=4),
+}
+
 
 class Network(NamedTuple):
     """A member of the zoo with a number of classes. Holds no weights: those are variables of a graph."""
