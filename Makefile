@@ -22,7 +22,7 @@ help:
 	@echo 'PYTHON=...   picks the interpreter, for example: make setup PYTHON=python3.12'
 	@echo '             Without it: an environment keeps its own, and a new one takes the first that fits, on PATH or'
 	@echo '             in pyenv.'
-	@echo 'TEST_TOOLS=1  has make test install what some of its tests are skipped without: Chromium, slurm, a toolbox.'
+	@echo 'TEST_TOOLS=1  has make test install what some tests are skipped without: Chromium, slurm, a toolbox, PyTorch.'
 	@echo 'HOROVOD_GPU_OPERATIONS=NCCL and other HOROVOD_ variables reach the build of Horovod.'
 
 lint:

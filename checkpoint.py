@@ -215,7 +215,8 @@ def advice(weights: Weights, network: Network) -> str:
     num, blocks = classes.pop(), sum(name.endswith('/conv1/W') for name in weights)
     others = [candidate for candidate, count in all_networks(num)  # most networks need not be built to be told apart
               if count == blocks and (candidate.arch in TORCHVISION) == ('input/mean' in weights)]
-    for candidate in [network._replace(num_classes=num)] + others:
+    for other in [network._replace(num_classes=num)] + others:
+        candidate = network._replace(**other._asdict())  # by whatever `network` is built
         if misfits(weights, candidate):
             continue
         if candidate.arch == network.arch and candidate.depth == network.depth:

@@ -10,14 +10,12 @@ from runtime.compat import tf
 from kernels.convolution import convolution
 from kernels.frozen_layers import Bottleneck, FoldedConvolution, fast_stem, fused_bottleneck, has_fast_stem, is_fused
 from kernels.mode import Mode, constant_during_attack, num_channels, positions_axes, spatial
+from runtime.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 # As in training with large mini-batches (Goyal et al. 2017), which Section 5 follows: moving averages of a batch's
 # statistics keep nine tenths in each step
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
-# What torchvision's networks subtract from RGB images in [0, 1], and divide them by; a checkpoint has its own
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
 
 # A layer that may follow a group or a block: features after their ReLU, a name for its variables, the mode
 Block = Callable[[tf.Tensor, str, Mode], tf.Tensor]

@@ -133,7 +133,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--peer', choices=['torch'], help='measure PyTorch beside it')
     parser.add_argument('--peer-dtypes', help='by default those of --dtypes')
     parser.add_argument('--torch-python', metavar='PYTHON', default=sys.executable,
-                        help='an interpreter with requirements/bench.txt')
+                        help='an interpreter with requirements/torch.txt')
     parser.add_argument('--table', metavar='FILE', help='write the table there')
     parser.add_argument('--plot', metavar='FILE', help='draw a picture')
 
@@ -163,7 +163,7 @@ def check_flags(args: argparse.Namespace) -> None:
             subprocess.run([args.torch_python, '-c', 'import torch, torchattacks'], check=True,
                            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         except (OSError, subprocess.CalledProcessError):
-            raise InputError('--torch-python %s has no torch and torchattacks: it needs requirements/bench.txt'
+            raise InputError('--torch-python %s has no torch and torchattacks: it needs requirements/torch.txt'
                              % args.torch_python)
 
 

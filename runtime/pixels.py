@@ -7,6 +7,9 @@ import numpy as np
 PIXEL = 2.0 / 255  # a pixel's distance, one of 255, on the [-1, 1] scale
 MISTAKEN = 2.1  # pixels of [0, 1], or of [0, 2] before 1 is taken off, and what resizing adds to the largest of them
 LARGEST_IMAGE = 8192  # height and width; of larger ones a network's features have more elements than TensorFlow counts
+# What torchvision's networks subtract from RGB images in [0, 1], and divide them by; a checkpoint has its own
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 SMALLEST_STEP = 0.1  # in pixels; 8/255 of [0, 1], taken for pixels, is below it, and no step that people use is
 
 
