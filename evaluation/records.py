@@ -46,7 +46,7 @@ def evaluation_facts(options: argparse.Namespace, inputs: Inputs) -> Dict[str, A
         num_images=len(inputs.dataset), seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
         attacker='%s:%s' % (attacker.__module__, attacker.__name__), attacker_sha256=attacker_sha256(attacker),
         strengths=[list(s) for s in inputs.strengths], saves_images=bool(options.save_adversarial),
-        preprocess=options.preprocess,
+        preprocess=options.preprocess, dtype=options.dtype,
         code_sha256=code_sha256(), versions=versions())
 
 

@@ -34,6 +34,9 @@ def run_evaluation(options: argparse.Namespace) -> int:
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
                     data=inputs.dataset.listing(options.data), more_code=attacker_sha256(inputs.attacker))
     warn_of_cost(options.attack_dtype, options.xla)
+    warn_of_cost(options.dtype, False, what='classification')
+    if options.dtype != 'float32':
+        log.info('the figures are of the network in %s (--dtype), which rounds more than float32', options.dtype)
     warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
     for warning in warnings:
         log.warning('%s', warning)
@@ -83,7 +86,8 @@ def attacked_network(options: argparse.Namespace, inputs: Inputs,
     """Build the tower, and a session in which its network has its weights."""
     ask_for_determinism()
     with tf.Graph().as_default() as graph:
-        tower = AttackTower(inputs.network, options.image_size, mode=native_mode(), seed=options.seed,
+        mode = native_mode()._replace(dtype=tf.as_dtype(options.dtype))
+        tower = AttackTower(inputs.network, options.image_size, mode=mode, seed=options.seed,
                             attacker=inputs.attacker, **attack_settings(options.attack_dtype, options.xla))
     with tf.Session(graph=graph, config=world.session_config()) as session:
         checkpoint.assign_weights(session, inputs.weights)

@@ -36,12 +36,13 @@ def run_scoring(options: argparse.Namespace) -> int:
     check_writable(options.prediction_file)
     listed = find_manifest(options.eval_directory, options.labels)
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
-                                 batch=options.batch)
+                                 batch=options.batch, dtype=options.dtype)
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
                                ignored=[options.labels] if options.labels else [],
                                prepare=PREPARATIONS[options.preprocess], doubt=bool(options.labels))
     if not scores.failure:
-        print('predictions are in %s' % options.prediction_file)
+        print('predictions%s are in %s' % (' in %s' % options.dtype if options.dtype != 'float32' else '',
+                                           options.prediction_file))
     if options.labels:
         print_scores(scores, len(listed))
     if scores.failure:
