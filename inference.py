@@ -8,7 +8,7 @@ import logging
 import os
 from typing import Any, Dict, Optional, Sequence, Set, Tuple
 
-from runtime.compat import tf
+from runtime.compat import tf, xla_compile
 
 import numpy as np
 
@@ -17,14 +17,16 @@ from adv_model import AttackTower, PGDAttacker
 from kernels.mode import native_mode
 from nets import Network, find_network
 from runtime.errors import InputError
-from runtime.hardware import has_gpu, session_config
+from runtime.hardware import has_gpu, session_config, warn_of_cost
 from runtime.pixels import LARGEST_IMAGE, PIXEL, mistaken_attack, mistaken_images, unscale_pixels
 
 log = logging.getLogger(__name__)
 
+DTYPES = ('float32', 'bfloat16')
+
 
 def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None, *, image_size: int = 224,
-                    data_format: Optional[str] = None, batch: int = 32) -> 'Classifier':
+                    data_format: Optional[str] = None, batch: int = 32, dtype: str = 'float32') -> 'Classifier':
     """Load a checkpoint into the network that it is of.
 
     Args:
@@ -34,19 +36,31 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None
         data_format: 'NHWC' or 'NCHW'; by default what is native, NCHW on a GPU and NHWC on a CPU. A CPU computes NCHW
             through XLA, since TensorFlow has no kernels for it there.
         batch: how many images are computed at once; any number can be given to the methods.
+        dtype: what the network is computed in, 'float32' or 'bfloat16', gradients and attacks too; what goes in and
+            comes out is float32 all the same.
     Raises:
         runtime.errors.InputError, a ValueError: no such network or checkpoint, one that does not fit the other, or
             sizes that are no such numbers.
+        ValueError: another data_format or dtype.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise InputError('the checkpoint is the name of a file, not %r' % (path,))
     path = os.fspath(path)
     check_sizes(image_size, batch)
+    check_dtype(dtype)
     network = find_network(arch, depth)
     weights = checkpoint.read_checkpoint(path)
     network = network._replace(num_classes=checkpoint.num_classes(weights, path, network))
-    return Classifier(network, checkpoint.fit_checkpoint(weights, network, path), image_size=image_size,
-                      data_format=data_format, batch=batch)
+    weights = checkpoint.fit_checkpoint(weights, network, path)
+    warn_of_cost(dtype, data_format == 'NCHW', what='classification')
+    return Classifier(network, weights, image_size=image_size, data_format=data_format, batch=batch, dtype=dtype)
+
+
+def check_dtype(dtype: str) -> None:
+    """Raise ValueError for what a network can't be computed in."""
+    if dtype not in DTYPES:
+        raise ValueError('dtype is %s, not %r%s' % (' or '.join(DTYPES), dtype,
+                                                    ', for which CPUs have no kernels' * (dtype == 'float16')))
 
 
 def check_sizes(image_size: int, batch: int) -> None:
@@ -60,19 +74,27 @@ class Classifier:
     """Made by `load_classifier`. Images are (N, image_size, image_size, 3), BGR, uint8 or float, in [0, 255]."""
 
     def __init__(self, network: Network, weights: checkpoint.Weights, *, image_size: int = 224,
-                 data_format: Optional[str] = None, batch: int = 32):
+                 data_format: Optional[str] = None, batch: int = 32, dtype: str = 'float32'):
+        check_dtype(dtype)
         self.network = network
         self.image_size = image_size
         self.batch = batch
         self._said: Set[str] = set()
         self._closed = False
-        mode = native_mode(data_format)
+        mode = native_mode(data_format)._replace(dtype=tf.as_dtype(dtype))
+        xla = mode.data_format == 'NCHW' and not has_gpu()
+
+        def product(x: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+            return tf.gradients(tower.attack_logits(x), x, v)[0]
         with tf.Graph().as_default() as graph:
             self._seed = tf.placeholder(tf.int64, [])
             self._tower = tower = AttackTower(network, image_size, mode=mode, attack_mode=mode, seed=self._seed,
-                                              xla=mode.data_format == 'NCHW' and not has_gpu())
+                                              xla=xla)
             assert isinstance(tower.attacker, PGDAttacker)
             self._gradient = PIXEL * tower.attacker.gradient(tower.clean, tower.label, tower.attack_logits)
+            self._cotangent = tf.placeholder(tf.float32, [None, network.num_classes])
+            self._vjp = PIXEL * (xla_compile(product, tower.clean, self._cotangent) if xla else
+                                 tf.gradients(tower.logits, tower.current, self._cotangent)[0])
             self._adversarial = unscale_pixels(tower.advanced)
         self._session = tf.Session(graph=graph, config=session_config())
         checkpoint.assign_weights(self._session, weights)
@@ -95,6 +117,19 @@ class Classifier:
         images = self._checked(images)
         return self._run([self._gradient], {self._tower.image: images,
                                             self._tower.label: self._checked_labels(labels, len(images))})[0]
+
+    def vjp(self, images: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
+        """Compute d sum(v * logits) / d x of each image, x in [0, 255] and v its cotangent: float32 like `images`.
+
+        Args:
+            cotangents: (N, classes) finite numbers, the gradient of whatever is made of the logits with respect to
+                them.
+        Raises:
+            ValueError: an argument is not as above.
+        """
+        images = self._checked(images)
+        return self._run([self._vjp], {self._tower.image: images,
+                                       self._cotangent: self._checked_cotangents(cotangents, len(images))})[0]
 
     def pgd(self, images: np.ndarray, labels: np.ndarray, targets: Optional[np.ndarray] = None, steps: int = 10,
             epsilon: float = 16., step_size: float = 1., start_from_noise: bool = True,
@@ -187,3 +222,15 @@ class Classifier:
         if count and not (labels.min() >= 0 and labels.max() < self.network.num_classes):
             raise ValueError('labels are in 0..%d' % (self.network.num_classes - 1))
         return labels.astype(np.int32)
+
+    def _checked_cotangents(self, cotangents: np.ndarray, count: int) -> np.ndarray:
+        cotangents = np.asarray(cotangents)
+        shape = (count, self.network.num_classes)
+        if cotangents.shape != shape or cotangents.dtype.kind not in 'fiu':
+            raise ValueError('cotangents are numbers of shape %s, not %s of shape %s'
+                             % (shape, cotangents.dtype, cotangents.shape))
+        with np.errstate(over='ignore'):
+            cotangents = cotangents.astype(np.float32)
+        if not np.isfinite(cotangents).all():
+            raise ValueError('cotangents are finite numbers of float32; some of these are not')
+        return cotangents

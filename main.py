@@ -46,7 +46,7 @@ LARGEST = 2 ** 31 - 1
 LARGEST_FLOAT = 3.4e38  # of float32
 MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before its end
 ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
-
+DTYPES = ['float32', 'bfloat16']  # of classification, as in inference.py
 
 # Flags that change nothing in a job: what somebody gives them for will not happen
 OF_TRAINING = ['fake', 'no_zmq_ops', 'endpoint', 'logdir', 'overwrite', 'accumulate', 'save_every_steps',
@@ -110,6 +110,7 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
     options.depth = find_network(options.arch, options.depth).depth
     options.xla = options.xla or options.use_fp16xla
     options.attack_dtype = options.attack_dtype or ('float16' if options.use_fp16xla else 'float32')
+    options.dtype = options.dtype or 'float32'
     options.preprocess = options.preprocess or default_preprocess(options.arch, bool(options.eval_directory))
     return options
 
@@ -168,6 +169,8 @@ def command_line() -> Parser:
                      help='resize: whole images to the network\'s size, those of that size stay as they are (of '
                           '--eval-directory); validation: shortest edge 256, then the centre 224 (of --eval); '
                           'torchvision: the same as torchvision does it, with Pillow (of its networks in --eval)')
+    job.add_argument('--dtype', choices=DTYPES,
+                     help='what images are classified in; attacks have --attack-dtype (float32)')
     job.add_argument('--results', metavar='FILE', help='where the figures of --eval go, as JSON')
     job.add_argument('--per-image', metavar='FILE', help='where a row for each image and attack goes, as CSV')
     job.add_argument('--save-adversarial', metavar='DIR',
@@ -252,6 +255,9 @@ def check_options(options: argparse.Namespace) -> None:
             raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
     if options.preprocess and not (options.eval or options.eval_directory):
         raise InputError('--preprocess goes with --eval and --eval-directory')
+    if options.dtype and not (options.eval or options.eval_directory):
+        raise InputError('--dtype goes with --eval and --eval-directory; what a training\'s attack computes in is '
+                         '--attack-dtype')
     check_outputs(options)
     if options.labels and not options.eval_directory:
         raise InputError('--labels goes with --eval-directory')

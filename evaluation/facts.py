@@ -24,5 +24,5 @@ def early_facts(options: argparse.Namespace, dataset: Dataset) -> Dict[str, Any]
         paths_and_labels_sha256=digest(dataset.listing(options.data)).hex(), num_images=len(dataset),
         seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
         strengths=[list(s) for s in strengths_of(options)], saves_images=bool(options.save_adversarial),
-        preprocess=options.preprocess, code_sha256=code_sha256(),
+        preprocess=options.preprocess, dtype=options.dtype, code_sha256=code_sha256(),
         network_sha256=sha256_of_files(find_network(options.arch, options.depth).files()))

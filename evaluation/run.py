@@ -54,6 +54,9 @@ def run_evaluation(options: argparse.Namespace, dataset: Dataset) -> int:
                     data=inputs.dataset.listing(options.data),
                     more_code=attacker_sha256(inputs.attacker) + sha256_of_files(inputs.network.files()))
     warn_of_cost(options.attack_dtype, options.xla)
+    warn_of_cost(options.dtype, False, what='classification')
+    if options.dtype != 'float32':
+        log.info('the figures are of the network in %s (--dtype), which rounds more than float32', options.dtype)
     warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
     warnings += mistaken_preprocess(options.arch, options.preprocess)
     for warning in warnings:
@@ -105,8 +108,9 @@ def attacked_network(options: argparse.Namespace, inputs: Inputs,
     """Build the tower, and a session in which its network has its weights."""
     ask_for_determinism()
     with tf.Graph().as_default() as graph:
+        mode = native_mode()._replace(dtype=tf.as_dtype(options.dtype))
         with errors_of_attacker(inputs.attacker, InputError):
-            tower = AttackTower(inputs.network, options.image_size, mode=native_mode(), seed=options.seed,
+            tower = AttackTower(inputs.network, options.image_size, mode=mode, seed=options.seed,
                                 attacker=inputs.attacker, **attack_settings(options.attack_dtype, options.xla))
         check_attack(tower)
     with tf.Session(graph=graph, config=world.session_config()) as session:

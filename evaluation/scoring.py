@@ -41,12 +41,13 @@ def run_scoring(options: argparse.Namespace, paths: Sequence[str], listed: Dict[
     for mistake in mistaken_preprocess(options.arch, options.preprocess):
         log.warning('%s', mistake)
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
-                                 batch=options.batch)
+                                 batch=options.batch, dtype=options.dtype)
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
                                ignored=[options.labels] if options.labels else [],
                                preparation=PREPARATIONS[options.preprocess](), doubt=bool(options.labels), paths=paths)
     failures = [scores.failure] if scores.failure else []
-    lines = [] if failures else ['predictions are in %s' % options.prediction_file]
+    how = ' in %s' % options.dtype if options.dtype != 'float32' else ''
+    lines = [] if failures else ['predictions%s are in %s' % (how, options.prediction_file)]
     lines += figures_lines(scores, len(listed)) if options.labels else []
     try:
         for line in lines:

@@ -43,24 +43,25 @@ def cpu_flags() -> FrozenSet[str]:
         return frozenset()
 
 
-def warn_of_cost(dtype: str, xla: bool) -> None:
-    """Say where an attack in reduced precision will not be the faster one."""
-    cost = cost_of_dtype(dtype, xla, gpu=has_gpu(), cpu_flags=cpu_flags(), kernels=USES_BFLOAT16_UNITS)
+def warn_of_cost(dtype: str, xla: bool, what: str = 'the attack') -> None:
+    """Say where an attack, or `what` else there is, will not be the faster one in reduced precision."""
+    cost = cost_of_dtype(dtype, xla, gpu=has_gpu(), cpu_flags=cpu_flags(), kernels=USES_BFLOAT16_UNITS, what=what)
     if cost:
         log.info(cost)
 
 
-def cost_of_dtype(dtype: str, xla: bool, *, gpu: bool, cpu_flags: FrozenSet[str], kernels: bool) -> Optional[str]:
+def cost_of_dtype(dtype: str, xla: bool, *, gpu: bool, cpu_flags: FrozenSet[str], kernels: bool,
+                  what: str = 'the attack') -> Optional[str]:
     """Say what it costs that hardware or TensorFlow (`kernels`) can't use a dtype well; None where there is nothing to
     say."""
     if gpu or dtype == 'float32':
         return None
     if dtype == 'bfloat16' and not kernels:
-        return 'TensorFlow 1 has no fast bfloat16 kernels: the attack will be slower than in float32'
+        return 'TensorFlow 1 has no fast bfloat16 kernels: %s will be slower than in float32' % what
     if dtype == 'bfloat16' and not cpu_flags & BFLOAT16_FLAGS:
-        return 'this CPU has no bfloat16 units (avx512_bf16 or amx_bf16): the attack will be slower than in float32'
+        return 'this CPU has no bfloat16 units (avx512_bf16 or amx_bf16): %s will be slower than in float32' % what
     if dtype == 'bfloat16' and xla:
-        return 'XLA does not use a CPU\'s bfloat16 units: the attack will be slower than without --xla'
+        return 'XLA does not use a CPU\'s bfloat16 units: %s will be slower than without --xla' % what
     if dtype == 'float16':
-        return 'TensorFlow has no fast float16 kernels for CPUs: the attack will be many times slower than in float32'
+        return 'TensorFlow has no fast float16 kernels for CPUs: %s will be many times slower than in float32' % what
     return None

@@ -1,4 +1,6 @@
 """The Python API, on networks of 14 layers for images of 32 pixels."""
+from runtime.compat import USES_BFLOAT16_UNITS
+
 import helpers
 import numpy as np
 import pytest
@@ -74,6 +76,31 @@ def test_gradient_of_an_image_is_its_own(clf):
     np.testing.assert_allclose(together[2:3], alone, atol=1e-3 * np.abs(alone).max())
 
 
+def test_vjp_of_a_loss_is_its_gradient(clf):
+    """Of more images than a batch: sum(v * logits) has the gradient of the cross-entropy where v is softmax - label."""
+    pixels, labels = photos(10), np.arange(10)
+    assert len(pixels) > clf.batch
+    gradient = clf.loss_gradient(pixels, labels)
+    product = clf.vjp(pixels, helpers.softmax(clf.logits(pixels).astype(np.float64)) - np.eye(10)[labels])
+    assert product.dtype == np.float32 and product.shape == pixels.shape
+    np.testing.assert_allclose(product, gradient, atol=1e-3 * np.abs(gradient).max())
+
+
+@pytest.mark.parametrize('arch', helpers.ARCHITECTURES)
+def test_vjp_equals_finite_differences(arch, classifier, weights_of):
+    """In pixels of 0..255, along the product itself: no loss makes these cotangents."""
+    pixels, v = photos(3).astype(np.float64), np.random.RandomState(1).standard_normal((3, 10)) * [[1], [100], [0.01]]
+    product = classifier(arch).vjp(pixels, v).reshape(3, -1).astype(np.float64)
+    network, norm, h = NumpyNetwork(arch, 14, weights_of(arch)), np.linalg.norm(product, axis=1), 1e-4
+    step = h * (product / norm[:, None]).reshape(pixels.shape)
+    above, below = [(v * network.logits(pixels + sign * step)).sum(axis=1) for sign in (1, -1)]
+    np.testing.assert_allclose((above - below) / (2 * h), norm, rtol=1e-3)
+
+
+def test_vjp_of_nothing_is_nothing(clf):
+    assert not clf.vjp(photos(2), np.zeros((2, 10), int)).any()
+
+
 def test_batch_changes_nothing(clf, weights_file):
     small = load_classifier(weights_file('ResNet'), 'ResNet', 14, image_size=SIZE, batch=3)
     pixels, labels = photos(10), np.arange(10)
@@ -97,8 +124,34 @@ def test_no_images(clf):
     nothing, no_labels = np.zeros((0, SIZE, SIZE, 3), np.uint8), np.zeros(0, int)
     assert clf.logits(nothing).shape == (0, 10)
     assert clf.loss_gradient(nothing, no_labels).shape == nothing.shape
+    assert clf.vjp(nothing, np.zeros((0, 10))).shape == nothing.shape
     adversarial, targets = clf.pgd(nothing, no_labels)
     assert adversarial.shape == nothing.shape and targets.shape == (0,)
+
+
+# --- reduced precision -----------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not USES_BFLOAT16_UNITS, reason='TensorFlow 1 takes minutes for it')
+def test_bfloat16_is_near_float32(clf, weights_file):
+    """Logits, gradients and labels, up to the rounding of bfloat16, of which there must be some."""
+    other = load_classifier(weights_file('ResNet'), 'ResNet', 14, image_size=SIZE, batch=8, dtype='bfloat16')
+    pixels, labels = photos(16), np.arange(16) % 10
+    expected, logits = clf.logits(pixels), other.logits(pixels)
+    assert logits.dtype == np.float32
+    error = np.abs(logits - expected).max() / expected.std()
+    assert 1e-4 < error < 0.1
+    # only labels that are about as likely as the next one may change
+    ordered = np.sort(expected, axis=1)
+    clear = ordered[:, -1] - ordered[:, -2] > 0.1 * expected.std()
+    same = other.classify(pixels, labels)[0] == clf.classify(pixels, labels)[0]
+    assert clear.sum() >= 8 and same[clear].all()
+    for ours, plain in ((other.loss_gradient(pixels, labels), clf.loss_gradient(pixels, labels)),
+                        (other.vjp(pixels, np.eye(10)[labels]), clf.vjp(pixels, np.eye(10)[labels]))):
+        assert ours.dtype == np.float32
+        assert 1e-4 < np.linalg.norm(ours - plain) / np.linalg.norm(plain) < 0.2
+    attacked = other.pgd(pixels, labels, steps=2, epsilon=8.)[0]
+    assert attacked.dtype == np.float32 and np.abs(attacked - pixels).max() <= 8 + 2e-5
+    other.close()
 
 
 # --- the attack ------------------------------------------------------------------------------------------------------
@@ -201,7 +254,8 @@ def test_images_of_a_wrong_shape(clf, images):
 def test_pixels_out_of_range(clf, value):
     pixels = photos(2).astype(np.float32)
     pixels[1, 3, 4, 2] = value
-    for call in clf.logits, lambda x: clf.loss_gradient(x, [0, 1]), lambda x: clf.pgd(x, [0, 1]):
+    for call in (clf.logits, lambda x: clf.loss_gradient(x, [0, 1]), lambda x: clf.pgd(x, [0, 1]),
+                 lambda x: clf.vjp(x, np.ones((2, 10)))):
         with pytest.raises(ValueError, match=r'in \[0, 255\]'):
             call(pixels)
 
@@ -216,6 +270,15 @@ def test_wrong_labels(clf, labels, text):
                  lambda: clf.pgd(pixels, [0, 1], targets=labels)):
         with pytest.raises(ValueError, match=text):
             call()
+
+
+@pytest.mark.parametrize('cotangents, text', [
+    (np.ones((1, 10)), r'shape \(2, 10\)'), (np.ones((2, 9)), r'shape \(2, 10\)'), (np.ones(10), r'shape \(2, 10\)'),
+    (np.ones((2, 10), complex), 'not complex128'), ([['a'] * 10] * 2, 'numbers'),
+    (np.full((2, 10), np.nan), 'finite'), (np.full((2, 10), 1e39), 'finite')])
+def test_wrong_cotangents(clf, cotangents, text):
+    with pytest.raises(ValueError, match=text):
+        clf.vjp(photos(2), cotangents)
 
 
 @pytest.mark.parametrize('wrong, text', [
@@ -248,6 +311,12 @@ def test_images_that_are_no_numbers(clf, images):
 def test_wrong_layout(weights_file):
     with pytest.raises(ValueError, match='NHWC or NCHW'):
         load_classifier(weights_file('ResNet'), 'ResNet', 14, image_size=SIZE, data_format='nchw')
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'half', None])
+def test_wrong_dtype(weights_file, dtype):
+    with pytest.raises(ValueError, match='dtype is float32 or bfloat16, not .*%s' % (dtype or 'None')):
+        load_classifier(weights_file('ResNet'), 'ResNet', 14, image_size=SIZE, dtype=dtype)
 
 
 # --- the environment -------------------------------------------------------------------------------------------------
@@ -292,6 +361,9 @@ def test_nchw_gives_the_same_results(clf, weights_file):
     np.testing.assert_allclose(other.logits(pixels), clf.logits(pixels), atol=1e-4)
     gradient = clf.loss_gradient(pixels, targets)
     np.testing.assert_allclose(other.loss_gradient(pixels, targets), gradient, atol=1e-3 * np.abs(gradient).max())
+    v = np.random.RandomState(0).standard_normal((5, 10))
+    product = clf.vjp(pixels, v)
+    np.testing.assert_allclose(other.vjp(pixels, v), product, atol=1e-3 * np.abs(product).max())
     (first, aims), (second, other_aims) = [c.pgd(pixels, labels, steps=3, seed=1) for c in (clf, other)]
     assert (aims == other_aims).all()
     assert (np.abs(first - second) < 0.01).mean() > 0.95

@@ -1,9 +1,13 @@
 """What an attack computes in: dtypes, attention in parts, folded weights, gradients written by hand; and its flags."""
+import json
+
 from runtime.compat import USES_BFLOAT16_UNITS, tf, xla_compile
 
 import helpers
 import numpy as np
 import pytest
+from evaluating import SMALL, alone, evaluate
+from photos import write_split
 
 import checkpoint
 from adv_model import PGDAttacker, scale_pixels
@@ -151,9 +155,35 @@ def test_flags_that_contradict_each_other():
         parse_options(['--fake', '--use-fp16xla', '--attack-dtype', 'bfloat16'])
 
 
+@pytest.mark.parametrize('flags, dtype', [([], 'float32'), (['--dtype', 'bfloat16'], 'bfloat16')])
+def test_flags_say_what_images_are_classified_in(flags, dtype):
+    for job in (['--eval', '--data', 'd'], ['--eval-directory', 'x']):
+        assert parse_options(job + ['--load', 'f'] + flags).dtype == dtype
+
+
+@pytest.mark.parametrize('flags, said', [
+    (['--fake', '--dtype', 'bfloat16'], 'goes with --eval and --eval-directory'),
+    (['--eval', '--data', 'd', '--load', 'f', '--dtype', 'float16'], "invalid choice: 'float16'")])
+def test_a_dtype_that_is_none_of_the_jobs(flags, said):
+    with pytest.raises(InputError, match=said):
+        parse_options(flags)
+
+
+@pytest.mark.skipif(not USES_BFLOAT16_UNITS, reason='TensorFlow 1 takes minutes for it')
+def test_an_evaluation_in_bfloat16_says_so(python, root, tmp_path, weights_file):
+    """On stderr and in its results; and its journal is not continued in float32."""
+    write_split(tmp_path / 'val', 12)
+    flags = ['--attack-iter', 0, '--journal', tmp_path / 'j', '--results', tmp_path / 'r.json']
+    done = evaluate(root, alone, tmp_path, weights_file(), *flags, '--dtype', 'bfloat16')
+    assert 'the figures are of the network in bfloat16' in done.stderr
+    assert json.loads((tmp_path / 'r.json').read_text())['dtype'] == 'bfloat16'
+    done = python('main.py', '--eval', '--load', weights_file(), '--data', tmp_path, *(SMALL + flags))
+    assert done.returncode == 2 and 'dtype is "bfloat16" there and "float32" here' in done.stderr
+
+
 def test_program_says_where_reduced_precision_costs():
-    def cost(*arguments, gpu=False, flags=('avx512f', 'avx512_bf16'), kernels=True):
-        return cost_of_dtype(*arguments, gpu=gpu, cpu_flags=frozenset(flags), kernels=kernels)
+    def cost(*arguments, gpu=False, flags=('avx512f', 'avx512_bf16'), kernels=True, **what):
+        return cost_of_dtype(*arguments, gpu=gpu, cpu_flags=frozenset(flags), kernels=kernels, **what)
 
     assert cost('float32', False, flags=()) is None and cost('bfloat16', False) is None
     assert cost('bfloat16', False, flags=['amx_bf16']) is None and cost('float16', True, gpu=True) is None
@@ -161,3 +191,4 @@ def test_program_says_where_reduced_precision_costs():
     assert 'without --xla' in cost('bfloat16', True) and 'TensorFlow 1' in cost('bfloat16', False, kernels=False)
     assert 'in float32' in cost('bfloat16', True, kernels=False)
     assert 'no bfloat16 units' in cost('bfloat16', True, flags=())
+    assert 'the attack' in cost('float16', True) and 'scoring' in cost('bfloat16', True, what='scoring')

@@ -3,7 +3,7 @@ import os
 import resource
 import threading
 
-from runtime.compat import tf
+from runtime.compat import USES_BFLOAT16_UNITS, tf
 
 import cv2
 import numpy as np
@@ -155,6 +155,20 @@ def ready(tmp_path_factory):
     for i, photo in enumerate(photographs(12, seed=5)):
         cv2.imwrite(str(folder / ('%02d.png' % i)), cv2.resize(photo, (32, 32)))
     return folder
+
+
+@pytest.mark.skipif(not USES_BFLOAT16_UNITS, reason='TensorFlow 1 takes minutes for it')
+def test_labels_in_bfloat16(python, ready, weights_file, classifier, tmp_path):
+    """As in float32 but where two are about as likely; stdout says what they are in."""
+    done = score(python, ready, weights_file(), tmp_path / 'p.txt', '--dtype', 'bfloat16')
+    assert done.returncode == 0, done.stderr
+    assert 'predictions in bfloat16 are in %s' % (tmp_path / 'p.txt') in done.stdout
+    rows = read(tmp_path / 'p.txt')
+    logits = classifier().logits(np.stack([cv2.imread(path) for path, _ in rows]))
+    ordered = np.sort(logits, axis=1)
+    clear = ordered[:, -1] - ordered[:, -2] > 0.1 * logits.std()
+    same = logits.argmax(axis=1) == [int(label) for _, label in rows]
+    assert clear.sum() >= len(rows) / 2 and same[clear].all()
 
 
 def scored(python, folder, weights, tmp_path, header, row):
