@@ -1,4 +1,4 @@
-"""Runs of main.py, each in a process of its own that is forked from one which has loaded TensorFlow.
+"""Runs of main.py, and of other code, each in a process of its own that is forked from one which has loaded TensorFlow.
 
 Loading it takes seconds, which each of a hundred runs would pay again. Everything that main.py does is its process's
 own: files, output, sessions, exit status. In the process that forks, TensorFlow is loaded and nothing of it runs.
@@ -17,40 +17,76 @@ _context = multiprocessing.get_context('forkserver')
 _context.set_forkserver_preload(['evaluation.run', 'evaluation.scoring', 'training.run'])
 
 
-def start_main(*arguments, outputs=(os.devnull, os.devnull), cwd=ROOT):
-    """Start `python main.py ARGUMENTS`; returns its multiprocessing.Process.
+class Forked:
+    """A run of `python COMMAND` that has begun, with what tests use of subprocess.Popen.
 
-    outputs: the files that its stdout and stderr go to.
+    command: [path of a script, argument, ...] or ['-c', code]. outputs: the files that its stdout and stderr go to.
+    env: its environment, of variables that count when they are used: those for Python's start and for TensorFlow's
+    loading come too late here.
     """
-    command = [os.path.join(ROOT, 'main.py')] + [str(a) for a in arguments]
-    process = _context.Process(target=_run, args=(command, str(cwd), outputs))
-    before = os.environ.get('PYTHONPATH', '')
-    os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [ROOT, before]))  # where the one that forks finds them
-    try:
-        process.start()
-    finally:
-        os.environ['PYTHONPATH'] = before
-    return process
+
+    def __init__(self, command, outputs=(os.devnull, os.devnull), cwd=ROOT, env=None):
+        self.args = [str(a) for a in command]
+        self._process = _context.Process(target=_run, args=(self.args, str(cwd), outputs, env))
+        before = os.environ.get('PYTHONPATH', '')
+        os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [ROOT, before]))  # where the one that forks finds them
+        try:
+            self._process.start()
+        finally:
+            os.environ['PYTHONPATH'] = before
+        self.pid = self._process.pid
+
+    @property
+    def returncode(self):
+        return self._process.exitcode
+
+    def poll(self):
+        return self.returncode
+
+    def wait(self, timeout=None):
+        """Return the exit status. Raises TimeoutExpired where there is none within so many seconds."""
+        self._process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(self.args, timeout)
+        return self.returncode
+
+    def send_signal(self, number):
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self):
+        self.send_signal(signal.SIGKILL)
 
 
-def run_main(*arguments, timeout=300, cwd=ROOT):
-    """Run `python main.py ARGUMENTS`; returns a CompletedProcess with its output, as subprocess.run does.
+def start_main(*arguments, **options):
+    """Start `python main.py ARGUMENTS`; returns it as Forked, which has the options."""
+    return Forked([os.path.join(ROOT, 'main.py')] + list(arguments), **options)
 
-    Raises AssertionError with the output and the stacks of its threads where it still runs after `timeout` seconds.
+
+def run_main(*arguments, **options):
+    """Run `python main.py ARGUMENTS` to its end, as `run_python` does."""
+    return run_python(os.path.join(ROOT, 'main.py'), *arguments, **options)
+
+
+def run_python(*command, timeout=300, **options):
+    """Run `python COMMAND`; returns a CompletedProcess with its output, as subprocess.run does.
+
+    options: of Forked. Raises AssertionError with the output and the stacks of its threads where it still runs after
+    `timeout` seconds.
     """
-    command = ['main.py'] + [str(a) for a in arguments]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [os.path.join(folder, name) for name in ('stdout', 'stderr')]
-        process = start_main(*arguments, outputs=outputs, cwd=cwd)
-        process.join(timeout)
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGUSR2)  # faulthandler says where its threads are
-            process.join(2)
+        process = Forked(command, outputs=outputs, **options)
+        try:
+            process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGUSR2)  # faulthandler says where its threads are
+            process._process.join(2)
             process.kill()
-            process.join()
+            process.wait()
             raise AssertionError('%s still ran after %d s.\n%s%s' % (
-                ' '.join(command), timeout, *[_read(path)[-20000:] for path in outputs]))
-        return subprocess.CompletedProcess(command, process.exitcode, *[_read(path) for path in outputs])
+                ' '.join(process.args), timeout, *[_read(path)[-20000:] for path in outputs]))
+        return subprocess.CompletedProcess(process.args, process.returncode, *[_read(path) for path in outputs])
 
 
 def _read(path):
@@ -58,11 +94,18 @@ def _read(path):
         return f.read()
 
 
-def _run(command, cwd, outputs):
+def _run(command, cwd, outputs, env):
     os.chdir(cwd)
+    if env is not None:
+        os.environ.clear()
+        os.environ.update(env)
     for fd, path in enumerate(outputs, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), fd)
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), fd)  # both may be the same
     faulthandler.register(signal.SIGUSR2)
-    sys.argv = command
-    sys.path.insert(0, ROOT)
-    runpy.run_path(command[0], run_name='__main__')
+    if command[0] == '-c':
+        sys.argv = command[:1] + command[2:]
+        exec(command[1], {'__name__': '__main__'})
+    else:
+        sys.argv = command
+        sys.path.insert(0, ROOT)
+        runpy.run_path(command[0], run_name='__main__')

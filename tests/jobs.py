@@ -4,10 +4,11 @@ import os
 import signal
 import subprocess
 import sys
-import threading
+import tempfile
 import time
 
 import psutil
+from forked import start_main
 
 from tools.mpi import mpirun
 
@@ -23,26 +24,30 @@ class Job:
     """
 
     def __init__(self, root, where, ranks, *flags, env=None, launcher=()):
+        self._output = tempfile.TemporaryFile()
         arguments = [os.path.join(root, 'main.py')] + list(flags)
+        if ranks is None and not env:
+            path = '/proc/%d/fd/%d' % (os.getpid(), self._output.fileno())
+            self.process = start_main(*flags, outputs=[path, path], cwd=where)
+            return
         command = [sys.executable] + arguments if ranks is None else mpirun(ranks, arguments)
-        if launcher:
-            command[1:1] = launcher
-        self.process = subprocess.Popen(command, cwd=str(where), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                                        stderr=subprocess.STDOUT, universal_newlines=True,
-                                        env=dict(os.environ, **(env or {})))
-        self.text = ''
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        command[1:1] = launcher
+        self.process = subprocess.Popen(command, cwd=str(where), stdin=subprocess.DEVNULL, stdout=self._output,
+                                        stderr=subprocess.STDOUT, env=dict(os.environ, **(env or {})))
 
-    def _read(self):
-        for line in self.process.stdout:
-            self.text += line
+    @property
+    def text(self):
+        output = os.pread(self._output.fileno(), os.fstat(self._output.fileno()).st_size, 0)
+        return output.decode(errors='replace').replace('\r\n', '\n').replace('\r', '\n')
 
     def wait_for(self, words, timeout=120):
+        """Wait until the output has these words. Raises AssertionError, and ends the job, where it won't."""
         end = time.time() + timeout
         while words not in self.text:
-            assert self.process.poll() is None or words in self.text, self.text[-3000:]
-            assert time.time() < end, 'no %r in: %s' % (words, self.text[-3000:])
+            ended = self.process.poll() is not None
+            if time.time() > end or ended and words not in self.text:
+                self.kill()
+                raise AssertionError('no %r in: %s' % (words, self.text[-3000:]))
             time.sleep(0.05)
 
     def ranks(self):
@@ -60,7 +65,6 @@ class Job:
             self.process.wait(timeout)
         finally:
             self.kill()
-        self._reader.join(20)
         assert status is None or self.process.returncode == status, self.text[-5000:]
         return self.text
 

@@ -1,7 +1,7 @@
 """Run checks of cpu_conv's ops in a process of its own: as an older CPU would, or with another number of threads."""
 import os
-import subprocess
-import sys
+
+from forked import run_python
 
 
 def call_apart(module, call, **environment):
@@ -12,9 +12,7 @@ def call_apart(module, call, **environment):
     here = os.path.dirname(os.path.abspath(__file__))
     command = ('import sys; sys.path[:0] = [%r, %r]; import cpu_conv, %s; %s.%s; '
                'print("computed by", cpu_conv.isa())' % (here, os.path.dirname(here), module, module, call))
-    done = subprocess.run([sys.executable, '-c', command], env=dict(os.environ, **environment),
-                          stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          universal_newlines=True, timeout=300)
+    done = run_python('-c', command, env=dict(os.environ, **environment))
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
     return done.stdout
 

@@ -46,7 +46,6 @@ def rounds(root, folder, count, rng):
             took = time.time() - begin
         finally:
             job.kill()
-        job._reader.join(20)
         resumed = re.search(r'resuming from \S+model-(\d+)', job.text)
         if newest and ('Start Epoch' in job.text or resumed):
             assert resumed and int(resumed.group(1)) == newest, 'round %d: not resumed from %d: %s' % (

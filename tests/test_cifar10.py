@@ -42,7 +42,7 @@ def test_a_network_is_trained_attacked_and_drawn_once(root, tmp_path, python):
 def test_a_training_that_is_stopped_goes_on(root, tmp_path, python):
     """And isn't taken for finished. All of it in one folder, with the attack that the recipe has."""
     data, out = tmp_path / 'data', tmp_path / 'out'
-    write_split(data / 'train', 700)
+    write_split(data / 'train', 260)  # two steps an epoch
     write_split(data / 'val', 20, seed=1)
     command = [sys.executable, os.path.join(root, 'tools', 'cifar10.py'), str(data), '--out', str(out),
                '--val-images', '10', '--only', 'ResNet-adversarial']

@@ -60,7 +60,7 @@ def test_figures_are_those_of_the_python_api(root, data, images, weights_file, c
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('ranks', [1, 2, 3, 4])
+@pytest.mark.parametrize('ranks', [1, 2])  # 3 are below, with many strengths
 def test_every_image_counts_once_for_any_number_of_ranks(root, data, images, weights_file, classifier, ranks):
     done = evaluate(root, lambda a: mpirun(ranks, a), data, weights_file(), '--attack-iter', '3', '--batch', '5')
     assert close(counts(done, 37), expected_counts(classifier(), *images, steps=3))

@@ -18,9 +18,9 @@ from photos import write_split
 
 from tools.mpi import read_figures
 
-FLAGS = ['--attack-iter', '0,3,20', '--attack-epsilon', '16,5.5', '--batch', '7']
+FLAGS = ['--attack-iter', '0,3,10', '--attack-epsilon', '16,5.5', '--batch', '7']
 NUM_IMAGES = 37
-KILLS = int(os.environ.get('KILLS', 10))
+KILLS = int(os.environ.get('KILLS', 6))
 
 
 @pytest.fixture(scope='module')
@@ -83,17 +83,21 @@ def test_targets_depend_on_the_image_alone(whole):
 def test_same_command_same_rows_and_another_seed_others(root, data, weights_file, whole, tmp_path):
     evaluate(root, alone, data, weights_file(), *(FLAGS + ['--per-image', tmp_path / 'again.csv']))
     assert (tmp_path / 'again.csv').read_bytes() == (whole / 'images.csv').read_bytes()
-    evaluate(root, alone, data, weights_file(), *(FLAGS + ['--per-image', tmp_path / 'other.csv', '--seed', 1]))
-    targets = [[r['target'] for r in read_table(path)] for path in (whole / 'images.csv', tmp_path / 'other.csv')]
-    assert np.mean(np.array(targets[0]) != targets[1]) > 0.4
+    evaluate(root, alone, data, weights_file(), '--attack-iter', 1, '--per-image', tmp_path / 'other.csv', '--seed', 1)
+    targets = [{r['index']: r['target'] for r in read_table(path) if r['target']}
+               for path in (whole / 'images.csv', tmp_path / 'other.csv')]
+    assert np.mean([targets[0][index] != target for index, target in targets[1].items()]) > 0.6
+    assert len(targets[0]) == len(targets[1]) == NUM_IMAGES
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('count, batch', [(3, 1), (2, 32)])
-def test_ranks_and_batch_sizes_change_nothing_but_rounding(root, data, weights_file, whole, tmp_path, count, batch):
-    flags = FLAGS[:-1] + [batch]
+@pytest.mark.parametrize('count, batch, steps', [(3, 1, '0,3'), (2, 32, '0,3,10')])
+def test_ranks_and_batch_sizes_change_nothing_but_rounding(root, data, weights_file, whole, tmp_path, count, batch,
+                                                           steps):
+    flags = ['--attack-iter', steps] + FLAGS[2:-1] + [batch]
     evaluate(root, ranks(count), data, weights_file(), *(flags + ['--per-image', tmp_path / 'images.csv']))
-    here, there = read_table(tmp_path / 'images.csv'), read_table(whole / 'images.csv')
+    here = read_table(tmp_path / 'images.csv')
+    there = [row for row in read_table(whole / 'images.csv') if row['attack_iter'] in steps.split(',')]
     assert [(r['index'], r['attack_iter'], r['epsilon'], r['target']) for r in here] == \
         [(r['index'], r['attack_iter'], r['epsilon'], r['target']) for r in there]
     assert np.mean([a != b for a, b in zip(here, there)]) <= 0.005
@@ -136,7 +140,7 @@ def test_saved_images_are_scored_by_their_manifest(python, whole, weights_file, 
                 assert figures[0][key][title] is None and key[0] == 0
             else:
                 assert figures[0][key][title] == pytest.approx(record[name], abs=1.1 / NUM_IMAGES)
-    assert figures[1][(20, 16)]['Attack Success Rate'] < figures[0][(20, 16)]['Attack Success Rate'] - 0.3
+    assert figures[1][(10, 16)]['Attack Success Rate'] < figures[0][(10, 16)]['Attack Success Rate'] - 0.3
 
 
 def test_an_unlisted_image_gets_a_label_and_no_figure(python, whole, weights_file, tmp_path):
@@ -179,11 +183,11 @@ def cut_off(whole, folder):
 
 def test_a_continued_run_needs_the_images_of_its_beginning(python, data, weights_file, whole, tmp_path):
     cut_off(whole, tmp_path)
-    os.unlink(str(tmp_path / 'saved' / '000003-iter20-epsilon5.5.png'))
+    os.unlink(str(tmp_path / 'saved' / '000003-iter10-epsilon5.5.png'))
     done = python('main.py', '--eval', '--load', weights_file(), '--data', data, *(FLAGS + SMALL + kept_in(
         tmp_path, images=True)))
     assert done.returncode == 2 and done.stderr.count('\n') == 1
-    assert re.search('lacks 1 images .* such as 000003-iter20-epsilon5.5.png', done.stderr), done.stderr
+    assert re.search('lacks 1 images .* such as 000003-iter10-epsilon5.5.png', done.stderr), done.stderr
 
 
 def test_journal_of_another_command_is_refused(python, data, weights_file, whole):
@@ -203,24 +207,24 @@ def test_killed_again_and_again(root, data, weights_file, tmp_path, whole):
     draw = random.Random(int.from_bytes(os.urandom(4), 'little'))
     journal = tmp_path / 'journal'
     flags = FLAGS[:-1] + [2] + kept_in(tmp_path, images=True)  # 19 batches
-    kills, deadline = 0, time.monotonic() + 600
+    kills, deadline = 0, time.monotonic() + 1200
     while kills < KILLS:
         assert time.monotonic() < deadline
         before = finished_lines(journal)
-        if kills % 5 == 4:
+        if kills % 3 == 2:
             process = subprocess.Popen(evaluation(ranks(2), data, weights_file(), *flags), cwd=root,
                                        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         else:
             process = start_main(*evaluation(alone, data, weights_file(), *flags)[2:])
-        patience = time.monotonic() + 90
-        while finished_lines(journal) <= before and alive(process):  # until its first batch of this time is finished
+        patience = time.monotonic() + 240
+        while finished_lines(journal) <= before and process.poll() is None:  # until its first batch is finished
             assert time.monotonic() < patience
             time.sleep(0.01)
         time.sleep(draw.uniform(0, 0.6))
-        for pid in draw.sample(victims(process), 1) if alive(process) and victims(process) else []:
+        for pid in draw.sample(victims(process), 1) if process.poll() is None and victims(process) else []:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        if wait(process) == 0:  # it was through: the next one begins anew
+        if process.wait(60) == 0:  # it was through: the next one begins anew
             compare_with_whole(tmp_path, whole)
             os.unlink(str(journal))
             shutil.rmtree(str(tmp_path / 'saved'))
@@ -234,21 +238,9 @@ def test_killed_again_and_again(root, data, weights_file, tmp_path, whole):
     assert not [name for name in os.listdir(str(tmp_path / 'saved')) if name.endswith('.part')]
 
 
-def alive(process):
-    return process.poll() is None if isinstance(process, subprocess.Popen) else process.is_alive()
-
-
 def victims(process):
     """The processes of the evaluation: the ranks under mpirun, or the process itself."""
     return main_processes(process.pid) if isinstance(process, subprocess.Popen) else [process.pid]
-
-
-def wait(process):
-    """Wait for the end; returns the exit status."""
-    if isinstance(process, subprocess.Popen):
-        return process.wait(60)
-    process.join(60)
-    return process.exitcode
 
 
 def compare_with_whole(folder, whole):
@@ -269,7 +261,7 @@ def main_processes(leader):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('count, steps', [(1, 10000000), (2, 80)])
+@pytest.mark.parametrize('count, steps', [(1, 10000000), (2, 40)])
 def test_ctrl_c_ends_all_ranks_within_seconds(root, weights_file, tmp_path, count, steps):
     """Also in the middle of an attack of many hours; what was finished before is continued."""
     write_split(tmp_path / 'data' / 'val', 24)
@@ -279,7 +271,7 @@ def test_ctrl_c_ends_all_ranks_within_seconds(root, weights_file, tmp_path, coun
     process = subprocess.Popen(command, cwd=root, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, start_new_session=True)
     try:
-        wanted, deadline = 1 if count == 1 else 2, time.monotonic() + 90  # the endless one finishes nothing
+        wanted, deadline = 1 if count == 1 else 2, time.monotonic() + 240  # the endless one finishes nothing
         while finished_lines(journal) < wanted:
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.05)

@@ -3,9 +3,9 @@ import os
 import pty
 import re
 import subprocess
-import sys
 
 import pytest
+from forked import run_main
 from photos import write_split
 
 from runtime.launcher import find_launch
@@ -119,7 +119,7 @@ def test_mpirun_in_a_shell_of_a_step(root):
 
 
 @pytest.fixture(scope='module')
-def evaluation(root, tmp_path_factory, weights_file):
+def evaluation(tmp_path_factory, weights_file):
     """Return what evaluates 12 photos with these variables of a launcher, in a process of its own."""
     folder = tmp_path_factory.mktemp('launched')
     write_split(folder / 'data' / 'val', 12)
@@ -130,10 +130,8 @@ def evaluation(root, tmp_path_factory, weights_file):
                                       str(folder / 'predictions.txt')],
                  'training': ['--fake', '--attack-iter', '0', '--steps-per-epoch', '1', '--max-epoch', '1']}[job]
         weights = weights_file(classes=1000 if job == 'training' else 10)
-        command = [sys.executable, os.path.join(root, 'main.py'), '-d', '14', '--image-size', '32', '--load', weights]
-        return subprocess.run(command + flags + list(more), env=environment(**variables), cwd=str(folder),
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                              universal_newlines=True, timeout=120)
+        return run_main('-d', '14', '--image-size', '32', '--load', weights, *flags, *more,
+                        env=environment(**variables), cwd=folder, timeout=120)
     return run
 
 

@@ -45,6 +45,7 @@ def test_the_second_training_ends_and_says_who_the_first_is(root, python, tmp_pa
         first.wait_for('Start Epoch 1')
         first.wait_for('model-2.')
         (log / 'kept').write_text('')
+        first.process.send_signal(signal.SIGSTOP)  # it would take the cores; the directory is still its own
         who = 'in use by another training, process %d on %s: ' % (first.process.pid, socket.gethostname())
         for flags in (['--base-lr', '0.2'], ['--overwrite'], ['--resume'], ['--resume', str(log)],
                       ['--resume', os.path.join('train_log', '.', NAME)]):
@@ -66,7 +67,7 @@ def test_the_second_training_ends_and_says_who_the_first_is(root, python, tmp_pa
 def test_two_that_start_at_once(root, tmp_path):
     """Whoever is first, one of them trains to its end and the other one ends."""
     for flags in ([], ['--resume']):
-        jobs = [Job(root, tmp_path, 1, *SHORT, '--base-lr', rate, *flags, '--logdir', 'x%d' % len(flags))
+        jobs = [Job(root, tmp_path, None, *SHORT, '--base-lr', rate, *flags, '--logdir', 'x%d' % len(flags))
                 for rate in ('0.1', '0.2')]
         texts = [job.end(status=None) for job in jobs]
         assert sorted(job.process.returncode for job in jobs) == [0, 2], texts

@@ -155,9 +155,6 @@ def test_an_interrupted_training_ends_as_an_uninterrupted_one(root, tmp_path):
     # it is complete: there is nothing to do
     again = Job(root, tmp_path, None, *flags, '--resume')
     assert 'Start Epoch' not in again.end()
-    # and without --resume nobody touches it
-    refused = Job(root, tmp_path, 2, *flags)
-    assert 'holds an earlier training: continue it with --resume' in refused.end(status=2)
 
 
 @pytest.mark.slow

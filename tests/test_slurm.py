@@ -53,9 +53,9 @@ def test_slurm_tells_before_the_time_is_up(cluster, root, tmp_path):
         asked = [line for line in f if line.startswith('#SBATCH')]
     (tmp_path / 'job.sh').write_text('#!/bin/bash\n%strap "echo told; kill %%1; exit" USR1\nsleep 600 &\nwait\n'
                                      % ''.join(asked))
-    job = cluster.run('sbatch', '--parsable', '-N1', '--time=4', 'job.sh', cwd=str(tmp_path)).strip()
+    job = cluster.run('sbatch', '--parsable', '-N1', '--time=3', 'job.sh', cwd=str(tmp_path)).strip()
     log = tmp_path / ('slurm-%s.log' % job)
-    # it asks for the last 3 minutes, and slurm looks twice a minute
+    # it asks for the last 3 minutes, which begin at once, and slurm looks twice a minute
     wait_until(lambda: log.exists() and 'told' in log.read_text(), 180,
                lambda: '%s %s' % (cluster.state(job), cluster.logs()))
 
@@ -68,7 +68,7 @@ def test_a_training_that_is_told_to_stop_is_queued_again_and_ends(cluster, check
                        OMPI_ALLOW_RUN_AS_ROOT='1', OMPI_ALLOW_RUN_AS_ROOT_CONFIRM='1',
                        MPI_OPTIONS='--mca btl_tcp_if_include lo', SCRATCH='/dev/null')  # the site's own
     small = ['--data', 'data', '--batch', '4', '--image-size', '32', '-d', '14', '--attack-iter', '0']
-    steps, epochs = 90, 2
+    steps, epochs = 60, 2
 
     def submit(script, *flags):
         return cluster.run('sbatch', '--parsable', '-N2', *flags[0], os.path.join('slurm', script), *small, *flags[1:],

@@ -90,18 +90,21 @@ def test_adversarial_training_from_photos_to_a_checkpoint_that_evaluates(root, c
         assert evaluated.returncode == 0, evaluated.stderr
         assert abs(read_figures(evaluated.stdout)['Top1 Error'] - last[prefix + '/error-top1']) < 1.01 / 9
 
-    # a second training neither mixes with it nor deletes it
-    again = train(root, checkout, 2, '--endpoint', endpoint, '--data', data, '--attack-iter', '2', '--max-epoch', '2',
-                  '--logdir', 'x', status=2)
-    assert 'holds an earlier training' in again.stderr and (log / 'model-10.index').exists()
-
     # and the checkpoint can be trained on, here in the last of three epochs, with the schedule's rate for it
-    more = train(root, checkout, 1, '--no-zmq-ops', '--endpoint', endpoint, '--data', data, '--attack-iter', '0',
-                 '--load', str(log / 'model-10'), '--starting-epoch', '3', '--max-epoch', '3',
-                 '--training-eval', 'none', '--steps-per-epoch', '2', '--base-lr', '0.64')
-    rate = scalars(checkout / 'train_log' / 'PGD-ResNet14-Batch4-1GPUs-iter0-epsilon16.0-step1.0')[-1]['learning_rate']
+    flags = ['--no-zmq-ops', '--endpoint', endpoint, '--data', data, '--attack-iter', '0',
+             '--load', str(log / 'model-10'), '--starting-epoch', '3', '--max-epoch', '3',
+             '--training-eval', 'none', '--steps-per-epoch', '2', '--base-lr', '0.64']
+    more = train(root, checkout, 1, *flags)
+    log = checkout / 'train_log' / 'PGD-ResNet14-Batch4-1GPUs-iter0-epsilon16.0-step1.0'
+    rate = scalars(log)[-1]['learning_rate']
     assert re.search('Epoch 3 .*finished', more.stdout) and abs(rate - 0.64 * 4 / 256 * 0.01) < 1e-9
     assert process.poll() is None
+
+    # a second training neither mixes with it nor deletes it
+    kept = [(path.name, path.stat().st_mtime) for path in sorted(log.glob('[!.]*'))]  # all but the lock
+    again = train(root, checkout, 1, *flags, status=2)
+    assert 'holds an earlier training: continue it with --resume' in again.stderr
+    assert [(path.name, path.stat().st_mtime) for path in sorted(log.glob('[!.]*'))] == kept
 
 
 def test_stopped_while_an_epoch_is_evaluated(root, checkout, data, server):
@@ -135,14 +138,12 @@ def test_fake_data_needs_no_server(root, checkout):
 
 def test_steps_of_imagenet(root, checkout):
     """1,281,167 images in batches of 32 on one rank are 40,036 steps; stopped at once."""
-    command = [sys.executable, os.path.join(root, 'main.py'), '--fake', '--attack-iter', '0'] + SMALL
-    process = subprocess.Popen(command, cwd=str(checkout), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL, universal_newlines=True)
+    job = Job(root, checkout, None, '--fake', '--attack-iter', '0', *SMALL)
     try:
-        line = next(line for line in process.stdout if 'steps an epoch' in line)
+        job.wait_for(' steps an epoch')
     finally:
-        process.kill()
-        process.communicate()
+        job.kill()
+    line, = [line for line in job.text.splitlines() if ' steps an epoch' in line]
     assert '1000 classes, 1281167 training images' in line and '40036 steps an epoch' in line
 
 
@@ -225,27 +226,24 @@ def test_messages_of_another_kind(root, checkout, data, tmp_path, kind, problem)
     assert 'only messages that do not fit' in done.stderr and problem in done.stderr and 'Traceback' not in done.stderr
 
 
-@pytest.mark.parametrize('ranks, receiver', [(2, []), (1, ['--no-zmq-ops'])], ids=['native', 'python'])
-def test_the_server_is_killed_and_started_again(root, checkout, data, server, ranks, receiver):
-    """The training waits meanwhile, and makes all of its steps."""
+@pytest.mark.parametrize('ranks, receiver, steps', [(2, [], 40), (None, ['--no-zmq-ops'], 60)],
+                         ids=['native', 'python'])
+def test_the_server_is_killed_and_started_again(root, checkout, data, server, ranks, receiver, steps):
+    """The training waits meanwhile, and makes all of its steps: more in an epoch than it has received ahead."""
     endpoint, process = server
-    command = mpirun(ranks, [os.path.join(root, 'main.py'), '--batch', str(BATCH)] + SMALL + [
-        '--endpoint', endpoint, '--data', data, '--attack-iter', '0', '--steps-per-epoch', '60', '--max-epoch', '2',
-        '--training-eval', 'none', '--data-timeout', '100'] + receiver)
-    trainer = subprocess.Popen(command, cwd=str(checkout), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                               stderr=subprocess.STDOUT, universal_newlines=True)
-    next(line for line in trainer.stdout if 'Start Epoch 2' in line)
+    job = Job(root, checkout, ranks, '--batch', str(BATCH), *SMALL, '--endpoint', endpoint, '--data', data,
+              '--attack-iter', '0', '--steps-per-epoch', str(steps), '--max-epoch', '2', '--training-eval', 'none',
+              '--data-timeout', '100', *receiver)
+    job.wait_for('Start Epoch 2')
     process.kill()
     process.wait()
     time.sleep(2)
-    assert trainer.poll() is None
+    assert job.process.poll() is None
     again = subprocess.Popen([sys.executable] + process.args[1:], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     try:
-        stdout, _ = trainer.communicate(timeout=240)
+        job.end()
     finally:
-        trainer.kill()
         again.terminate()
         again.wait(10)
-    assert trainer.returncode == 0, stdout[-3000:]
-    name = 'PGD-ResNet14-Batch4-%dGPUs-iter0-epsilon16.0-step1.0' % ranks
-    assert (checkout / 'train_log' / name / 'model-120.index').exists()
+    name = 'PGD-ResNet14-Batch4-%dGPUs-iter0-epsilon16.0-step1.0' % (ranks or 1)
+    assert (checkout / 'train_log' / name / ('model-%d.index' % (2 * steps))).exists()

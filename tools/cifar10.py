@@ -20,17 +20,12 @@ from tabulate import tabulate
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from runtime.compat import USES_BFLOAT16_UNITS  # noqa: E402
-
 from evaluation.outcomes import Strength  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
-from runtime.hardware import cost_of_dtype, cpu_flags, has_gpu  # noqa: E402
 from runtime.locks import InUse, take_lock  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
-from training.log_directory import LogName, newest_complete  # noqa: E402
-from training.records import evaluated_epochs  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -62,12 +57,17 @@ RECIPES = [Recipe('ResNet', 'adversarial', 3, 6), Recipe('ResNetDenoise', 'adver
 
 def attack_dtype() -> str:
     """Choose the dtype of the training's attack: bfloat16 where the hardware has units for it."""
+    from runtime.compat import USES_BFLOAT16_UNITS  # with TensorFlow: wrong flags are told without
+
+    from runtime.hardware import cost_of_dtype, cpu_flags, has_gpu
     cost = cost_of_dtype('bfloat16', False, gpu=has_gpu(), cpu_flags=cpu_flags(), kernels=USES_BFLOAT16_UNITS)
     return 'float32' if cost or has_gpu() else 'bfloat16'
 
 
 def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
     """Train a network, or go on; returns its checkpoint. Raises InputError where it was stopped before its end."""
+    from training.log_directory import LogName, newest_complete  # as above
+    from training.records import evaluated_epochs
     run([sys.executable, MAIN, '--data', data, '--endpoint', endpoint, '--arch', recipe.arch, '-d', str(DEPTH),
          '--batch', str(BATCH), '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
          '--attack-dtype', attack_dtype() if recipe.attack_iter else 'float32', '--max-epoch', str(recipe.max_epoch),
