@@ -3,6 +3,7 @@ import os
 import pty
 import re
 import subprocess
+import sys
 
 import pytest
 from forked import run_main
