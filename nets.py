@@ -129,6 +129,12 @@ def find_network(arch: str, depth: Optional[int] = None, num_classes: int = 1000
     return Network(arch, depth, num_classes)
 
 
+def network_named(name: str) -> Network:
+    """Return the network that is called so, as Network.name has it: ResNet-50, resnet50. Raises InputError."""
+    arch, _, depth = name.rpartition('-')
+    return find_network(arch, int(depth)) if arch and depth.isdecimal() else find_network(name)
+
+
 def all_networks(num_classes: int) -> Iterator[Tuple[Network, int]]:
     """Yield every network of the tables, and how many residual blocks it has."""
     for arch in ARCHITECTURES:

@@ -90,9 +90,8 @@ def attack_rate(c: Configuration) -> Callable[[], float]:
 
     from adv_model import PGDAttacker
     from kernels.mode import attack_settings
-    from nets import find_network
-    arch, depth = c.network.rsplit('-', 1)
-    network = find_network(arch, int(depth))
+    from nets import network_named
+    network = network_named(c.network)
     settings = attack_settings(c.dtype)
     mode = settings['attack_mode']._replace(plain=c.system == 'plain port')
     shape = [c.batch, c.image_size, c.image_size, 3]
@@ -110,11 +109,10 @@ def convolution_operations(network: str, image_size: int) -> float:
     from runtime.compat import tf
 
     from kernels.mode import Mode
-    from nets import find_network
-    arch, depth = network.rsplit('-', 1)
+    from nets import network_named
     total = 0.0
     with tf.Graph().as_default() as graph:  # of the layout in which groups are one convolution
-        find_network(arch, int(depth)).logits(tf.zeros([1, image_size, image_size, 3]), Mode(data_format='NCHW'))
+        network_named(network).logits(tf.zeros([1, image_size, image_size, 3]), Mode(data_format='NCHW'))
         for op in graph.get_operations():
             if op.type == 'Conv2D':
                 kernel_height, kernel_width, channels, _ = op.inputs[1].shape.as_list()
@@ -124,7 +122,7 @@ def convolution_operations(network: str, image_size: int) -> float:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that pgd.py and train.py have in common."""
-    parser.add_argument('--network', default='ResNet-50', metavar='N[,N...]', help='architecture and depth (ResNet-50)')
+    parser.add_argument('--network', default='ResNet-50', metavar='N[,N...]', help='architecture and depth, or resnet50, ... (ResNet-50)')
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--image-size', type=int, default=224)
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='by default one a core')
@@ -140,12 +138,15 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def check_flags(args: argparse.Namespace) -> None:
     """Raise InputError for what cannot be measured or written."""
-    from nets import find_network
-    for network in args.network.split(','):
-        arch, _, depth = network.rpartition('-')
-        if not arch or not depth.isdecimal():
-            raise InputError('--network is an architecture and a depth, like ResNet-50, not %s' % network)
-        find_network(arch, int(depth))
+    from nets import TORCHVISION, network_named
+    for name in args.network.split(','):
+        arch, _, depth = name.rpartition('-')
+        if name not in TORCHVISION and not (arch and depth.isdecimal()):
+            raise InputError('--network is an architecture and a depth, like ResNet-50, or a name of torchvision\'s, '
+                             'not %s' % name)
+        network_named(name)
+        if args.peer and name in TORCHVISION:
+            raise InputError('--peer has the zoo\'s networks, and not %s' % name)
     if min(args.batch, args.image_size, args.threads, args.repeats, args.steps) < 1:
         raise InputError('--batch, --image-size, --threads, --repeats and the steps must be positive')
     for dtype in args.dtypes.split(','):

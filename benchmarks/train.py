@@ -32,9 +32,8 @@ def training_rate(c: Configuration) -> Callable[[], float]:
 
     from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, PGDAttacker
     from kernels.mode import attack_settings, native_mode
-    from nets import find_network
-    arch, depth = c.network.rsplit('-', 1)
-    network, settings = find_network(arch, int(depth)), attack_settings(c.dtype)
+    from nets import network_named
+    network, settings = network_named(c.network), attack_settings(c.dtype)
     attacker = PGDAttacker(c.steps, 16., 1., num_classes=network.num_classes,
                            clean_start_probability=CLEAN_START_PROBABILITY, loss_scale=settings['loss_scale'])
     model = AdversarialModel(network, attacker, c.image_size, mode=native_mode(), attack_mode=settings['attack_mode'])
