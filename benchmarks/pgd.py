@@ -122,7 +122,8 @@ def convolution_operations(network: str, image_size: int) -> float:
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags that pgd.py and train.py have in common."""
-    parser.add_argument('--network', default='ResNet-50', metavar='N[,N...]', help='architecture and depth, or resnet50, ... (ResNet-50)')
+    parser.add_argument('--network', default='ResNet-50', metavar='N[,N...]',
+                        help='architecture and depth, or resnet50, ... (ResNet-50)')
     parser.add_argument('--batch', type=int, default=16)
     parser.add_argument('--image-size', type=int, default=224)
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='by default one a core')
