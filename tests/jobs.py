@@ -40,7 +40,7 @@ class Job:
         output = os.pread(self._output.fileno(), os.fstat(self._output.fileno()).st_size, 0)
         return output.decode(errors='replace').replace('\r\n', '\n').replace('\r', '\n')
 
-    def wait_for(self, words, timeout=120):
+    def wait_for(self, words, timeout=300):
         """Wait until the output has these words. Raises AssertionError, and ends the job, where it won't."""
         end = time.time() + timeout
         while words not in self.text:
@@ -59,7 +59,7 @@ class Job:
                 found[number] = child
         return [found[number] for number in sorted(found, key=int)]
 
-    def end(self, status=0, timeout=240):
+    def end(self, status=0, timeout=400):
         """Wait for the end, and check the exit status (None: any); returns the output."""
         try:
             self.process.wait(timeout)
