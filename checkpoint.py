@@ -130,10 +130,10 @@ def read_tf_checkpoint(path: str) -> Weights:
 
 def num_classes(weights: Weights, path: str, network: Network) -> int:
     """Return the number of classes of the network whose weights these are, whatever `network` has."""
-    sizes = {weights[name].shape[axis] for name, axis in network.class_axes().items()
-             if name in weights and weights[name].ndim > axis}
-    if len(sizes) == 1:
-        return sizes.pop()
+    sizes = sorted((weights[name].ndim, weights[name].shape[axis]) for name, axis in network.class_axes().items()
+                   if name in weights and weights[name].ndim > axis)
+    if sizes:
+        return sizes[0][1]  # where they differ, as the bias has it
     check_prefix(weights, path)
     if is_own(network.arch):
         raise InputError('checkpoint %s: the variables of --arch %s that would tell the number of classes are missing '

@@ -114,9 +114,11 @@ def find_network(arch: str, depth: Optional[int] = None, num_classes: int = 1000
 
     Raises InputError where there is none. A network of one's own, module:function, is not imported yet.
     """
+    if not isinstance(arch, str):
+        raise InputError('no architecture %r: it is a name' % (arch,))
     if arch in TORCHVISION or is_own(arch):
         if is_own(arch):
-            check_code('--arch', arch, 'examples.efficientnet_lite0:network')
+            check_code('--arch', arch, 'module:function', 'examples.efficientnet_lite0:network')
         if depth is not None:
             raise InputError('%s is a network of one depth: leave out -d %s' % (arch, depth))
         return Network(arch, None, num_classes)

@@ -44,7 +44,7 @@ def load_attacker(name: str) -> Type[Attacker]:
         inspect.signature(attacker).bind(10, 16.0, 1.0, num_classes=1000, seed=0, loss_scale=1.0, xla=False)
     except (TypeError, ValueError) as e:
         raise InputError('the attacker %s can\'t be used, a class with the parameters of adv_model.PGDAttacker is '
-                         'expected (%s)' % (name, e))
+                         'expected (%s: %s)' % (name, type(e).__name__, e))
     if not (inspect.isclass(attacker) and issubclass(attacker, Attacker)):
         raise InputError('the attacker %s is no subclass of adv_model.Attacker' % name)
     return attacker

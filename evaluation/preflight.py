@@ -28,7 +28,8 @@ def inputs_of_evaluation(options: argparse.Namespace) -> Dataset:
     dataset = load_dataset(options.data, 'val', options.classes)
     check_files(options.load)
     if options.attacker:
-        check_code('the attacker', options.attacker, 'examples.momentum_attacker:MomentumAttacker')
+        check_code('the attacker', options.attacker, 'module:Class',
+                   'examples.momentum_attacker:MomentumAttacker')
     if rank() == '0':  # the others' machines need not have these places
         check_places(options, dataset)
     return dataset

@@ -17,15 +17,15 @@ from runtime.errors import InputError
 UNKNOWABLE = {'__getattr__', 'exec', 'globals', 'setattr', 'vars'}
 
 
-def check_code(what: str, name: str, example: str) -> None:
+def check_code(what: str, name: str, form: str, example: str) -> None:
     """Raise InputError where `module:name` names no module, or one whose source can't be read or has no such name.
 
-    what: the beginning of the message, like 'the attacker'. example: what would be right.
+    what: the beginning of the message, like 'the attacker'. form, example: of what would be right, like module:Class.
     """
     module, _, attribute = name.partition(':')
     refusal = '%s %s can\'t be used: ' % (what, name)
     if not attribute.isidentifier() or not all(part.isidentifier() for part in module.split('.')):
-        raise InputError(refusal + 'module:%s is expected, such as %s' % (example.partition(':')[2], example))
+        raise InputError(refusal + '%s is expected, such as %s' % (form, example))
     spec = find_module(module)
     if spec is None:
         raise InputError(refusal + 'there is no module %s in the current folder, %s, or on PYTHONPATH'

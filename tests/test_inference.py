@@ -294,7 +294,7 @@ def test_wrong_attack(clf, wrong, text):
     (dict(batch=0), 'batch is a whole number from 1 .*, not 0'), (dict(batch=-1), 'batch'), (dict(batch=1.5), 'batch'),
     (dict(batch=None), 'batch'), (dict(image_size=0), 'image_size'), (dict(image_size='224'), 'image_size'),
     (dict(image_size=2000000), 'image_size is a whole number from 1 to 8192, not 2000000'),
-    (dict(path=''), 'no checkpoint'), (dict(arch=None), 'no architecture'), (dict(depth=None), 'no depth')])
+    (dict(path=''), 'no checkpoint'), (dict(arch=None), 'no architecture'), (dict(depth='14'), 'no depth')])
 def test_wrong_arguments_of_loading(weights_file, wrong, text):
     with pytest.raises(InputError, match=text):
         load_classifier(**dict(dict(path=weights_file('ResNet'), arch='ResNet', depth=14, image_size=SIZE), **wrong))

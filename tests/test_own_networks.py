@@ -89,7 +89,7 @@ def test_what_does_not_fit(tiny, tiny_file, weights_file):
 @pytest.mark.parametrize('name, words', [
     ('tiny_networks:wrong_shape', ['32, 3], not logits, (N, 1000)']), ('tiny_networks:broken', ['no such layer']),
     ('tiny_networks:nothing', ['there is no nothing']), ('no_such_module:network', ['no module no_such_module']),
-    ('tiny_networks:', ['module:network is expected'])])
+    ('tiny_networks:', ['module:function is expected'])])
 def test_functions_that_are_no_networks(tiny, tiny_file, name, words):
     def build():
         with tf.Graph().as_default():

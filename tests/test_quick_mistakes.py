@@ -154,7 +154,7 @@ def test_what_another_job_has_in_use(root, files, flags, path, said):
 def test_attackers_that_may_be_there_are_not_refused(files, monkeypatch, source):
     monkeypatch.chdir(str(files))
     (files / 'attacks' / 'other.py').write_text('import tensorflow\n%s\n' % source)
-    check_code('the attacker', 'attacks.other:Mine', 'm:Class')
+    check_code('the attacker', 'attacks.other:Mine', 'module:Class', 'm:C')
 
 
 def test_what_a_journal_was_begun_with_is_continued(files, tmp_path):

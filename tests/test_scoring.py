@@ -14,6 +14,7 @@ from PIL import Image
 from evaluation.scoring import write_predictions
 from runtime.errors import RunError
 from third_party.images import resized_image
+from third_party.preparations import PREPARATIONS
 from tools.mpi import read_figures
 
 SMALL = ['--arch', 'ResNet', '-d', '14', '--image-size', '32']
@@ -49,7 +50,6 @@ def read(out):
 
 @pytest.mark.parametrize('preprocess', ['resize', 'validation', 'torchvision'])
 def test_every_kind_of_image_gets_its_label(python, tmp_path, weights_file, classifier, preprocess):
-    from third_party.preparations import PREPARATIONS
     folder = tmp_path / 'images'
     names = write_odd_images(folder)
     done = score(python, folder, weights_file(), tmp_path / 'out.txt', '--preprocess', preprocess)
@@ -125,8 +125,9 @@ def many(tmp_path):
 
 def score_while_refused(classifier, folder, out, seconds):
     prepare = Refused(classifier().batch + AT_ONCE, seconds)
+    preparation = PREPARATIONS['resize']()._replace(cut=prepare)
     try:
-        write_predictions(classifier(), str(folder), str(out), prepare=prepare, pauses=[0.1] * 20)
+        write_predictions(classifier(), str(folder), str(out), preparation=preparation, pauses=[0.1] * 20)
     finally:
         prepare.end()
 

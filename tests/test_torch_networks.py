@@ -81,17 +81,17 @@ def test_ways_to_compute(computed):
 
 @pytest.mark.parametrize('case, said', [
     ('good', []),
-    ('missing', ['changed.npz', 'ResNet -d 14', '1 missing: conv0/W', 'fits no network']),
+    ('missing', ['changed.npz', 'ResNet with depth 14', '1 missing: conv0/W', 'fits no network']),
     ('extra', ['1 extra: conv9/W']),
     ('shape', ['linear/W is (2048, 11), not (2048, 10)']),
     ('nan', ['not a number', 'conv0/bn/beta']),
     ('variance', ['variances below 0', 'conv0/bn/variance/EMA']),
     ('other depth', ['missing: group0/block1/conv1/W', 'It fits --arch ResNet -d 14']),
     ('other architecture', ['group0_denoise/conv/W', 'It fits --arch ResNet -d 14']),
-    ('torchvision', ['--arch resnet50: 182 missing: group0/block1', 'It fits --arch ResNet -d 14']),
+    ('torchvision', ['resnet50 and 10 classes: 182 missing: group0/block1', 'It fits --arch ResNet -d 14']),
     ('no name', ["no architecture 'ResNet50'", 'ResNetDenoise', 'resnet50']),
     ('no depth', ['no depth 34', '152']),
-    ('depth of torchvision', ['leave out the depth']),
+    ('depth of torchvision', ['leave out -d']),
     ('no file', ['no checkpoint nowhere.npz']),
     ('TensorFlow', ['model-17', '.npz'])])
 def test_what_does_not_fit_is_named(computed, case, said):

@@ -36,6 +36,7 @@ JITTER = 0.4
 LIGHTING = 0.1
 MIN_CROP_AREA = 0.08
 MAX_ELONGATION = 32
+PNG_SIGNATURE = b'\x89PNG\r\n\x1a\n'
 NO_MEMORY = -4  # cv2.Error.StsNoMem, which old versions don't name
 
 
@@ -113,7 +114,7 @@ def check_complete(data: bytes) -> Optional[str]:
         return 'the file is empty'
     if data.startswith(b'\xff\xd8'):
         return _check_jpeg(data)
-    if data.startswith(b'\x89PNG\r\n\x1a\n'):
+    if data.startswith(PNG_SIGNATURE):
         return _check_png(data)
     if data.startswith(b'GIF8'):
         return 'GIF is not supported, convert it to PNG'

@@ -16,7 +16,8 @@ from PIL import Image
 
 from runtime.errors import InputError
 from runtime.limits import refusal
-from third_party.images import check_complete, quiet_decoders, read_complete
+from third_party import images
+from third_party.images import PNG_SIGNATURE, check_complete, quiet_decoders, read_complete
 
 # What `images.decode` reads. Pillow has many more, of which some start other programs.
 FORMATS = ('JPEG', 'PNG', 'TIFF', 'WEBP', 'BMP', 'PPM', 'JPEG2000')
@@ -104,5 +105,7 @@ def _opened(data: bytes, path: str) -> Iterator[Image.Image]:
 
 
 def _decode_bytes(data: bytes, path: str) -> np.ndarray:
+    if data.startswith(PNG_SIGNATURE):
+        images.check_decodable(data, path)  # Pillow fills what a PNG lacks with black
     with _opened(data, path) as image:
         return cv2.cvtColor(np.asarray(image.convert('RGB')), cv2.COLOR_RGB2BGR)
