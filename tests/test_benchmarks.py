@@ -2,6 +2,8 @@
 import json
 import os
 
+from runtime.compat import USES_BFLOAT16_UNITS
+
 import pytest
 from photos import write_split
 
@@ -60,6 +62,22 @@ def test_attack_and_training_step(script, unit, steps, root, tmp_path, python):
     assert len(table.read_text().splitlines()) == 3 and plot.read_bytes()[1:4] == b'PNG'
 
 
+def test_scoring(root, tmp_path, python):
+    """In both dtypes, each beside its own peak; without peers the ratio is to itself."""
+    table = tmp_path / 'table.md'
+    done = python(os.path.join(root, 'benchmarks', 'scoring.py'), '--network', 'ResNet-14', '--batch', '2',
+                  '--image-size', '32', '--repeats', '2', '--steps', '1', '--threads', '1', '--table', table,
+                  '--dtypes', 'float32,bfloat16' if USES_BFLOAT16_UNITS else 'float32')
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    dtypes = ['float32', 'bfloat16'][:len(lines) // 2]
+    assert [(line['system'], line['dtype']) for line in lines] == [
+        (system, dtype) for dtype in dtypes for system in ('matmul', 'this project')]
+    for line in lines[1::2]:
+        assert 0 < line['lowest'] <= line['images_per_second'] <= line['highest'] and line['ratio'] == 1
+    assert len(table.read_text().splitlines()) == 2 + len(dtypes)
+
+
 def test_convolutions_are_counted():
     """ResNet-50 has the literature's 4.09 billion multiply-adds; a denoising block has three 1x1 convolutions, as many
     of them in each of the four groups."""
@@ -71,7 +89,8 @@ def test_convolutions_are_counted():
 
 @pytest.mark.parametrize('script, flags, named', [
     ('pgd.py', ['--network', 'ResNet50'], 'ResNet-50'), ('pgd.py', ['--network', 'ResNet-²'], 'ResNet-50'),
-    ('train.py', ['--dtypes', 'float8'], 'float8'),
+    ('train.py', ['--dtypes', 'float8'], 'float8'), ('scoring.py', ['--dtypes', 'float16'], 'float16'),
+    ('scoring.py', ['--peer', 'torch', '--torch-python', 'nowhere'], 'nowhere'),
     ('pgd.py', ['--table', 'nowhere/table.md'], 'nowhere'),
     ('train.py', ['--plot', 'nowhere/plot.png'], 'nowhere'), ('pgd.py', ['--plot', 'plot.foo'], '.png'),
     ('pgd.py', ['--dtypes', 'float32', '--peer-dtypes', 'float64'], '--peer-dtypes'),

@@ -47,7 +47,8 @@ def score(python, folder, weights, tmp_path, *flags):
 EVALUATION = ['--eval', '--load', 'w.npz', '--data', 'd']
 
 
-@pytest.mark.parametrize('arch', ['ResNet', 'ResNetDenoise', 'examples.efficientnet_lite0:network'] + sorted(TORCHVISION))
+@pytest.mark.parametrize('arch', ['ResNet', 'ResNetDenoise', 'examples.efficientnet_lite0:network',
+                                  *sorted(TORCHVISION)])
 def test_each_network_has_its_own_preparation_in_an_evaluation(arch):
     own = 'torchvision' if arch in TORCHVISION else 'validation'
     assert parse_options(EVALUATION + ['--arch', arch]).preprocess == own
