@@ -102,7 +102,7 @@ def check_peers(args: argparse.Namespace) -> None:
         subprocess.run([args.torch_python, '-c', 'import ' + modules], check=True, stdin=subprocess.DEVNULL,
                        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     except (OSError, subprocess.CalledProcessError):
-        raise InputError('--torch-python %s has not all of %s: it needs requirements/bench.txt'
+        raise InputError('--torch-python %s has not all of %s: it needs requirements/torch.txt'
                          % (args.torch_python, modules))
 
 
