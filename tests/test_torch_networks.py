@@ -12,11 +12,11 @@ SIZES = 32, 45  # SAME is another padding where a size is odd
 WORKER = 'torch_networks_worker.py'
 
 
-def write_inputs(folder):
-    """Write photos of both sizes to inputs.npz, and a direction and cotangents to take the gradient along."""
+def write_inputs(folder, sizes=SIZES):
+    """Write photos of these sizes to inputs.npz, and a direction and cotangents to take the gradient along."""
     rng = np.random.RandomState(5)
     inputs = {}
-    for size in SIZES:
+    for size in sizes:
         inputs['images-%d' % size] = images(2, 48, size)[:, :size, :size]
         inputs['direction-%d' % size] = rng.standard_normal((2, size, size, 3))
         inputs['cotangents-%d' % size] = rng.standard_normal((2, 10))
@@ -27,16 +27,19 @@ def write_inputs(folder):
 def write_weights(folder, networks):
     weights = {}
     for arch, depth in networks:
-        weights[arch, depth] = random_weights(expected_shapes(arch, depth, 10), depth)
+        values = weights[arch, depth] = random_weights(expected_shapes(arch, depth, 10), depth)
+        for name in values:
+            if depth > 50 and name.endswith('non_local/conv/bn/variance/EMA'):
+                values[name] *= 100  # cubic in the features: the sum of so many blocks has no end otherwise
         np.savez(os.path.join(str(folder), '%s-%d-10.npz' % (arch, depth)), **weights[arch, depth])
     return weights
 
 
-def compare_with_numpy(computed, weights, inputs):
+def compare_with_numpy(computed, weights, inputs, sizes=SIZES):
     """Compare logits, and gradients by what moving the images along a direction changes."""
     for (arch, depth), values in weights.items():
         net = NumpyNetwork(arch, depth, values)
-        for size in SIZES:
+        for size in sizes:
             logits, slope = computed['%s-%d-%d' % (arch, depth, size)]
             pixels = inputs['images-%d' % size].astype(np.float64)
             expected = net.logits(pixels)
@@ -105,8 +108,8 @@ def test_what_does_not_fit_is_named(computed, case, said):
 @once
 def test_deep_networks(tmp_path):
     weights = write_weights(tmp_path, [(arch, depth) for arch in ARCHITECTURES for depth in (50, 101, 152)])
-    inputs = write_inputs(tmp_path)
-    compare_with_numpy(run_worker(WORKER, tmp_path, 'zoo')['zoo'], weights, inputs)
+    inputs = write_inputs(tmp_path, SIZES[:1])
+    compare_with_numpy(run_worker(WORKER, tmp_path, 'zoo')['zoo'], weights, inputs, SIZES[:1])
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ needs_torch = pytest.mark.skipif(not os.path.exists(PYTHON),
 once = pytest.mark.skipif(sys.version_info < (3, 9), reason='the same in both lanes; runs in tf2')
 
 
-def run_torch(*arguments, cwd=ROOT, timeout=900):
+def run_torch(*arguments, cwd=ROOT, timeout=1800):
     """Run PyTorch's Python with these arguments; returns the CompletedProcess."""
     environment = dict(os.environ, PYTHONPATH=ROOT)
     return subprocess.run([PYTHON] + [str(a) for a in arguments], cwd=str(cwd), env=environment, timeout=timeout,
