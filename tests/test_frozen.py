@@ -277,11 +277,29 @@ def test_gradients_of_the_op(stride, relu):
     check(computed[1], passed[:, ::2, ::2] * ((addend > 0) | (not relu)))
 
 
-@pytest.mark.parametrize('arch, depth', [('ResNet', 14), ('ResNetDenoise', 14), ('ResNeXtDenoiseAll', 14),
-                                         ('resnet50', None)])
-def test_second_derivatives_of_a_network(arch, depth):
+@pytest.mark.parametrize('size', [(8, 9), (7, 10)])
+@pytest.mark.parametrize('symmetric', [False, True])
+def test_gradients_of_3x3_with_a_stride(size, symmetric):
+    """By TensorFlow's operations, of the convolution and of its gradient."""
+    rng = np.random.RandomState(8)
+    x, w = normal(rng, 2, *size, 32), normal(rng, 3, 3, 32, 64)
+    expected = helpers.convolution(x, w, 2, symmetric)
+    factor = normal(rng, *expected.shape)
+    with tf.Graph().as_default():
+        fed = [tf.placeholder(tf.float32, a.shape) for a in (x, factor)]
+        y = frozen_conv(fed[0], frozen_weights(tf.constant(w), tf.float32, stride=2), stride=2, symmetric=symmetric)
+        turned = frozen_weights(tf.constant(w), tf.float32, stride=2, turned=True)
+        d_x = frozen_conv_gradient(fed[1], turned, fed[0], stride=2, symmetric=symmetric)
+        computed = run([tf.gradients(y, fed[0], fed[1])[0], tf.gradients(d_x, fed[1], fed[0])[0]],
+                       dict(zip(fed, (x, factor))))
+    check(computed[0], helpers.convolution_gradients(x, w, factor, 2, symmetric)[0])
+    check(computed[1], expected)
+
+
+@pytest.mark.parametrize('arch', ['ResNet', 'ResNetDenoise', 'ResNeXtDenoiseAll'])
+def test_second_derivatives_of_a_network(arch):
     """In a loop, as an attacker may want them: beside those of TensorFlow's own convolutions."""
-    network = Network(arch, depth, 5)
+    network = Network(arch, 14, 5)
     weights = helpers.random_weights(network.variable_shapes(), seed=0)
     rng = np.random.RandomState(5)
     image, direction = rng.uniform(-1, 1, (2, 33, 33, 3)).astype(np.float32), normal(rng, 2, 33, 33, 3)

@@ -139,7 +139,7 @@ def test_modes_of_the_example(lite0_weights, mode):
             y = Network(LITE0, None, 10).logits(x, how)
             checkpoint.assign_weights(session, lite0_weights)
             logits.append(session.run(y))
-    tolerance = 1e-4 if mode.dtype == tf.float32 else 0.03
+    tolerance = 1e-4 if mode.dtype == tf.float32 else 0.1  # TensorFlow 1 adds in float16 too, over up to 1152 products
     assert np.abs(logits[0] - logits[1]).max() < tolerance * logits[0].std()
 
 
