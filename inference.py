@@ -15,14 +15,12 @@ import numpy as np
 import checkpoint
 from adv_model import AttackTower, PGDAttacker
 from kernels.mode import native_mode
-from nets import Network, find_network
+from nets import DTYPES, Network, find_network
 from runtime.errors import InputError
 from runtime.hardware import has_gpu, session_config, warn_of_cost
 from runtime.pixels import LARGEST_IMAGE, PIXEL, mistaken_attack, mistaken_images, unscale_pixels
 
 log = logging.getLogger(__name__)
-
-DTYPES = ('float32', 'bfloat16')
 
 
 def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None, *, image_size: int = 224,

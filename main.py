@@ -13,7 +13,7 @@ from typing import Any, Callable, List, Set
 
 from evaluation.preflight import inputs_of_evaluation, inputs_of_scoring
 from evaluation.preparation import default_preprocess
-from nets import find_network
+from nets import DTYPES, find_network
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
 from runtime.pixels import LARGEST_IMAGE
@@ -46,7 +46,6 @@ LARGEST = 2 ** 31 - 1
 LARGEST_FLOAT = 3.4e38  # of float32
 MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before its end
 ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
-DTYPES = ['float32', 'bfloat16']  # of classification, as in inference.py
 
 # Flags that change nothing in a job: what somebody gives them for will not happen
 OF_TRAINING = ['fake', 'no_zmq_ops', 'endpoint', 'logdir', 'overwrite', 'accumulate', 'save_every_steps',

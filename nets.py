@@ -47,6 +47,8 @@ TORCHVISION: Dict[str, Dict[str, Any]] = {
     'resnext101_64x4d': dict(num_blocks=[3, 4, 23, 3], groups=64, width_per_group=4),
 }
 
+# What images are classified in; an attack may compute in float16 too
+DTYPES = ('float32', 'bfloat16')
 # Of the two tables' networks: the variables whose shapes depend on the number of classes
 LAST_LAYER = ('linear/W', 'linear/b')
 UNLIKELY_NUMBER = 1009  # of classes, channels or anything else: found in a shape, it is there as the number of classes
