@@ -94,7 +94,7 @@ def test_convolutions_are_counted():
     ('pgd.py', ['--table', 'nowhere/table.md'], 'nowhere'),
     ('train.py', ['--plot', 'nowhere/plot.png'], 'nowhere'), ('pgd.py', ['--plot', 'plot.foo'], '.png'),
     ('pgd.py', ['--dtypes', 'float32', '--peer-dtypes', 'float64'], '--peer-dtypes'),
-    ('pgd.py', ['--peer', 'torch'], 'requirements/torch.txt'),
+    ('pgd.py', ['--peer', 'torch', '--torch-python', 'false'], 'requirements/torch.txt'),
     ('pgd.py', ['--peer', 'torch', '--torch-python', 'nowhere'], 'nowhere')])
 def test_attack_benchmarks_say_what_they_need(script, flags, named, root, python):
     done = python(os.path.join(root, 'benchmarks', script), *flags)
