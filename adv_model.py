@@ -19,6 +19,7 @@ from tensorpack.tfutils.tower import get_current_tower_context
 
 from kernels.mode import Mode
 from nets import Network
+from runtime.errors import InputError
 from runtime.hardware import has_gpu
 from runtime.pixels import PIXEL, effective_step_size, unscale_pixels  # noqa: F401  the inverse of scale_pixels
 
@@ -168,7 +169,7 @@ class PGDAttacker(Attacker):
         """Return d CE(f(x), target) / d x, (N, H, W, 3), up to a positive factor."""
         def loss_gradient(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
             loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=t, logits=logits(x))
-            return tf.gradients(tf.reduce_sum(loss) * self.loss_scale, x)[0]
+            return gradient_to(tf.reduce_sum(loss) * self.loss_scale, x)
 
         return xla_compile(loss_gradient, adversarial, target) if self.xla else loss_gradient(adversarial, target)
 
@@ -177,6 +178,14 @@ class PGDAttacker(Attacker):
         radius = pixels(self.epsilon)
         lower, upper = tf.maximum(image - radius, -1.0), tf.minimum(image + radius, 1.0)
         return tf.clip_by_value(adversarial, lower, upper)
+
+
+def gradient_to(y: tf.Tensor, x: tf.Tensor, upstream: Optional[tf.Tensor] = None) -> tf.Tensor:
+    """Return d sum(upstream * y) / dx, like x. Raises InputError where no gradient reaches x."""
+    gradient = tf.gradients(y, x, upstream)[0]
+    if gradient is None:
+        raise InputError('no gradient reaches the image: the network has a step without one, such as rounding')
+    return gradient
 
 
 def per_image_uniform(index: tf.Tensor, seed: Any, shape: List[int], low: Any, high: Any, dtype: tf.DType) -> tf.Tensor:

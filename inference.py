@@ -13,7 +13,7 @@ from runtime.compat import tf, xla_compile
 import numpy as np
 
 import checkpoint
-from adv_model import AttackTower, PGDAttacker
+from adv_model import AttackTower, PGDAttacker, gradient_to
 from kernels.mode import native_mode
 from nets import DTYPES, Network, find_network
 from runtime.errors import InputError
@@ -46,7 +46,7 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None
     path = os.fspath(path)
     check_sizes(image_size, batch)
     check_dtype(dtype)
-    network = find_network(arch, depth)
+    network = find_network(arch, depth)._replace(image_size=image_size)
     weights = checkpoint.read_checkpoint(path)
     network = network._replace(num_classes=checkpoint.num_classes(weights, path, network))
     weights = checkpoint.fit_checkpoint(weights, network, path)
@@ -83,7 +83,7 @@ class Classifier:
         xla = mode.data_format == 'NCHW' and not has_gpu()
 
         def product(x: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-            return tf.gradients(tower.attack_logits(x), x, v)[0]
+            return gradient_to(tower.attack_logits(x), x, v)
         with tf.Graph().as_default() as graph:
             self._seed = tf.placeholder(tf.int64, [])
             self._tower = tower = AttackTower(network, image_size, mode=mode, attack_mode=mode, seed=self._seed,
@@ -92,7 +92,7 @@ class Classifier:
             self._gradient = PIXEL * tower.attacker.gradient(tower.clean, tower.label, tower.attack_logits)
             self._cotangent = tf.placeholder(tf.float32, [None, network.num_classes])
             self._vjp = PIXEL * (xla_compile(product, tower.clean, self._cotangent) if xla else
-                                 tf.gradients(tower.logits, tower.current, self._cotangent)[0])
+                                 gradient_to(tower.logits, tower.current, self._cotangent))
             self._adversarial = unscale_pixels(tower.advanced)
         self._session = tf.Session(graph=graph, config=session_config())
         checkpoint.assign_weights(self._session, weights)

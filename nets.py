@@ -8,7 +8,7 @@ TensorFlow is loaded when a network is built: the command line knows the names a
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
 
 from runtime.errors import InputError
-from runtime.own_code import check_code, file_of, load_code
+from runtime.own_code import check_code, files_of, load_code
 
 if TYPE_CHECKING:
     from runtime.compat import tf
@@ -59,6 +59,7 @@ class Network(NamedTuple):
     arch: str  # a name of the tables, or module:function of a network of one's own
     depth: Optional[int] = None  # of ARCHITECTURES alone
     num_classes: int = 1000
+    image_size: int = 32  # of a network of one's own, where its variables depend on that
 
     @property
     def name(self) -> str:
@@ -94,20 +95,25 @@ class Network(NamedTuple):
 
         from kernels.mode import Mode
         with tf.Graph().as_default():
-            self.logits(tf.zeros([1, 32, 32, 3]), Mode())
+            self.logits(tf.zeros([1, self.image_size, self.image_size, 3]), Mode())
             return {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables()}
 
     def files(self) -> List[str]:
-        """List the file of a network of one's own, which need not be this project's; nothing else has one."""
-        path = file_of(self.arch) if is_own(self.arch) else None
-        return [path] if path else []
+        """List the files of a network of one's own, which need not be this project's; nothing else has any."""
+        return files_of(self.arch) if is_own(self.arch) else []
 
     def class_axes(self) -> Dict[str, int]:
         """Return the variables whose shapes depend on the number of classes, those of the last layer: {name: the axis
         that has as many elements}."""
         if not is_own(self.arch):
             return dict(zip(LAST_LAYER, (1, 0)))
-        shapes = self._replace(num_classes=UNLIKELY_NUMBER).variable_shapes()
+        try:
+            shapes = self._replace(num_classes=UNLIKELY_NUMBER).variable_shapes()
+        except InputError as e:
+            if str(UNLIKELY_NUMBER) not in str(e):
+                raise
+            raise InputError('--arch %s doesn\'t build a network of as many classes as its function is given, '
+                             'num_classes: it must follow that' % self.arch)
         return {name: shape.index(UNLIKELY_NUMBER) for name, shape in shapes.items() if UNLIKELY_NUMBER in shape}
 
 

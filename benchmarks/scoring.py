@@ -64,9 +64,8 @@ def scoring_rate(c: Configuration) -> Callable[[], float]:
     import numpy as np
 
     from inference import Classifier
-    from nets import find_network
-    arch, depth = c.network.rsplit('-', 1)
-    network = find_network(arch, int(depth))
+    from nets import network_named
+    network = network_named(c.network)
     classifier = Classifier(network, random_weights(network), image_size=c.image_size, batch=c.batch, dtype=c.dtype)
     images = np.random.RandomState(0).randint(0, 256, (c.batch, c.image_size, c.image_size, 3)).astype(np.uint8)
 

@@ -7,6 +7,7 @@ finished is always the beginning of the set: an evaluation can be continued wher
 import contextlib
 import inspect
 import itertools
+import os
 import re
 import sys
 import time
@@ -24,7 +25,7 @@ from runtime.bars import tqdm
 from runtime.distributed import World
 from runtime.errors import InputError, RunError
 from runtime.fingerprint import sha256_of_files
-from runtime.own_code import load_code
+from runtime.own_code import files_of, load_code
 from runtime.pixels import PIXEL
 from third_party.batches import Batch, validation_batches
 from third_party.imagenet import Dataset
@@ -51,8 +52,9 @@ def load_attacker(name: str) -> Type[Attacker]:
 
 
 def attacker_sha256(attacker: type) -> str:
-    """Return the SHA-256 of the file that an attacker's class is in, which need not be this project's."""
-    return sha256_of_files([inspect.getfile(attacker)])
+    """Return the SHA-256 of the files that an attacker's class is in and uses, which need not be this project's."""
+    files = files_of('%s:%s' % (attacker.__module__, attacker.__name__))
+    return sha256_of_files(sorted({*map(os.path.realpath, files), os.path.realpath(inspect.getfile(attacker))}))
 
 
 @contextlib.contextmanager

@@ -67,7 +67,7 @@ def judge(labels: np.ndarray, predictions: np.ndarray, swapped: np.ndarray) -> L
 
     if more_often(swapped == labels, right, labels):
         found.append('RGB and BGR are likely swapped: the clean error is %s, and %s with red and blue exchanged. '
-                     'Networks of this zoo see BGR; was this checkpoint trained on RGB?'
+                     'The network is given BGR images: was its checkpoint trained on RGB, or are the files swapped?'
                      % (error(right), error(swapped == labels)))
     for shift in (1, -1):
         shifted = predictions == labels + shift

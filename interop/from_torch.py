@@ -55,8 +55,10 @@ def import_network(states: Dict[str, State], path: str, prefix: Optional[str] = 
     found = candidates(states)
     chosen = choose(found, path, prefix, states)
     rest = {key: value for key, value in states[chosen.place].items() if not ignored(key, chosen, found)}
-    means = {key: value for key, value in rest.items() if MEAN.match(key) and value.numel() in (1, 3)}
-    stds = {key: value for key, value in rest.items() if STD.match(key) and value.numel() in (1, 3)}
+    around = {place + key: value for place, state in states.items() for key, value in state.items()
+              if place != chosen.place and chosen.place.startswith(place)}
+    means, stds = [{key: value for key, value in {**rest, **around}.items()
+                    if kind.match(key) and value.numel() in (1, 3)} for kind in (MEAN, STD)]
     extra = [chosen.place + key for key in rest if key not in means and key not in stds]
     arch = find_architecture(chosen, extra, path)
     notes, warnings = [], []
@@ -203,7 +205,7 @@ def normalisation(means: State, stds: State, path: str, notes: List[str]) -> Sta
     if bool((std <= 0).any()):
         raise InputError('%s: a standard deviation that is not above 0: %s is %s'
                          % (path, ', '.join(stds), std.tolist()))
-    if bool((mean > 1).any()):
+    if bool((mean > 1).any()) or bool((std > 1).any()):
         notes.append('%s are of pixels in [0, 255], and were divided by 255' % ', '.join(list(means) + list(stds)))
         mean, std = mean / 255, std / 255
     notes.append('mean %s and std %s of the input are the file\'s (%s)' % (

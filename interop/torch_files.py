@@ -117,13 +117,19 @@ def collect(content: Any, place: str, states: Dict[str, State], depth: int = 0) 
     """Add the dictionaries with tensors in `content` to `states`, by their places."""
     if not isinstance(content, dict) or depth > MAX_DEPTH:
         return
-    tensors = {key: value for key, value in content.items()
-               if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    tensors = {key: torch.tensor(value, dtype=torch.float32) if is_numbers(value) else value
+               for key, value in content.items()
+               if isinstance(key, str) and (isinstance(value, torch.Tensor) or is_numbers(value))}
     if tensors:
         states[place] = tensors
     for key, value in content.items():
         if isinstance(key, str):  # an optimizer's state has numbers
             collect(value, '%s%s.' % (place, key), states, depth + 1)
+
+
+def is_numbers(value: Any) -> bool:
+    """Tell whether a value is a list of three numbers, as a mean or a standard deviation of colours is kept."""
+    return isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(n, float) for n in value)
 
 
 def described(content: Any) -> str:

@@ -6,6 +6,7 @@
 What a network does to such an image first (the zoo's scale, torchvision's mean and std) is a part of it. TensorFlow is
 not needed. The modules have torchvision's names, so that its own networks load the state of those that are the same.
 """
+import os
 from collections import OrderedDict
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
@@ -53,6 +54,7 @@ def load_network(path: str, arch: str, depth: Optional[int] = None) -> 'ResNet':
     Raises:
         runtime.errors.InputError: no such network or file, or one that does not fit the other.
     """
+    path = os.fspath(path)
     expected = TorchNetwork(*find_network(arch, depth))
     if not path.endswith('.npz'):
         raise InputError('%s is no .npz file, and only those are read without TensorFlow' % path)
@@ -241,7 +243,7 @@ class TorchNetwork(nets.Network):
     def variable_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Return every variable that a checkpoint of this network holds, {name: shape}."""
         with torch.device('meta'):
-            net = network(*self)
+            net = network(self.arch, self.depth, self.num_classes)
         return {variable_of(key): tuple(npz_layout(value).shape) for key, value in net.state_dict().items()
                 if is_variable(key, net)}
 

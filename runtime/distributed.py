@@ -112,7 +112,8 @@ class HorovodWorld(World):
         # seconds, and can be set to end the job. So all of them meet every few seconds, with or without a result.
         if self.size == 1:
             return work()
-        with ThreadPoolExecutor(1) as pool:
+        pool = ThreadPoolExecutor(1)
+        try:
             future = pool.submit(work)
             while True:
                 wait([future], timeout=SECONDS_BETWEEN_MEETINGS)
@@ -121,6 +122,8 @@ class HorovodWorld(World):
                     future.result()  # an error ends this rank, and so the job
                 if self.sum(float(ready)) == self.size:
                     return future.result()
+        finally:
+            pool.shutdown(wait=False)  # where a rank is gone, nobody waits for an hour's work before it is said
 
     def _run(self, operation: str, values: np.ndarray) -> np.ndarray:
         if self._session is None:

@@ -6,10 +6,11 @@ seconds to load.
 import ast
 import contextlib
 import importlib
+import importlib.util
 import os
 import sys
 from importlib.machinery import ModuleSpec
-from typing import Any, Iterator, Optional
+from typing import Any, Iterator, List, Optional
 
 from runtime.errors import InputError
 
@@ -61,10 +62,49 @@ def current_folder() -> Iterator[None]:
         sys.path[:] = before
 
 
-def file_of(name: str) -> Optional[str]:
-    """Return the file of the module of `module:name`; None where it has none."""
-    spec = find_module(name.partition(':')[0])
-    return spec.origin if spec and spec.origin and os.path.isfile(spec.origin) else None
+def files_of(name: str) -> List[str]:
+    """List the source files of `module:name`: its module's, and those of the modules that it imports from the same
+    place, sorted."""
+    first = name.partition(':')[0]
+    spec = find_module(first)
+    if spec is None or not spec.origin:
+        return []
+    place = spec.origin
+    for _ in range(first.count('.') + (1 if spec.submodule_search_locations is None else 2)):
+        place = os.path.dirname(place)
+    waiting, seen, files = [first], set(), set()
+    while waiting:
+        module = waiting.pop()
+        if module in seen or not module:
+            continue
+        seen.add(module)
+        spec = find_module(module)
+        if spec is None or not (spec.origin or '').endswith('.py') or not within(spec.origin, place):
+            continue
+        files.add(str(spec.origin))
+        package = module if spec.submodule_search_locations is not None else module.rpartition('.')[0]
+        waiting += [package, *imports(str(spec.origin), package)]
+    return sorted(files)
+
+
+def within(path: Optional[str], folder: str) -> bool:
+    """Tell whether a file lies below a folder, but not among the packages that are installed there."""
+    return str(path).startswith(folder + os.sep) and 'site-packages' not in str(path)[len(folder):]
+
+
+def imports(path: str, package: str) -> Iterator[str]:
+    """Yield the names of all that a source of `package` may import: modules, and names that may be modules."""
+    with open(path, 'rb') as f:
+        tree = ast.parse(f.read(), path)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = package.split('.') if package else []
+            base = parts[:len(parts) - node.level + 1] if node.level else []
+            module = '.'.join(base + ([node.module] if node.module else []))
+            yield module
+            yield from ('%s.%s' % (module, alias.name) for alias in node.names)
 
 
 def find_module(name: str) -> Optional[ModuleSpec]:
@@ -75,7 +115,11 @@ def find_module(name: str) -> Optional[ModuleSpec]:
             places = None if spec is None else list(spec.submodule_search_locations or ())
             whole = '%s.%s' % (whole, part) if whole else part
             found = (finder.find_spec(whole, places) for finder in sys.meta_path if hasattr(finder, 'find_spec'))
-            spec = next(filter(None, found), None)
+            try:
+                spec = next(filter(None, found), None)
+            except KeyError:  # within a folder without __init__.py, which only an import makes a package
+                spec = importlib.util.find_spec(name)
+                break
             if spec is None:
                 return None
     return spec

@@ -23,7 +23,8 @@ def results(tmp_path_factory):
     ('plain', IMAGENET), ('without counters', IMAGENET), ('state_dict', IMAGENET), ('model', IMAGENET),
     ('model.', IMAGENET), ('module.model.', IMAGENET), ('model.module.', IMAGENET), ('model.state_dict', IMAGENET),
     ('robustness', OWN), ('in float32 with a normalizer', OWN), ('a sequence', OWN), ('mu and sigma', OWN),
-    ('of 255', OWN), ('one number', [[0.5] * 3, [0.25] * 3]), ('averaged beside', IMAGENET),
+    ('of 255', OWN), ('beside the state', OWN),
+    ('divided by 255', [[0] * 3, [1] * 3]), ('one number', [[0.5] * 3, [0.25] * 3]), ('averaged beside', IMAGENET),
     ('average alone', IMAGENET), ('twice the same', IMAGENET)])
 def test_forms(results, form, normalisation):
     equal, mean, std, notes = results['forms'][form]

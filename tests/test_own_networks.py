@@ -1,5 +1,6 @@
 """Networks of one's own, --arch module:function, and the example of one."""
 import json
+import os
 import sys
 
 from runtime.compat import tf
@@ -30,6 +31,16 @@ def network(image, num_classes, mode):
 
 def wrong_shape(image, num_classes, mode):
     return image
+
+def of_a_size(image, num_classes, mode):
+    pixels = tf.reshape(image, [-1, 3 * int(image.shape[1]) * int(image.shape[2])])
+    return tf.matmul(pixels, tf.get_variable('w', [pixels.shape[1], num_classes]))
+
+def ten_classes(image, num_classes, mode):
+    return of_a_size(image, 10, mode)
+
+def rounded(image, num_classes, mode):
+    return network(tf.round(image), num_classes, mode)
 
 def broken(image, num_classes, mode):
     raise KeyError('no such layer')
@@ -96,6 +107,41 @@ def test_functions_that_are_no_networks(tiny, tiny_file, name, words):
             find_network(name).logits(tf.placeholder(tf.float32, [None, 32, 32, 3]), Mode())
     text = refusal(build)
     assert name in text and all(word in text for word in words), text
+
+
+def test_a_network_of_one_image_size(tiny, tmp_path):
+    """Its variables depend on it."""
+    path = str(tmp_path / 'w.npz')
+    np.savez(path, w=np.random.RandomState(0).standard_normal((48 * 48 * 3, 5)).astype(np.float32))
+    name = 'tiny_networks:of_a_size'
+    clf = load_classifier(path, arch=name, image_size=48)
+    assert clf.logits(images(2, 48)).shape == (2, 5)
+    clf.close()
+    assert 'w is (6912, 5), not (3072, 5)' in refusal(load_classifier, path, arch=name, image_size=32)
+
+
+def test_functions_that_are_no_use(tiny, tiny_file, tmp_path):
+    assert 'num_classes: it must follow that' in refusal(load_classifier, tiny_file, arch='tiny_networks:ten_classes')
+    text = refusal(load_classifier, tiny_file, arch='tiny_networks:rounded', image_size=32)
+    assert 'no gradient reaches the image' in text
+
+
+def test_all_files_of_a_network_are_in_the_facts(tmp_path, monkeypatch):
+    """Its module's, and those of what it imports from the same place; a folder need not be a package."""
+    sources = {'whole/__init__.py': 'from .model import network', 'whole/model.py': 'import numpy, whole.parts.layers\n'
+               'from . import other\ndef network(): pass', 'whole/parts/layers.py': '', 'whole/other.py': '',
+               'whole/unused.py': '', 'alone.py': 'import beside\ndef network(): pass', 'beside.py': ''}
+    for name, text in sources.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def files(name):
+        return {os.path.relpath(path, str(tmp_path)) for path in find_network(name).files()}
+    assert files('whole:network') == {'whole/__init__.py', 'whole/model.py', 'whole/parts/layers.py', 'whole/other.py'}
+    assert files('alone:network') == {'alone.py', 'beside.py'}
+    (tmp_path / 'whole' / '__init__.py').unlink()
+    assert files('whole.model:network') == {'whole/model.py', 'whole/parts/layers.py', 'whole/other.py'}
 
 
 def test_a_depth_is_refused():

@@ -12,8 +12,9 @@ import pytest
 from evaluating import SMALL, alone, evaluate, ranks, read_table
 from photos import photographs, write_split
 
-from evaluation.preparation import TORCHVISION, mistaken_preprocess
+from evaluation.preparation import default_preprocess, mistaken_preprocess
 from main import parse_options
+from nets import TORCHVISION
 from third_party.images import decode, resized_image, validation_image
 from third_party.pillow import torchvision_image
 from third_party.preparations import PREPARATIONS
@@ -58,11 +59,15 @@ def test_each_network_has_its_own_preparation_in_an_evaluation(arch):
         assert parse_options(EVALUATION + ['--arch', arch, '--preprocess', name]).preprocess == name
 
 
-@pytest.mark.parametrize('arch', ['ResNet'] + sorted(TORCHVISION))
-def test_what_is_not_comparable_is_said(arch):
-    assert mistaken_preprocess(arch, 'torchvision') == mistaken_preprocess(arch, 'resize') == []
-    said = mistaken_preprocess(arch, 'validation')
-    assert len(said) == (arch in TORCHVISION) and all('--preprocess torchvision' in text for text in said)
+@pytest.mark.parametrize('arch', ['ResNet', 'resnet50'])
+@pytest.mark.parametrize('preprocess', ['resize', 'validation', 'torchvision'])
+def test_another_preparation_than_the_networks_own_is_said(arch, preprocess):
+    own = default_preprocess(arch, False)
+    said = mistaken_preprocess(arch, preprocess)
+    assert len(said) == (preprocess != own) and all('--preprocess ' + own in text for text in said)
+    # a folder's own default is that of the published command
+    assert bool(mistaken_preprocess(arch, preprocess, eval_directory=True)) == (preprocess not in (own, 'resize'))
+    assert mistaken_preprocess('somebody:network', preprocess) == []
 
 
 @pytest.mark.parametrize('height, width', [(299, 299), (100, 150), (1, 1), (1, 5000), (70000, 2), (224, 223)])

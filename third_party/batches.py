@@ -74,7 +74,7 @@ Check = Callable[[bytes, str], None]
 def examine(path: str, check: Check = check_decodable) -> Content:
     """Read an image file, once. check: raises InputError where the file at a path, with these bytes, is no image."""
     try:
-        data = read_file(path)
+        data = retried(lambda: read_file(path))
         check(data, path)
     except InputError as e:
         return Content(bytes(32), str(e))

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import io
 import logging
+import os
 import sys
 import warnings
 from typing import TYPE_CHECKING, Any, Optional
@@ -73,6 +74,9 @@ def convert(path: str, arch: str, depth: Optional[int], out: str, onnx: Optional
     Raises:
         runtime.errors.InputError: the file is of another network, or something can't be written.
     """
+    files = [os.path.realpath(file) for file in (path, out, onnx) if file]
+    if len(set(files)) < len(files):
+        raise InputError('two of F.npz, --out and --onnx are the same file: give each another name')
     for file in filter(None, (out, onnx)):
         check_writable(file)
     try:
@@ -80,16 +84,17 @@ def convert(path: str, arch: str, depth: Optional[int], out: str, onnx: Optional
     except ImportError:
         raise InputError('this needs PyTorch, which is not in this environment (%s): use one with '
                          'requirements/torch.txt, such as .venv-torch' % sys.executable)
+    if onnx:
+        try:
+            import onnxscript  # noqa: F401
+        except ImportError:
+            raise InputError('--onnx needs the packages onnx and onnxscript: requirements/torch.txt has them')
     from interop.torch_networks import load_network
     net = load_network(path, arch, depth)
     content = io.BytesIO()
     torch.save(net.state_dict(), content)
     write(out, content.getbuffer())
     if onnx:
-        try:
-            import onnxscript  # noqa: F401
-        except ImportError:
-            raise InputError('--onnx needs the packages onnx and onnxscript: requirements/torch.txt has them')
         model = onnx_bytes(net, image_size)
         log.info('%s: %s', onnx, check_onnx(model, net, image_size))
         write(onnx, model)

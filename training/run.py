@@ -100,7 +100,7 @@ def run_training(options: argparse.Namespace, classes: List[str], validation: Op
 
 def find_inputs(options: argparse.Namespace, classes: List[str], validation: Optional[Dataset]) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
-    network = find_network(options.arch, options.depth)
+    network = find_network(options.arch, options.depth)._replace(image_size=options.image_size)
     classes = [str(k) for k in range(IMAGENET_CLASSES)] if options.fake else classes
     network = network._replace(num_classes=len(classes))
     weights = read_initial_weights(options, network) if options.load else None
