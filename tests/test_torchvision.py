@@ -1,4 +1,6 @@
 """torchvision's networks in the zoo: beside NumPy here, beside torchvision itself in test_from_pytorch.py."""
+from runtime.compat import TF2
+
 import numpy as np
 import pytest
 from helpers import NumpyNetwork, convolution, images, max_pool, random_weights, relu
@@ -55,7 +57,8 @@ def test_logits_equal_numpy(arch, weights_of_torchvision):
                         NumpyTorchvision(arch, None, weights).logits(pixels), tolerance=1e-3)
 
 
-@pytest.mark.parametrize('arch', ['resnet18', pytest.param('resnext50_32x4d', marks=pytest.mark.slow)])
+@pytest.mark.parametrize('arch', ['resnet18', pytest.param('resnext50_32x4d', marks=[
+    pytest.mark.slow, pytest.mark.skipif(not TF2, reason='TensorFlow 1 takes a quarter of an hour to compile it')])])
 def test_nchw_equals_numpy(arch, weights_of_torchvision):
     weights, pixels = weights_of_torchvision(arch), images(3, 40)
     assert_close_logits(compute(Network(arch, None, 10), weights, pixels, NCHW),
