@@ -27,7 +27,7 @@ def computed(tmp_path_factory):
 @needs_torch
 @pytest.mark.parametrize('arch, data_format', [(arch, 'NHWC') for arch in sorted(SIZES)] + [
     ('resnet18', 'NCHW'), pytest.param('resnext50_32x4d', 'NCHW', marks=[
-        pytest.mark.slow, pytest.mark.skipif(not TF2, reason='TensorFlow 1 takes a quarter of an hour to compile it')])])
+        pytest.mark.slow, pytest.mark.skipif(not TF2, reason='TensorFlow 1 compiles it for a quarter of an hour')])])
 def test_torchvisions_networks(computed, arch, data_format):
     expected = np.load(str(computed / (arch + '-computed.npz')))
     clf = load_classifier(str(computed / (arch + '.npz')), arch, image_size=SIZES[arch], data_format=data_format)
