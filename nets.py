@@ -174,7 +174,7 @@ def logits_of_own(network: Network, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Ten
             shape = logits.shape.as_list()
         except InputError:
             raise
-        except Exception as e:  # whatever somebody else's function does
+        except (Exception, SystemExit) as e:  # whatever somebody else's function does
             raise InputError('--arch %s failed to build the network: %s: %s'
                              % (network.arch, type(e).__name__, str(e).split('\n')[0]))
         if len(shape) != 2 or shape[1] != network.num_classes:

@@ -172,9 +172,9 @@ def find_architecture(chosen: Candidate, extra: List[str], path: str) -> str:
 def check_numbers(tensors: State, path: str, notes: List[str]) -> None:
     """Raise InputError for tensors of other numbers than real ones; note those that are not float32."""
     def plain(value: torch.Tensor) -> bool:
-        return value.is_floating_point() and value.layout == torch.strided and not value.is_quantized
+        return not value.is_meta and value.is_floating_point() and value.layout == torch.strided and not value.is_quantized
     checkpoint.refuse(tensors, path, lambda key, value: not plain(value),
-                      'not of plain floating-point numbers, but quantized, sparse, complex or whole ones')
+                      'not of plain floating-point numbers, but quantized, sparse, complex, whole or without values')
     kinds: Dict[str, int] = {}
     for value in tensors.values():
         if value.dtype != torch.float32:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from runtime.errors import InputError
+from runtime.files import require_file
 
 # What trainers keep beside a network's tensors and what is data alone: their flags and figures
 SCALAR = np.float64(0).__reduce__()[0]
@@ -34,6 +35,7 @@ def read_states(path: str) -> Dict[str, State]:
     Raises:
         runtime.errors.InputError: no such file, or one that is none, is damaged, or would have to run code.
     """
+    require_file(path)
     try:
         with open(path, 'rb') as f:
             start, size = f.read(256), os.fstat(f.fileno()).st_size
@@ -84,8 +86,11 @@ def read_pickle(path: str, start: bytes) -> Any:
         try:
             with zipfile.ZipFile(path) as archive:
                 names = archive.namelist()
+                damaged = archive.testzip()  # torch.load doesn't look at checksums
         except Exception as e:  # as above
             raise InputError('%s %s' % (path, GET_AGAIN % first_words(e)))
+        if damaged:
+            raise InputError('%s %s' % (path, GET_AGAIN % ('%s has another checksum' % damaged)))
         if any(name.endswith('.npy') for name in names):
             raise InputError('%s is an .npz file, which needs no conversion: give it to --load' % path)
         if any(name.endswith('/constants.pkl') for name in names):

@@ -42,6 +42,9 @@ def ten_classes(image, num_classes, mode):
 def rounded(image, num_classes, mode):
     return network(tf.round(image), num_classes, mode)
 
+def leaves(image, num_classes, mode):
+    raise SystemExit(0)
+
 def broken(image, num_classes, mode):
     raise KeyError('no such layer')
 '''
@@ -99,6 +102,7 @@ def test_what_does_not_fit(tiny, tiny_file, weights_file):
 
 @pytest.mark.parametrize('name, words', [
     ('tiny_networks:wrong_shape', ['32, 3], not logits, (N, 1000)']), ('tiny_networks:broken', ['no such layer']),
+    ('tiny_networks:leaves', ['failed to build the network: SystemExit']),
     ('tiny_networks:nothing', ['there is no nothing']), ('no_such_module:network', ['no module no_such_module']),
     ('tiny_networks:', ['module:function is expected'])])
 def test_functions_that_are_no_networks(tiny, tiny_file, name, words):
