@@ -172,7 +172,7 @@ def find_architecture(chosen: Candidate, extra: List[str], path: str) -> str:
 def check_numbers(tensors: State, path: str, notes: List[str]) -> None:
     """Raise InputError for tensors of other numbers than real ones; note those that are not float32."""
     def plain(value: torch.Tensor) -> bool:
-        return not value.is_meta and value.is_floating_point() and value.layout == torch.strided and not value.is_quantized
+        return value.is_floating_point() and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
     checkpoint.refuse(tensors, path, lambda key, value: not plain(value),
                       'not of plain floating-point numbers, but quantized, sparse, complex, whole or without values')
     kinds: Dict[str, int] = {}
