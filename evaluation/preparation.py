@@ -3,6 +3,8 @@ from typing import List
 
 import nets
 
+IMAGENET_CLASSES = 1000
+
 
 def default_preprocess(arch: str, eval_directory: bool) -> str:
     """Name the preparation for a network: the one that its published figures are of. eval_directory: for a folder that
@@ -12,11 +14,12 @@ def default_preprocess(arch: str, eval_directory: bool) -> str:
     return 'torchvision' if arch in nets.TORCHVISION else 'validation'
 
 
-def mistaken_preprocess(arch: str, preprocess: str, eval_directory: bool = False) -> List[str]:
-    """Say where a network gets photos that are prepared otherwise than those of its training and its published
-    figures."""
-    usual = default_preprocess(arch, eval_directory)
-    if nets.is_own(arch) or preprocess == usual or eval_directory and preprocess == default_preprocess(arch, False):
+def mistaken_preprocess(arch: str, preprocess: str, num_classes: int, *, eval_directory: bool = False) -> List[str]:
+    """Say where a network gets photos that are prepared otherwise than those of its published figures, which are of
+    ImageNet: networks of other classes have none."""
+    own = default_preprocess(arch, False)
+    usual = {own, default_preprocess(arch, eval_directory)}
+    if num_classes != IMAGENET_CLASSES or nets.is_own(arch) or preprocess in usual:
         return []
     return ['the published figures of %s are of photos as --preprocess %s prepares them; those with %s can\'t be '
-            'compared with them' % (arch, default_preprocess(arch, False), preprocess)]
+            'compared with them' % (arch, own, preprocess)]

@@ -58,7 +58,7 @@ def run_evaluation(options: argparse.Namespace, dataset: Dataset) -> int:
     if options.dtype != 'float32':
         log.info('the figures are of the network in %s (--dtype), which rounds more than float32', options.dtype)
     warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
-    warnings += mistaken_preprocess(options.arch, options.preprocess)
+    warnings += mistaken_preprocess(options.arch, options.preprocess, inputs.network.num_classes)
     for warning in warnings:
         log.warning('%s', warning)
     preparation = PREPARATIONS[options.preprocess]()

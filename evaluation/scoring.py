@@ -38,10 +38,11 @@ def run_scoring(options: argparse.Namespace, paths: Sequence[str], listed: Dict[
     paths: the files below --eval-directory, as `find_images` lists them. listed: what a manifest says of them.
     """
     check_stdout()
-    for mistake in mistaken_preprocess(options.arch, options.preprocess, eval_directory=True):
-        log.warning('%s', mistake)
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
                                  batch=options.batch, dtype=options.dtype)
+    for mistake in mistaken_preprocess(options.arch, options.preprocess, classifier.network.num_classes,
+                                       eval_directory=True):
+        log.warning('%s', mistake)
     scores = write_predictions(classifier, options.eval_directory, options.prediction_file, listed,
                                ignored=[options.labels] if options.labels else [],
                                preparation=PREPARATIONS[options.preprocess](), doubt=bool(options.labels), paths=paths)

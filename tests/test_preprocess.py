@@ -63,11 +63,12 @@ def test_each_network_has_its_own_preparation_in_an_evaluation(arch):
 @pytest.mark.parametrize('preprocess', ['resize', 'validation', 'torchvision'])
 def test_another_preparation_than_the_networks_own_is_said(arch, preprocess):
     own = default_preprocess(arch, False)
-    said = mistaken_preprocess(arch, preprocess)
+    said = mistaken_preprocess(arch, preprocess, 1000)
     assert len(said) == (preprocess != own) and all('--preprocess ' + own in text for text in said)
     # a folder's own default is that of the published command
-    assert bool(mistaken_preprocess(arch, preprocess, eval_directory=True)) == (preprocess not in (own, 'resize'))
-    assert mistaken_preprocess('somebody:network', preprocess) == []
+    assert bool(mistaken_preprocess(arch, preprocess, 1000, eval_directory=True)) == (preprocess not in (own, 'resize'))
+    assert mistaken_preprocess('somebody:network', preprocess, 1000) == []
+    assert mistaken_preprocess(arch, preprocess, 10) == []
 
 
 @pytest.mark.parametrize('height, width', [(299, 299), (100, 150), (1, 1), (1, 5000), (70000, 2), (224, 223)])
