@@ -11,3 +11,7 @@ class LaunchError(InputError):
 
 class RunError(RuntimeError):
     """A run that began well cannot go on: its loss is not a number, its disk is full. Its text is one line."""
+
+
+class NoMemory(RunError):
+    """There is no memory for one thing, which may be too large or come at a bad moment. Its text is one line."""
