@@ -15,6 +15,7 @@ import numpy as np
 import checkpoint
 from adv_model import AttackTower, PGDAttacker, gradient_to
 from kernels.mode import native_mode
+from kernels.prepared import constant_inputs
 from nets import DTYPES, Network, find_network
 from runtime.errors import InputError
 from runtime.hardware import has_gpu, session_config, warn_of_cost
@@ -97,24 +98,26 @@ class Classifier:
         self._session = tf.Session(graph=graph, config=session_config())
         checkpoint.assign_weights(self._session, weights)
         graph.finalize()
+        self._prepared: Dict[str, np.ndarray] = {}  # by the names of tensors
+        self._inputs: Dict[str, Sequence[tf.Tensor]] = {}  # by the names of those that are made of them
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Compute logits: (N, S, S, 3) images in [0, 255] -> (N, classes) float32."""
-        return self._run([self._tower.logits], {self._tower.image: self._checked(images)})[0]
+        return self._pass([self._tower.logits], {self._tower.image: self._checked(images)})[0]
 
     def classify(self, images: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """Return the (N,) int32 predictions of images, -1 where logits are no numbers, and whether (N,) labels are in
         the top 5."""
         images = self._checked(images)
         feed = {self._tower.image: images, self._tower.label: self._checked_labels(labels, len(images))}
-        prediction, in_top5 = self._run([self._tower.prediction, self._tower.in_top5], feed)
+        prediction, in_top5 = self._pass([self._tower.prediction, self._tower.in_top5], feed)
         return prediction, in_top5
 
     def loss_gradient(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Compute d CE(f(x), label) / d x of each image, x in [0, 255]: float32 like `images`."""
         images = self._checked(images)
-        return self._run([self._gradient], {self._tower.image: images,
-                                            self._tower.label: self._checked_labels(labels, len(images))})[0]
+        return self._pass([self._gradient], {self._tower.image: images,
+                                             self._tower.label: self._checked_labels(labels, len(images))})[0]
 
     def vjp(self, images: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
         """Compute d sum(v * logits) / d x of each image, x in [0, 255] and v its cotangent: float32 like `images`.
@@ -126,8 +129,8 @@ class Classifier:
             ValueError: an argument is not as above.
         """
         images = self._checked(images)
-        return self._run([self._vjp], {self._tower.image: images,
-                                       self._cotangent: self._checked_cotangents(cotangents, len(images))})[0]
+        return self._pass([self._vjp], {self._tower.image: images,
+                                        self._cotangent: self._checked_cotangents(cotangents, len(images))})[0]
 
     def pgd(self, images: np.ndarray, labels: np.ndarray, targets: Optional[np.ndarray] = None, steps: int = 10,
             epsilon: float = 16., step_size: float = 1., start_from_noise: bool = True,
@@ -178,6 +181,18 @@ class Classifier:
         """Free the session. The object is of no use afterwards: its methods raise ValueError."""
         self._closed = True
         self._session.close()
+
+    def _pass(self, tensors: Sequence[tf.Tensor], feed: Dict[Any, np.ndarray]) -> Sequence[np.ndarray]:
+        """Run tensors of a single pass. What they need of weights alone is computed at the first one, and kept in
+        memory."""
+        if has_gpu():  # to which it would have to be copied each time
+            return self._run(tensors, feed)
+        names = ' '.join(t.name for t in tensors)
+        if names not in self._inputs:
+            self._inputs[names] = constant_inputs(tensors)
+            new = [t for t in self._inputs[names] if t.name not in self._prepared]
+            self._prepared.update(zip([t.name for t in new], self._session.run(new)))
+        return self._run(tensors, feed, {t: self._prepared[t.name] for t in self._inputs[names]})
 
     def _run(self, tensors: Sequence[tf.Tensor], feed: Dict[Any, np.ndarray],
              settings: Optional[Dict[Any, Any]] = None) -> Sequence[np.ndarray]:

@@ -12,6 +12,7 @@ from other_cpus import call_as, check_threads
 import checkpoint
 from kernels.frozen_layers import Bottleneck, FoldedConvolution, fast_stem, fused_bottleneck
 from kernels.mode import Mode
+from kernels.prepared import constant_inputs
 from nets import Network
 from runtime.hardware import cpu_flags, session_config
 
@@ -361,3 +362,31 @@ def test_stem_and_its_gradient(height, width):
         ours, plain = run([(y, tf.gradients(y, image, upstream)[0]) for y in (ours, plain)], {image: x})
     for a, b in zip(ours, plain):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+# --- what is prepared once -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('arch', helpers.ARCHITECTURES)
+def test_a_pass_needs_weights_only_for_its_constant_inputs(arch, weights_of):
+    """Fed with these, logits and gradient are the same in a session whose variables have no values."""
+    pixels = helpers.images(3, 32).astype(np.float32) / 128 - 1
+    with tf.Graph().as_default():
+        image = tf.placeholder(tf.float32, [None, 32, 32, 3])
+        logits = Network(arch, 14, 10).logits(image, Mode())
+        wanted = [logits, tf.gradients(logits[:, 3], image)[0]]
+        inputs = constant_inputs(wanted)
+        assert not any(t.op.type in ('Const', 'Placeholder') for t in inputs)
+        with tf.Session(config=session_config()) as session:
+            checkpoint.assign_weights(session, weights_of(arch))
+            values, expected = session.run(inputs), session.run(wanted, {image: pixels})
+        with tf.Session(config=session_config()) as session:
+            with pytest.raises(tf.errors.FailedPreconditionError):
+                session.run(wanted, {image: pixels})
+            for ours, theirs in zip(session.run(wanted, {image: pixels, **dict(zip(inputs, values))}), expected):
+                np.testing.assert_allclose(ours, theirs, atol=1e-5 * np.abs(theirs).max())
+
+
+def test_random_numbers_are_no_constants():
+    with tf.Graph().as_default():
+        x = tf.random_uniform([2]) + tf.get_variable('v', [2]) * 2
+        assert [t.op.type for t in constant_inputs([x])] == ['Mul']
