@@ -15,7 +15,7 @@ import numpy as np
 import checkpoint
 from adv_model import AttackTower, PGDAttacker, gradient_to
 from kernels.mode import native_mode
-from kernels.prepared import constant_inputs
+from kernels.prepared import prepared_weights
 from nets import DTYPES, Network, find_network
 from runtime.errors import InputError
 from runtime.hardware import has_gpu, session_config, warn_of_cost
@@ -98,8 +98,8 @@ class Classifier:
         self._session = tf.Session(graph=graph, config=session_config())
         checkpoint.assign_weights(self._session, weights)
         graph.finalize()
-        self._prepared: Dict[str, np.ndarray] = {}  # by the names of tensors
-        self._inputs: Dict[str, Sequence[tf.Tensor]] = {}  # by the names of those that are made of them
+        self._prepared: Dict[str, np.ndarray] = {}  # weights, by the names of tensors
+        self._takes: Dict[str, Sequence[tf.Tensor]] = {}  # which of them, by the names of those that are made of them
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Compute logits: (N, S, S, 3) images in [0, 255] -> (N, classes) float32."""
@@ -183,22 +183,21 @@ class Classifier:
         self._session.close()
 
     def _pass(self, tensors: Sequence[tf.Tensor], feed: Dict[Any, np.ndarray]) -> Sequence[np.ndarray]:
-        """Run tensors of a single pass. What they need of weights alone is computed at the first one, and kept in
+        """Run tensors of a single pass. The weights that they need are prepared at the first one, and kept in
         memory."""
-        if has_gpu():  # to which it would have to be copied each time
-            return self._run(tensors, feed)
+        self._require_open()
         names = ' '.join(t.name for t in tensors)
-        if names not in self._inputs:
-            self._inputs[names] = constant_inputs(tensors)
-            new = [t for t in self._inputs[names] if t.name not in self._prepared]
+        if names not in self._takes:
+            wanted = prepared_weights(tensors)
+            new = [t for t in wanted if t.name not in self._prepared]
             self._prepared.update(zip([t.name for t in new], self._session.run(new)))
-        return self._run(tensors, feed, {t: self._prepared[t.name] for t in self._inputs[names]})
+            self._takes[names] = wanted
+        return self._run(tensors, feed, {t: self._prepared[t.name] for t in self._takes[names]})
 
     def _run(self, tensors: Sequence[tf.Tensor], feed: Dict[Any, np.ndarray],
              settings: Optional[Dict[Any, Any]] = None) -> Sequence[np.ndarray]:
         """Compute tensors, each with an element an image, `batch` images at a time. settings: fed to every batch."""
-        if self._closed:
-            raise ValueError('this classifier is closed: load it again')
+        self._require_open()
         count = len(feed[self._tower.image])
         out = [np.empty([count] + t.shape.as_list()[1:], t.dtype.as_numpy_dtype) for t in tensors]
         for i in range(0, count, self.batch):
@@ -206,6 +205,10 @@ class Classifier:
             for whole, values in zip(out, self._session.run(list(tensors), {**part, **(settings or {})})):
                 whole[i:i + self.batch] = values
         return out
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ValueError('this classifier is closed: load it again')
 
     def _warn_once(self, what: str, text: str) -> None:
         """Warn of a mistake, of which a data set's other batches make the same."""
