@@ -6,7 +6,7 @@ class InputError(ValueError):
 
 
 class LaunchError(InputError):
-    """The job was started in a way that all of its processes find wrong, alike."""
+    """The job was started in a way, or with flags, that all of its processes find wrong, alike."""
 
 
 class RunError(RuntimeError):
