@@ -4,7 +4,7 @@ An attack's loop has that done outside of it; a single pass over a few images wo
 Weights of TensorFlow's own convolutions are left alone: fed, they would lose the shapes by which TensorFlow fuses these
 with what follows.
 """
-from typing import List, Sequence
+from typing import List, Sequence, Set
 
 from runtime.compat import tf
 
@@ -15,7 +15,8 @@ def prepared_weights(outputs: Sequence[tf.Tensor]) -> List[tf.Tensor]:
     """Return the tensors of frozen_weights from which the rest of the graph makes `outputs`: what they are may be fed
     to it as long as the weights stay the same."""
     found: List[tf.Tensor] = []
-    waiting, seen = [t.op for t in outputs], set()  # type: List[tf.Operation], Set[tf.Operation]
+    seen: Set[tf.Operation] = set()
+    waiting = [t.op for t in outputs]
     while waiting:
         op = waiting.pop()
         if op in seen:
