@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Dict
 
 from checkpoint import check_files, checkpoint_files
 from main import image_size, positive_int
-from nets import DTYPES, find_network
+from nets import DTYPES, Network, find_network
 from runtime.errors import InputError
 from runtime.fingerprint import sha256_of_files
 
@@ -23,11 +23,17 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     network.add_argument('--dtype', choices=DTYPES, default='float32', help='what it is computed in (float32)')
 
 
+def network_of(options: argparse.Namespace) -> Network:
+    """Return the network that the flags name, with the zoo's number of classes. Raises InputError where there is
+    none."""
+    return find_network(options.arch, options.depth)._replace(image_size=options.image_size)
+
+
 def check_network(options: argparse.Namespace, path: str) -> None:
     """Raise InputError where there is no such network or no checkpoint at `path`; TensorFlow is not loaded."""
     if not path:
         raise InputError('the checkpoint\'s name is empty')
-    find_network(options.arch, options.depth)
+    network_of(options)
     check_files(path)
 
 
@@ -40,6 +46,6 @@ def load_network(options: argparse.Namespace, path: str) -> 'Classifier':
 
 def network_facts(options: argparse.Namespace, path: str) -> Dict[str, Any]:
     """Return what the figures of such a network depend on, for a file of results."""
-    network = find_network(options.arch, options.depth)
+    network = network_of(options)
     return dict(arch=network.arch, depth=network.depth, image_size=options.image_size, dtype=options.dtype,
                 checkpoint=os.path.basename(path), checkpoint_sha256=sha256_of_files(checkpoint_files(path)))
