@@ -39,7 +39,7 @@ def check_attack_flags(options: argparse.Namespace) -> None:
                          'image' % options.num_targets)
     for attacker in options.attacker or []:
         if ':' not in attacker and attacker not in ATTACKERS:
-            raise InputError('the attacker %s can\'t be used: choose of %s, or give your own as module:Class, like %s'
+            raise InputError('the attacker %s can\'t be used: one of %s, or module:Class is expected, such as %s'
                              % (attacker, ', '.join(ATTACKERS), EXAMPLE))
 
 
