@@ -46,7 +46,7 @@ def target_lines(**changed):
 
 @pytest.mark.parametrize('flags, said', [
     ('--restarts 0', '--restarts: \'0\' is not a whole number from 1'),
-    ('--num-targets 0', '\'0\' is not a whole number from 1'),
+    ('--restarts 10001', '--restarts is at most 10000'), ('--num-targets 0', '\'0\' is not a whole number from 1'),
     ('--num-targets 10', '--num-targets 10: an image has 9 wrong classes'),
     ('--attacker pgd,apdg', 'the attacker apdg can\'t be used: one of pgd, momentum, apgd, or module:Class'),
     ('--attacker pgd,', 'the attacker  can\'t be used'), ('--attacker=', '--attacker is empty'),
