@@ -26,7 +26,7 @@ from evaluation.records import Inputs, open_records
 from evaluation.sanity import suspicions
 from evaluation.saved_images import ImageWriter, check_directory
 from kernels.mode import attack_settings, native_mode
-from nets import find_network
+from nets import network_of
 from runtime.agreement import check_agreement
 from runtime.command_line import rank
 from runtime.distributed import World, connect
@@ -58,6 +58,7 @@ def run_evaluation(options: argparse.Namespace, dataset: Dataset) -> int:
     if options.dtype != 'float32':
         log.info('the figures are of the network in %s (--dtype), which rounds more than float32', options.dtype)
     warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
+    warnings += checkpoint.mistaken_denoising(inputs.network, options.load)
     warnings += mistaken_preprocess(options.arch, options.preprocess, inputs.network.num_classes)
     for warning in warnings:
         log.warning('%s', warning)
@@ -95,7 +96,7 @@ def run_evaluation(options: argparse.Namespace, dataset: Dataset) -> int:
 
 def find_inputs(options: argparse.Namespace, dataset: Dataset) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
-    network = find_network(options.arch, options.depth)._replace(image_size=options.image_size)
+    network = network_of(options)._replace(image_size=options.image_size)
     network = network._replace(num_classes=len(dataset.class_names))
     weights = checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
     attacker = load_attacker(options.attacker) if options.attacker else PGDAttacker

@@ -39,11 +39,21 @@ def network(arch: str, depth: Optional[int] = None, num_classes: int = 1000) -> 
     found = find_network(arch, depth)
     if nets.is_own(arch):
         raise InputError('%s is a graph of TensorFlow, and no network of PyTorch' % arch)
-    if found.depth is None:
-        return ResNet(num_classes=num_classes, **nets.TORCHVISION[arch])
-    options: Dict[str, Any] = {name: DENOISING[value] if isinstance(value, str) else value
-                               for name, value in nets.ARCHITECTURES[arch].items()}
-    return ResNet(nets.DEPTHS[found.depth], num_classes, same=True, **options)
+    return module(found._replace(num_classes=num_classes))
+
+
+def module(network: nets.Network) -> 'ResNet':
+    """Build a network of the tables. Raises InputError for denoising blocks that there are none of here."""
+    if network.depth is None:
+        return ResNet(num_classes=network.num_classes, **nets.TORCHVISION[network.arch])
+    if network.variant:
+        raise InputError('%s: in PyTorch there are only the denoising blocks that an architecture has by itself'
+                         % ' '.join(network.flags))
+    options: Dict[str, Any] = {name: value for name, value in nets.ARCHITECTURES[network.arch].items()
+                               if name in ('groups', 'width_per_group')}
+    if network.denoising:
+        options['after_' + network.denoising.where] = DENOISING[network.denoising.operation]
+    return ResNet(network.num_blocks, network.num_classes, same=True, **options)
 
 
 def load_network(path: str, arch: str, depth: Optional[int] = None) -> 'ResNet':
@@ -61,6 +71,9 @@ def load_network(path: str, arch: str, depth: Optional[int] = None) -> 'ResNet':
     weights = checkpoint.read_checkpoint(path)
     expected = expected._replace(num_classes=checkpoint.num_classes(weights, path, expected))
     weights = checkpoint.fit_checkpoint(weights, expected, path)
+    mistakes = checkpoint.mistaken_denoising(expected, path)
+    if mistakes:
+        raise InputError(mistakes[0] + '; in PyTorch there are only the blocks that an architecture has by itself')
     net = network(arch, depth, expected.num_classes)
     for key, value in net.state_dict().items():  # its values are the network's own
         if is_variable(key, net):
@@ -161,7 +174,7 @@ class NonLocalDotProduct(Denoising):
 
 
 # of the operations in denoising.py
-DENOISING: Dict[str, Layer] = {'non_local_softmax': NonLocalSoftmax, 'non_local_dot_product': NonLocalDotProduct}
+DENOISING: Dict[str, Layer] = {'softmax': NonLocalSoftmax, 'dot-product-plain': NonLocalDotProduct}
 
 
 # --- the network -----------------------------------------------------------------------------------------------------
@@ -243,7 +256,7 @@ class TorchNetwork(nets.Network):
     def variable_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Return every variable that a checkpoint of this network holds, {name: shape}."""
         with torch.device('meta'):
-            net = network(self.arch, self.depth, self.num_classes)
+            net = module(self)
         return {variable_of(key): tuple(npz_layout(value).shape) for key, value in net.state_dict().items()
                 if is_variable(key, net)}
 
