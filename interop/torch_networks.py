@@ -43,16 +43,15 @@ def network(arch: str, depth: Optional[int] = None, num_classes: int = 1000) -> 
 
 
 def module(network: nets.Network) -> 'ResNet':
-    """Build a network of the tables. Raises InputError for denoising blocks that there are none of here."""
+    """Build a network of the tables. Of its denoising blocks only whether they are embedded and where they are matters:
+    the operation is the one that the tables' networks have."""
     if network.depth is None:
         return ResNet(num_classes=network.num_classes, **nets.TORCHVISION[network.arch])
-    if network.variant:
-        raise InputError('%s: in PyTorch there are only the denoising blocks that an architecture has by itself'
-                         % ' '.join(network.flags))
     options: Dict[str, Any] = {name: value for name, value in nets.ARCHITECTURES[network.arch].items()
                                if name in ('groups', 'width_per_group')}
     if network.denoising:
-        options['after_' + network.denoising.where] = DENOISING[network.denoising.operation]
+        embedded = network.denoising.operation in nets.EMBEDDED
+        options['after_' + network.denoising.where] = NonLocalSoftmax if embedded else NonLocalDotProduct
     return ResNet(network.num_blocks, network.num_classes, same=True, **options)
 
 
@@ -173,10 +172,6 @@ class NonLocalDotProduct(Denoising):
         return y.transpose(1, 2).reshape(x.shape)
 
 
-# of the operations in denoising.py
-DENOISING: Dict[str, Layer] = {'softmax': NonLocalSoftmax, 'dot-product-plain': NonLocalDotProduct}
-
-
 # --- the network -----------------------------------------------------------------------------------------------------
 
 class Block(nn.Module):
@@ -257,8 +252,10 @@ class TorchNetwork(nets.Network):
         """Return every variable that a checkpoint of this network holds, {name: shape}."""
         with torch.device('meta'):
             net = module(self)
-        return {variable_of(key): tuple(npz_layout(value).shape) for key, value in net.state_dict().items()
-                if is_variable(key, net)}
+        shapes = {variable_of(key): tuple(npz_layout(value).shape) for key, value in net.state_dict().items()
+                  if is_variable(key, net)}
+        without_conv = self.denoising is not None and self.denoising.form == 'no-1x1'
+        return {name: shape for name, shape in shapes.items() if not (without_conv and '/conv/' in name)}
 
 
 def is_variable(key: str, net: ResNet) -> bool:

@@ -4,11 +4,14 @@ from runtime.compat import tf, xla_compile
 import helpers
 import numpy as np
 import pytest
+from forked import run_main
+from jobs import FAKE
 
 import checkpoint
 import nets
 from denoising import OPERATIONS, denoising_block
 from kernels.mode import Mode
+from main import parse_options
 from nets import find_network, network_named
 from resnet_model import Features
 from runtime.errors import InputError
@@ -326,3 +329,32 @@ def test_advice(name, own, record, saved):
         fitting = network_named(name)._replace(denoise=own)
         assert advice.startswith('It fits %s; or it has other blocks with the same variables' % ' '.join(fitting.flags))
         assert network_named(name).denoise in advice
+
+
+# --- main.py ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_training_says_what_it_trains(tmp_path, caplog):
+    """In the log directory's name and in the checkpoint, which then is warned of where it is loaded as another."""
+    from inference import load_classifier
+    flags = ['--arch', 'ResNetDenoise', '--denoise', 'mean', '--denoise-where', 'group', '--steps-per-epoch', '1']
+    done = run_main(*FAKE, *flags, '--max-epoch', '1', cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    path = str(tmp_path / 'train_log' / 'PGD-ResNetDenoise14-mean-Batch4-1GPUs-iter0-epsilon16.0-step1.0' / 'model-1')
+    assert checkpoint.recorded_denoising(path) == ('mean', 'group', 'full')
+    resumed = run_main(*FAKE, *flags, '--max-epoch', '2', '--resume', cwd=tmp_path)
+    assert resumed.returncode == 0 and checkpoint.recorded_denoising(path[:-1] + '2') is not None, resumed.stderr
+    for denoise, warned in [('mean', 0), ('median', 1)]:
+        caplog.clear()
+        load_classifier(path, 'ResNetDenoise', 14, image_size=32, denoise=denoise)
+        assert sum('--denoise mean' in record.getMessage() for record in caplog.records) == warned
+
+
+@pytest.mark.parametrize('flags, said', [
+    ('--arch ResNetDenoise --denoise gaussian', '--denoise is one of softmax, '),
+    ('--arch ResNetDenoise --denoise=', '--denoise is one of softmax, '),
+    ('--arch ResNetDenoise --denoise-where layer', '--denoise-where is one of group, block'),
+    ('--denoise mean', 'ResNet has no denoising blocks')])
+def test_bad_flags(flags, said):
+    with pytest.raises(InputError, match=said):
+        parse_options(['--fake'] + flags.split())
