@@ -8,11 +8,11 @@ import os
 import re
 import tempfile
 import zipfile
-from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterable, Iterator, List, Optional
 
 import numpy as np
 
-from nets import LAST_LAYER, TORCHVISION, Network, all_networks, is_own
+from nets import EMBEDDED, LAST_LAYER, OPERATIONS, TORCHVISION, Denoising, Network, all_networks, is_own
 from runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Variables that training keeps beside the network's: the optimizer's, the schedule's, the smoothed summaries
 TRAINING_ONLY = re.compile(r'^(global_step|learning_rate|training/.*|EMA/.*|.*/Momentum|.*/EMA/(biased|local_step))$')
+DENOISING = 'training/denoise'  # among them: what the denoising blocks are, as characters' numbers
 MAX_NAMED = 4
 OF_PYTORCH = ('.pth', '.pt', '.safetensors', '.pth.tar')
 
@@ -184,7 +185,7 @@ def fit_checkpoint(weights: Weights, network: Network, path: str) -> Weights:
     check_prefix(weights, path)
     named = network.arch if network.depth is None else '%s with depth %d' % (network.arch, network.depth)
     raise InputError('checkpoint %s does not fit %s and %d classes: %s. %s' % (
-        path, named, network.num_classes, '; '.join(problems), advice(weights, network)))
+        path, named, network.num_classes, '; '.join(problems), advice(weights, network, recorded_denoising(path))))
 
 
 def refuse(weights: Weights, path: str, bad: Callable[[str, Any], bool], what: str) -> None:
@@ -209,7 +210,7 @@ def listed(names: List[str]) -> str:
     return ', '.join(names[:MAX_NAMED]) + (', ...' if len(names) > MAX_NAMED else '')
 
 
-def advice(weights: Weights, network: Network) -> str:
+def advice(weights: Weights, network: Network, recorded: Optional[Denoising] = None) -> str:
     axes = dict(zip(LAST_LAYER, (1, 0)), **network.class_axes())
     classes = {weights[name].shape[axis] for name, axis in axes.items()
                if name in weights and weights[name].ndim > axis}
@@ -218,16 +219,70 @@ def advice(weights: Weights, network: Network) -> str:
     num, blocks = classes.pop(), sum(name.endswith('/conv1/W') for name in weights)
     others = [candidate for candidate, count in all_networks(num)  # most networks need not be built to be told apart
               if count == blocks and (candidate.arch in TORCHVISION) == ('input/mean' in weights)]
-    for other in [network._replace(num_classes=num)] + others:
+    variants = [with_denoising(other, weights, recorded) for other in others]
+    for other in dict.fromkeys([network._replace(num_classes=num)] + variants + others):
         candidate = network._replace(**other._asdict())  # by whatever `network` is built
         if misfits(weights, candidate):
             continue
-        if candidate.arch == network.arch and candidate.depth == network.depth:
+        if candidate.name == network.name:
             return 'The checkpoint has %d classes, the data %d' % (num, network.num_classes) + (
                 '; it seems to begin with a background class, which tools.from_pytorch --drop-background takes off'
                 if num == network.num_classes + 1 else '')
-        return 'It fits %s' % ' '.join(candidate.flags)
+        same = [name for name in OPERATIONS if candidate.denoising and name != candidate.denoising.operation and
+                (name in EMBEDDED) == (candidate.denoising.operation in EMBEDDED)]
+        return 'It fits %s' % ' '.join(candidate.flags) + (
+            '; or it has other blocks with the same variables, such as --denoise %s' % ', '.join(same)
+            if candidate.variant and not recorded else '')
     return 'It fits no network of the zoo'
+
+
+# --- denoising blocks ------------------------------------------------------------------------------------------------
+
+def denoising_record(network: Network) -> Optional[np.ndarray]:
+    """Return what training adds to its checkpoints, under DENOISING: (characters,) int64; None without such blocks."""
+    return np.array([ord(c) for c in ' '.join(network.denoising)], np.int64) if network.denoising else None
+
+
+def recorded_denoising(path: str) -> Optional[Denoising]:
+    """Read what the denoising blocks of a checkpoint are; None where it doesn't say so, as the published ones."""
+    try:
+        if path.endswith('.npz'):
+            with zipfile.ZipFile(path) as archive:
+                numbers = read_array(archive, DENOISING + '.npy')
+        else:
+            from runtime.compat import tf
+            with in_utf8(tf_prefix(path)) as readable:
+                numbers = tf.train.load_checkpoint(readable).get_tensor(DENOISING)
+        return Denoising(*''.join(map(chr, numbers)).split(' '))
+    except Exception:  # there is none, or a later version's; whether the rest can be read is told elsewhere
+        return None
+
+
+def mistaken_denoising(network: Network, path: str) -> List[str]:
+    """Say what there is to warn of where a checkpoint fits a network, but was trained with other denoising blocks."""
+    recorded = recorded_denoising(path)
+    if recorded is None or recorded == network.denoising:
+        return []
+    return ['checkpoint %s was trained with --denoise %s --denoise-where %s --denoise-block %s, and %s computes '
+            'something else with its variables: give these flags, of an --arch with denoising blocks'
+            % (path, *recorded, network.name)]
+
+
+def with_denoising(network: Network, weights: Weights, recorded: Optional[Denoising]) -> Network:
+    """Return the network with the denoising blocks that a checkpoint says it has, or else its variables."""
+    if network.denoising is None:
+        return network
+    if recorded is None:
+        names = [name for name in weights if '/non_local/' in name or '_denoise/' in name]
+        embedded = any('/embedding_' in name for name in names)
+        own = network.denoising.operation
+        where = network.denoising.where if not names else 'block' if '/non_local/' in names[0] else 'group'
+        recorded = Denoising(own if (own in EMBEDDED) == embedded else 'softmax' if embedded else 'dot-product-plain',
+                             where, 'full' if any(name.endswith('/conv/W') for name in names) else 'no-1x1')
+    try:
+        return network.with_denoising(*recorded)
+    except InputError:  # of a later version
+        return network
 
 
 def assign_weights(session: 'tf.Session', weights: Weights) -> None:

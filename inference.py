@@ -30,7 +30,9 @@ CLOSED = 'this classifier is closed: load it again'
 
 
 def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None, *, image_size: int = 224,
-                    data_format: Optional[str] = None, batch: int = 32, dtype: str = 'float32') -> 'Classifier':
+                    data_format: Optional[str] = None, batch: int = 32, dtype: str = 'float32',
+                    denoise: Optional[str] = None, denoise_where: Optional[str] = None,
+                    denoise_block: Optional[str] = None) -> 'Classifier':
     """Load a checkpoint into the network that it is of.
 
     Args:
@@ -42,6 +44,8 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None
         batch: how many images are computed at once; any number can be given to the methods.
         dtype: what the network is computed in, 'float32' or 'bfloat16', gradients and attacks too; what goes in and
             comes out is float32 all the same.
+        denoise, denoise_where, denoise_block: of the denoising blocks of an architecture that has some, as main.py's
+            flags; by default as the architecture has them.
     Raises:
         runtime.errors.InputError, a ValueError: no such network or checkpoint, one that does not fit the other, or
             sizes that are no such numbers.
@@ -52,10 +56,13 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None
     path = os.fspath(path)
     check_sizes(image_size, batch)
     check_dtype(dtype)
-    network = find_network(arch, depth)._replace(image_size=image_size)
+    network = find_network(arch, depth, denoise=denoise, denoise_where=denoise_where,
+                           denoise_block=denoise_block)._replace(image_size=image_size)
     weights = checkpoint.read_checkpoint(path)
     network = network._replace(num_classes=checkpoint.num_classes(weights, path, network))
     weights = checkpoint.fit_checkpoint(weights, network, path)
+    for mistake in checkpoint.mistaken_denoising(network, path):
+        log.warning('%s', mistake)
     warn_of_cost(dtype, data_format == 'NCHW', what='classification')
     return Classifier(network, weights, image_size=image_size, data_format=data_format, batch=batch, dtype=dtype)
 

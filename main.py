@@ -15,7 +15,7 @@ from attacks.table import ATTACKERS, GOALS, LOSSES
 from evaluation import attack_flags
 from evaluation.preflight import inputs_of_evaluation, inputs_of_scoring
 from evaluation.preparation import default_preprocess
-from nets import DTYPES, find_network
+from nets import DTYPES, OPERATIONS, network_of
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError, LaunchError
 from runtime.pixels import LARGEST_IMAGE
@@ -111,7 +111,9 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
     except InputError as e:  # all ranks have the same flags
         raise LaunchError(str(e))
     warn_of_unused(options, given_flags(arguments, options))
-    options.depth = find_network(options.arch, options.depth).depth
+    network = network_of(options)
+    options.depth, options.denoise = network.depth, network.denoise
+    options.denoise_where, options.denoise_block = network.denoise_where, network.denoise_block
     options.xla = options.xla or options.use_fp16xla
     options.attack_dtype = options.attack_dtype or ('float16' if options.use_fp16xla else 'float32')
     options.dtype = options.dtype or 'float32'
@@ -143,8 +145,12 @@ def command_line() -> Parser:
     parser.add_argument('-d', '--depth', type=int,
                         help='layers of the zoo\'s networks: 50, 101 or 152; 14 for small images (50)')
     parser.add_argument('--arch', default='ResNet', metavar='A',
-                        help='of the zoo: ResNet, ResNetDenoise or ResNeXtDenoiseAll; of torchvision: resnet50, ...; '
-                             'or one\'s own: module:function (ResNet)')
+                        help='of the zoo: ResNet, ResNetDenoise, ResNeXtDenoiseAll or ResNetPlacebo; of torchvision: '
+                             'resnet50, ...; or one\'s own: module:function (ResNet)')
+    parser.add_argument('--denoise', metavar='OPERATION',
+                        help='of the denoising blocks, where there are some: ' + ', '.join(OPERATIONS))
+    parser.add_argument('--denoise-where', metavar='PLACE', help='of the blocks: after each group or block')
+    parser.add_argument('--denoise-block', metavar='FORM', help='of the blocks: full, no-1x1 or no-residual')
     parser.add_argument('--load', metavar='CKPT', help='an .npz file or a TF checkpoint: to evaluate, or to start from')
     parser.add_argument('--batch', type=positive_int, default=32, help='images per GPU or process (32)')
     data = parser.add_argument_group('data')

@@ -5,7 +5,9 @@
 
 TensorFlow is loaded when a network is built: the command line knows the names at once.
 """
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Tuple
+import argparse
+import re
+from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from runtime.errors import InputError
 from runtime.own_code import check_code, files_of, load_code
@@ -15,14 +17,23 @@ if TYPE_CHECKING:
 
     from kernels.mode import Mode
 
-# name -> what its backbone is called with (Section 6); a denoising block is named by its operation, a function of
-# denoising.py. Denoising after each of the four groups is the paper's default; the network of the winning entry to CAAD
-# 2018 (6.2) is a ResNeXt 32x8d with denoising after every residual block
+# name -> what its backbone is called with (Section 6), and `denoise` and `where` of its denoising blocks. Denoising
+# after each of the four groups is the paper's default; the network of the winning entry to CAAD 2018 (6.2) is a ResNeXt
+# 32x8d with denoising after every residual block. The placebo has no denoising, but a bottleneck more in each group.
 ARCHITECTURES: Dict[str, Dict[str, Any]] = {
     'ResNet': {},
-    'ResNetDenoise': dict(after_group='non_local_softmax'),
-    'ResNeXtDenoiseAll': dict(groups=32, width_per_group=8, after_block='non_local_dot_product'),
+    'ResNetDenoise': dict(denoise='softmax', where='group'),
+    'ResNeXtDenoiseAll': dict(groups=32, width_per_group=8, denoise='dot-product-plain', where='block'),
+    'ResNetPlacebo': dict(more_blocks=1),
 }
+
+# What denoising blocks can be made of: operations, which are functions of denoising.py; places, after each group or
+# each residual block; forms, of which the others leave out the block's 1x1 convolution or its sum (Section 6.1)
+OPERATIONS = ('softmax', 'softmax-plain', 'dot-product', 'dot-product-plain', 'bilateral-softmax',
+              'bilateral-dot-product', 'mean', 'median', 'none')
+EMBEDDED = ('softmax', 'dot-product', 'bilateral-softmax', 'bilateral-dot-product')  # these have variables
+PLACES = ('group', 'block')
+FORMS = ('full', 'no-1x1', 'no-residual')
 
 # number of layers -> bottlenecks in each of the four groups. 14 is for demonstrations and tests on a laptop.
 DEPTHS: Dict[int, List[int]] = {
@@ -54,22 +65,65 @@ LAST_LAYER = ('linear/W', 'linear/b')
 UNLIKELY_NUMBER = 1009  # of classes, channels or anything else: found in a shape, it is there as the number of classes
 
 
+class Denoising(NamedTuple):
+    """What denoising blocks are."""
+    operation: str  # of OPERATIONS
+    where: str  # of PLACES
+    form: str  # of FORMS
+
+
 class Network(NamedTuple):
     """A network with a number of classes. Holds no weights: those are variables of a graph."""
     arch: str  # a name of the tables, or module:function of a network of one's own
     depth: Optional[int] = None  # of ARCHITECTURES alone
     num_classes: int = 1000
     image_size: int = 32  # of a network of one's own, where its variables depend on that
+    # Of the denoising blocks; None: as the architecture has them. find_network leaves None what is that anyway
+    denoise: Optional[str] = None  # of OPERATIONS
+    denoise_where: Optional[str] = None  # of PLACES
+    denoise_block: Optional[str] = None  # of FORMS
+
+    @property
+    def variant(self) -> str:
+        """Return the end of the name, '' or like -mean: what is not as usual about the denoising blocks."""
+        return ''.join('-' + word for word in (self.denoise, self.denoise_where, self.denoise_block) if word)
 
     @property
     def name(self) -> str:
-        """Return what the network is called in messages and names of folders, like ResNet-50."""
-        return self.arch if self.depth is None else '%s-%d' % (self.arch, self.depth)
+        """Return what the network is called in messages and names of folders, like ResNet-50 or
+        ResNetDenoise-50-mean."""
+        return self.arch if self.depth is None else '%s-%d%s' % (self.arch, self.depth, self.variant)
 
     @property
     def flags(self) -> List[str]:
         """Return the words of main.py's command line that mean this network."""
-        return ['--arch', self.arch] + ([] if self.depth is None else ['-d', str(self.depth)])
+        words = ['--arch', self.arch] + ([] if self.depth is None else ['-d', str(self.depth)])
+        for flag, value in [('--denoise', self.denoise), ('--denoise-where', self.denoise_where),
+                            ('--denoise-block', self.denoise_block)]:
+            words += [flag, value] if value else []
+        return words
+
+    @property
+    def denoising(self) -> Optional[Denoising]:
+        """Tell what the denoising blocks are; None where there are none."""
+        own = ARCHITECTURES.get(self.arch, {})
+        if 'denoise' not in own:
+            return None
+        return Denoising(self.denoise or own['denoise'], self.denoise_where or own['where'],
+                         self.denoise_block or FORMS[0])
+
+    def with_denoising(self, operation: str, where: str, form: str) -> 'Network':
+        """Return this network with other denoising blocks. Raises InputError where it has none, or there are none
+        such."""
+        return find_network(self.arch, self.depth, self.num_classes, denoise=operation, denoise_where=where,
+                            denoise_block=form)._replace(image_size=self.image_size)
+
+    @property
+    def num_blocks(self) -> List[int]:
+        """Return the residual blocks in each of the four groups, of a network of the tables."""
+        if self.depth is None:
+            return TORCHVISION[self.arch]['num_blocks']
+        return [n + ARCHITECTURES[self.arch].get('more_blocks', 0) for n in DEPTHS[self.depth]]
 
     def logits(self, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Tensor':
         """Compute logits: (N, H, W, 3) float32 images, BGR in [-1, 1] -> (N, num_classes) float32. H, W must be
@@ -82,12 +136,13 @@ class Network(NamedTuple):
             if self.arch in TORCHVISION:
                 return backbone(image, num_classes=self.num_classes, mode=mode, torchvision=True,
                                 **TORCHVISION[self.arch])
-            assert self.depth is not None
-            import denoising
-            options: Dict[str, Any] = {
-                name: denoising.denoising_block(getattr(denoising, value)) if isinstance(value, str) else value
-                for name, value in ARCHITECTURES[self.arch].items()}
-            return backbone(image, DEPTHS[self.depth], self.num_classes, mode, **options)
+            options = {name: value for name, value in ARCHITECTURES[self.arch].items()
+                       if name in ('groups', 'width_per_group')}
+            if self.denoising:
+                from denoising import OPERATIONS, denoising_block
+                block = denoising_block(OPERATIONS[self.denoising.operation], self.denoising.form)
+                options['after_' + self.denoising.where] = block
+            return backbone(image, self.num_blocks, self.num_classes, mode, **options)
 
     def variable_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Return every variable that a checkpoint of this network holds, {name: shape}."""
@@ -117,13 +172,17 @@ class Network(NamedTuple):
         return {name: shape.index(UNLIKELY_NUMBER) for name, shape in shapes.items() if UNLIKELY_NUMBER in shape}
 
 
-def find_network(arch: str, depth: Optional[int] = None, num_classes: int = 1000) -> Network:
-    """Return the network of this name. `depth`: of ARCHITECTURES alone, by default 50.
+def find_network(arch: str, depth: Optional[int] = None, num_classes: int = 1000, *, denoise: Optional[str] = None,
+                 denoise_where: Optional[str] = None, denoise_block: Optional[str] = None) -> Network:
+    """Return the network of this name. `depth`: of ARCHITECTURES alone, by default 50. The others: of OPERATIONS,
+    PLACES and FORMS, for those of ARCHITECTURES that have denoising blocks; by default as these have them.
 
     Raises InputError where there is none. A network of one's own, module:function, is not imported yet.
     """
     if not isinstance(arch, str):
         raise InputError('no architecture %r: it is a name' % (arch,))
+    check_denoising(arch, [('--denoise', denoise, OPERATIONS), ('--denoise-where', denoise_where, PLACES),
+                           ('--denoise-block', denoise_block, FORMS)])
     if arch in TORCHVISION or is_own(arch):
         if is_own(arch):
             check_code('--arch', arch, 'module:function', 'examples.efficientnet_lite0:network')
@@ -136,22 +195,55 @@ def find_network(arch: str, depth: Optional[int] = None, num_classes: int = 1000
     depth = DEFAULT_DEPTH if depth is None else depth
     if depth not in DEPTHS:
         raise InputError('no depth %r in the zoo; choose one of %s' % (depth, ', '.join(map(str, DEPTHS))))
-    return Network(arch, depth, num_classes)
+    own = Network(arch, depth, num_classes)
+    given = own._replace(denoise=denoise, denoise_where=denoise_where, denoise_block=denoise_block)
+    if own.denoising is None or given.denoising is None:
+        return own
+    # one network has one name, also where somebody says what it is anyway
+    words = [word if word != usual else None for word, usual in zip(given.denoising, own.denoising)]
+    return own._replace(denoise=words[0], denoise_where=words[1], denoise_block=words[2])
+
+
+def network_of(options: argparse.Namespace) -> Network:
+    """Return the network that main.py's options name. Raises InputError as find_network does."""
+    return find_network(options.arch, options.depth, denoise=options.denoise, denoise_where=options.denoise_where,
+                        denoise_block=options.denoise_block)
+
+
+def check_denoising(arch: str, given: Sequence[Tuple[str, Optional[str], Sequence[str]]]) -> None:
+    """Raise InputError where a flag has another value than one of its choices, or there are no denoising blocks."""
+    for flag, value, choices in given:
+        if value is None:
+            continue
+        if value not in choices:
+            raise InputError('%s is one of %s, not %r' % (flag, ', '.join(choices), value))
+        if 'denoise' not in ARCHITECTURES.get(arch, {}) and (arch in ARCHITECTURES or arch in TORCHVISION or
+                                                             is_own(arch)):
+            raise InputError('%s %s: %s has no denoising blocks; %s have' % (
+                flag, value, arch, ' and '.join(name for name, own in ARCHITECTURES.items() if 'denoise' in own)))
 
 
 def network_named(name: str) -> Network:
-    """Return the network that is called so, as Network.name has it: ResNet-50, resnet50. Raises InputError."""
-    arch, _, depth = name.rpartition('-')
-    return find_network(arch, int(depth)) if arch and depth.isdecimal() else find_network(name)
+    """Return the network that is called so, as Network.name has it: ResNet-50, ResNetDenoise-50-mean, resnet50.
+    Raises InputError."""
+    match = re.match(r'(?P<arch>.+?)-(?P<depth>\d+)' + ''.join('(?:-(?P<%s>%s))?' % (group, '|'.join(words)) for
+                     group, words in [('denoise', OPERATIONS), ('denoise_where', PLACES), ('denoise_block', FORMS)])
+                     + '$', name)
+    if match is None:
+        return find_network(name)
+    return find_network(match.group('arch'), int(match.group('depth')), denoise=match.group('denoise'),
+                        denoise_where=match.group('denoise_where'), denoise_block=match.group('denoise_block'))
 
 
 def all_networks(num_classes: int) -> Iterator[Tuple[Network, int]]:
     """Yield every network of the tables, and how many residual blocks it has."""
     for arch in ARCHITECTURES:
-        for depth, num_blocks in DEPTHS.items():
-            yield Network(arch, depth, num_classes), sum(num_blocks)
-    for arch, options in TORCHVISION.items():
-        yield Network(arch, None, num_classes), sum(options['num_blocks'])
+        for depth in DEPTHS:
+            network = Network(arch, depth, num_classes)
+            yield network, sum(network.num_blocks)
+    for arch in TORCHVISION:
+        network = Network(arch, None, num_classes)
+        yield network, sum(network.num_blocks)
 
 
 # --- networks of one's own -------------------------------------------------------------------------------------------

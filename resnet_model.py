@@ -17,10 +17,6 @@ from runtime.pixels import IMAGENET_MEAN, IMAGENET_STD
 BATCH_NORM_MOMENTUM = 0.9
 BATCH_NORM_EPSILON = 1e-5
 
-# A layer that may follow a group or a block: features after their ReLU, a name for its variables, the mode
-Block = Callable[[tf.Tensor, str, Mode], tf.Tensor]
-
-
 class Features(NamedTuple):
     """A feature map, whose ReLU may still be to come: whoever reads it can often compute that in passing."""
     tensor: tf.Tensor
@@ -29,6 +25,11 @@ class Features(NamedTuple):
     def relu(self) -> tf.Tensor:
         """Return the features after their ReLU."""
         return tf.nn.relu(self.tensor) if self.relu_to_come else self.tensor
+
+
+# A layer that may follow a group or a block, and computes the features' ReLU: the features, a name for its variables,
+# the mode
+Block = Callable[[Features, str, Mode], tf.Tensor]
 
 
 # --- layers ----------------------------------------------------------------------------------------------------------
@@ -225,9 +226,9 @@ def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mo
                     features = bottleneck(features, channels, stride, mode, width=groups * width_per_group * 2 ** g,
                                           groups=groups, symmetric=torchvision)
                 if after_block is not None:
-                    features = Features(after_block(features.relu(), 'non_local', mode), relu_to_come=False)
+                    features = Features(after_block(features, 'non_local', mode), relu_to_come=False)
         if after_group is not None:
-            features = Features(after_group(features.relu(), 'group%d_denoise' % g, mode), relu_to_come=False)
+            features = Features(after_group(features, 'group%d_denoise' % g, mode), relu_to_come=False)
     x = features.relu()
     if mode.dtype == tf.bfloat16:  # has no digits to spare, and the last layer costs nothing
         x, mode = tf.cast(x, tf.float32), mode._replace(dtype=tf.float32)

@@ -13,6 +13,7 @@ Prints one JSON line for each system, and with --table FILE the table for docs/m
 import argparse
 import functools
 import os
+import re
 import subprocess
 import sys
 import time
@@ -141,13 +142,12 @@ def check_flags(args: argparse.Namespace) -> None:
     """Raise InputError for what cannot be measured or written."""
     from nets import TORCHVISION, network_named
     for name in args.network.split(','):
-        arch, _, depth = name.rpartition('-')
-        if name not in TORCHVISION and not (arch and depth.isdecimal()):
+        if name not in TORCHVISION and not re.search(r'.-\d+(-|$)', name):
             raise InputError('--network is an architecture and a depth, like ResNet-50, or a name of torchvision\'s, '
                              'not %s' % name)
-        network_named(name)
-        if args.peer and name in TORCHVISION:
-            raise InputError('--peer has the zoo\'s networks, and not %s' % name)
+        network = network_named(name)
+        if args.peer and (name in TORCHVISION or network.variant or network.arch == 'ResNetPlacebo'):
+            raise InputError('--peer has the published networks, and not %s' % name)
     if min(args.batch, args.image_size, args.threads, args.repeats, args.steps) < 1:
         raise InputError('--batch, --image-size, --threads, --repeats and the steps must be positive')
     for dtype in args.dtypes.split(','):

@@ -4,7 +4,7 @@ from typing import Any, Dict, Mapping
 
 from checkpoint import checkpoint_files
 from evaluation.plan import attacks_of, strengths_of
-from nets import find_network
+from nets import network_of
 from runtime.fingerprint import code_sha256, digest, sha256_of_files
 from third_party.imagenet import Dataset
 
@@ -14,7 +14,8 @@ def early_facts(options: argparse.Namespace, dataset: Dataset, targets: Mapping[
     files hold. targets: {index of an image: label} of a file of --targets."""
     attack = attacks_of(options)[0]
     return dict(
-        arch=options.arch, depth=options.depth, classes=len(dataset.class_names), image_size=options.image_size,
+        arch=options.arch, depth=options.depth, denoise=options.denoise, denoise_where=options.denoise_where,
+        denoise_block=options.denoise_block, classes=len(dataset.class_names), image_size=options.image_size,
         checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)),
         paths_and_labels_sha256=digest(dataset.listing(options.data)).hex(), num_images=len(dataset),
         seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
@@ -25,4 +26,4 @@ def early_facts(options: argparse.Namespace, dataset: Dataset, targets: Mapping[
         subset=dict(num_images=len(dataset), indices_sha256=digest(list(dataset.indices)).hex())
         if dataset.indices is not None else None,
         preprocess=options.preprocess, dtype=options.dtype, code_sha256=code_sha256(),
-        network_sha256=sha256_of_files(find_network(options.arch, options.depth).files()))
+        network_sha256=sha256_of_files(network_of(options).files()))

@@ -21,7 +21,7 @@ from evaluation.sanity import suspicions
 from evaluation.saved_images import ImageWriter, check_directory
 from evaluation.stages import Arms, run_stages
 from kernels.mode import attack_settings, native_mode
-from nets import find_network
+from nets import network_of
 from runtime.agreement import check_agreement
 from runtime.command_line import rank
 from runtime.distributed import World, connect
@@ -53,6 +53,7 @@ def run_evaluation(options: argparse.Namespace, evaluated: Evaluated) -> int:
     if options.dtype != 'float32':
         log.info('the figures are of the network in %s (--dtype), which rounds more than float32', options.dtype)
     warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
+    warnings += checkpoint.mistaken_denoising(inputs.network, options.load)
     warnings += mistaken_preprocess(options.arch, options.preprocess, inputs.network.num_classes)
     for warning in warnings:
         log.warning('%s', warning)
@@ -85,7 +86,7 @@ def run_evaluation(options: argparse.Namespace, evaluated: Evaluated) -> int:
 def find_inputs(options: argparse.Namespace, evaluated: Evaluated) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
     dataset = evaluated.dataset
-    network = find_network(options.arch, options.depth)._replace(image_size=options.image_size)
+    network = network_of(options)._replace(image_size=options.image_size)
     network = network._replace(num_classes=len(dataset.class_names))
     weights = checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
     return Inputs(network, weights, dataset, {name: load_attacker(name) for name in options.attacker},

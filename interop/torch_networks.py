@@ -39,11 +39,20 @@ def network(arch: str, depth: Optional[int] = None, num_classes: int = 1000) -> 
     found = find_network(arch, depth)
     if nets.is_own(arch):
         raise InputError('%s is a graph of TensorFlow, and no network of PyTorch' % arch)
-    if found.depth is None:
-        return ResNet(num_classes=num_classes, **nets.TORCHVISION[arch])
-    options: Dict[str, Any] = {name: DENOISING[value] if isinstance(value, str) else value
-                               for name, value in nets.ARCHITECTURES[arch].items()}
-    return ResNet(nets.DEPTHS[found.depth], num_classes, same=True, **options)
+    return module(found._replace(num_classes=num_classes))
+
+
+def module(network: nets.Network) -> 'ResNet':
+    """Build a network of the tables. Of its denoising blocks only whether they are embedded and where they are matters:
+    the operation is the one that the tables' networks have."""
+    if network.depth is None:
+        return ResNet(num_classes=network.num_classes, **nets.TORCHVISION[network.arch])
+    options: Dict[str, Any] = {name: value for name, value in nets.ARCHITECTURES[network.arch].items()
+                               if name in ('groups', 'width_per_group')}
+    if network.denoising:
+        embedded = network.denoising.operation in nets.EMBEDDED
+        options['after_' + network.denoising.where] = NonLocalSoftmax if embedded else NonLocalDotProduct
+    return ResNet(network.num_blocks, network.num_classes, same=True, **options)
 
 
 def load_network(path: str, arch: str, depth: Optional[int] = None) -> 'ResNet':
@@ -61,6 +70,9 @@ def load_network(path: str, arch: str, depth: Optional[int] = None) -> 'ResNet':
     weights = checkpoint.read_checkpoint(path)
     expected = expected._replace(num_classes=checkpoint.num_classes(weights, path, expected))
     weights = checkpoint.fit_checkpoint(weights, expected, path)
+    mistakes = checkpoint.mistaken_denoising(expected, path)
+    if mistakes:
+        raise InputError(mistakes[0] + '; in PyTorch there are only the blocks that an architecture has by itself')
     net = network(arch, depth, expected.num_classes)
     for key, value in net.state_dict().items():  # its values are the network's own
         if is_variable(key, net):
@@ -160,10 +172,6 @@ class NonLocalDotProduct(Denoising):
         return y.transpose(1, 2).reshape(x.shape)
 
 
-# of the operations in denoising.py
-DENOISING: Dict[str, Layer] = {'non_local_softmax': NonLocalSoftmax, 'non_local_dot_product': NonLocalDotProduct}
-
-
 # --- the network -----------------------------------------------------------------------------------------------------
 
 class Block(nn.Module):
@@ -243,9 +251,11 @@ class TorchNetwork(nets.Network):
     def variable_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Return every variable that a checkpoint of this network holds, {name: shape}."""
         with torch.device('meta'):
-            net = network(self.arch, self.depth, self.num_classes)
-        return {variable_of(key): tuple(npz_layout(value).shape) for key, value in net.state_dict().items()
-                if is_variable(key, net)}
+            net = module(self)
+        shapes = {variable_of(key): tuple(npz_layout(value).shape) for key, value in net.state_dict().items()
+                  if is_variable(key, net)}
+        without_conv = self.denoising is not None and self.denoising.form == 'no-1x1'
+        return {name: shape for name, shape in shapes.items() if not (without_conv and '/conv/' in name)}
 
 
 def is_variable(key: str, net: ResNet) -> bool:

@@ -1,4 +1,5 @@
-"""Softmax attention that never holds the matrix of all pairs of positions, which in a 56x56 map is 39 MB an image."""
+"""Attention: by softmax, which never holds the matrix of all pairs of positions (in a 56x56 map it is 39 MB an image),
+and by products of matrices."""
 from typing import Callable, List, Tuple
 
 from runtime.compat import tf
@@ -78,3 +79,42 @@ def backward(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, y: tf.Tensor, normalisers
         d_k.append(tf.cast(tf.matmul(d_scores, q[row], transpose_a=True), tf.float32))
         d_v.append(tf.cast(tf.matmul(tf.cast(weights, v.dtype), g, transpose_a=True), tf.float32))
     return tf.concat(d_q, axis=0), tf.cast(tf.add_n(d_k), k.dtype), tf.cast(tf.add_n(d_v), v.dtype)
+
+
+# --- dot products ----------------------------------------------------------------------------------------------------
+
+def triple_product(a: tf.Tensor, b: tf.Tensor, c: tf.Tensor, *, left_first: bool) -> tf.Tensor:
+    """Compute (a b^T) c, or a (b^T c): (N, m, n) by (N, k, n) by (N, k, l) -> (N, m, l)."""
+    if left_first:
+        return tf.matmul(tf.matmul(a, b, transpose_b=True), c)
+    return tf.matmul(a, tf.matmul(b, c, transpose_a=True))
+
+
+def product_with_itself(x: tf.Tensor, divisor: int, *, left_first: bool) -> tf.Tensor:
+    """Compute (x x^T / divisor) x, or x (x^T x / divisor), of matrices (N, rows, columns); returns what is like x.
+
+    The inner product is symmetric, which saves the gradient one product of four.
+    """
+    def inner(x: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(x, other, transpose_a=not left_first, transpose_b=left_first)
+
+    def outer(s: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        return tf.matmul(s, x) if left_first else tf.matmul(x, s)
+
+    def divided(x: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+        if x.dtype == tf.float16:  # before it is summed over: float16 ends at 65504
+            return inner(x / divisor, other)
+        return inner(x, other) / divisor
+
+    @tf.custom_gradient
+    def product(x: tf.Tensor) -> Tuple[tf.Tensor, Callable]:
+        s = divided(x, x)
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            d_s = divided(x, upstream)
+            return outer(s, upstream) + outer(d_s + tf.transpose(d_s, [0, 2, 1]), x)
+        return outer(s, x), gradient
+
+    y = product(x)
+    y.set_shape(x.shape)
+    return y

@@ -2,7 +2,7 @@
 
 NHWC features; BatchNorm is folded into the weights. Gradients reach the features alone.
 """
-from typing import Any, Callable, NamedTuple, Optional, Tuple
+from typing import Any, Callable, Iterable, List, NamedTuple, Optional, Tuple
 
 from runtime.compat import in_xla, max_pool_gradient, tf
 
@@ -93,9 +93,14 @@ class Fused(NamedTuple):
 
 def is_fused(block: Bottleneck, mode: Mode) -> bool:
     """Tell whether `fused_bottleneck` computes a block of layers with weights `w`, and is the faster way here."""
+    return uses_frozen([block.conv1.w.shape[2], block.conv2.w.shape[3], block.conv3.w.shape[3]], mode)
+
+
+def uses_frozen(channels: Iterable[Any], mode: Mode) -> bool:
+    """Tell whether frozen_conv computes convolutions from and to so many channels, and is the faster way here."""
     if not mode.folds_batch_norm or mode.data_format != 'NHWC' or in_xla() or has_gpu():
         return False
-    if any(int(n) % FROZEN_CHANNELS for n in [block.conv1.w.shape[2], block.conv2.w.shape[3], block.conv3.w.shape[3]]):
+    if any(int(n) % FROZEN_CHANNELS for n in channels):
         return False
     if mode.dtype == tf.bfloat16:  # TensorFlow's own convolutions make use of matrix units
         return has_bfloat16() and 'amx_bf16' not in cpu_flags()
@@ -132,6 +137,42 @@ def fused_bottleneck(x: tf.Tensor, block: Bottleneck, mode: Mode, *, relu: bool)
             other_way = Addend(upstream) if other is None or shortcut is None else \
                 Addend(other.gradient(upstream, to_relu=True), stride=shortcut.stride)
             return a.gradient(b.gradient(c.gradient(upstream)), addend=other_way)
+        return c.features, gradient
+    return compute(x)
+
+
+def fused_denoising(x: tf.Tensor, operation: Callable[..., tf.Tensor], embeddings: List[FoldedConvolution],
+                    conv: FoldedConvolution, *, relu: bool, residual: bool) -> tf.Tensor:
+    """Compute conv(operation(embeddings of relu(x), ..., relu(x))), and with `residual` + relu(x).
+
+    The sum, and of the gradient the sums over embeddings and the last ReLU, are computed where 1x1 convolutions read
+    and write.
+
+    Args:
+        x: (N, H, W, channels). operation: a function of feature maps without variables, with TensorFlow's gradient.
+        embeddings, conv: 1x1 convolutions. relu: whether x is still before its ReLU.
+    Returns:
+        (N, H, W, channels). Its gradient reaches x alone.
+    """
+    with constant_during_attack():  # as above
+        conv, embeddings = constant(conv), [constant(layer) for layer in embeddings]
+
+    @tf.custom_gradient
+    def compute(x: tf.Tensor) -> Tuple[tf.Tensor, Callable]:
+        features = tf.nn.relu(x) if relu else x
+        embedded = [fused(x, layer, relu=relu) for layer in embeddings]
+        # each by itself: the way from the features by the embeddings is not the operation's
+        inputs = [tf.identity(t) for t in [e.features for e in embedded] + [features]]
+        denoised = operation(*inputs)
+        denoised.set_shape(x.shape)
+        c = fused(denoised, conv, relu=False, addend=Addend(features) if residual else None)
+
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            gradients = tf.gradients(denoised, inputs, c.gradient(upstream))
+            total = gradients.pop() + upstream if residual else gradients.pop()
+            for i, (embedding, d) in enumerate(zip(embedded, gradients)):
+                total = embedding.gradient(d, to_relu=i < len(embedded) - 1, addend=Addend(total))
+            return tf.gradients(features, x, total)[0] if relu and not embedded else total
         return c.features, gradient
     return compute(x)
 

@@ -321,7 +321,7 @@ def test_second_derivatives_of_a_network(arch):
     assert np.linalg.norm(results[0] - results[1]) < 1e-3 * np.linalg.norm(results[1]) > 0
 
 
-@pytest.mark.parametrize('arch, used', [('ResNet', 16), ('ResNetDenoise', 16), ('ResNeXtDenoiseAll', 13)])
+@pytest.mark.parametrize('arch, used', [('ResNet', 16), ('ResNetDenoise', 28), ('ResNeXtDenoiseAll', 17)])
 def test_where_the_op_is_used(arch, used):
     def count(mode):
         with tf.Graph().as_default() as graph:

@@ -2,15 +2,21 @@
 """Standard and adversarial training of ResNet and ResNetDenoise on CIFAR-10's photos of 32x32, on a CPU.
 
     python tools/cifar10.py DATA [--out cifar10-results] [--val-images 1000] [--only ResNet-adversarial,...]
+    python tools/cifar10.py DATA --networks ResNet-14,ResNetPlacebo-14,ResNetDenoise-14-mean,... [--epochs 6]
 
 DATA has train/<class>/ and val/<class>/. Every network is trained, attacked with 10, 20 and 100 steps on validation
 images, and drawn, all in the folder --out. Each step is a command that is printed before it runs. The same command,
 given again, goes on where it was interrupted. It takes an hour and a half on 2 cores, and keeps a checkpoint of each
 epoch, of 64 MB and more.
+
+--networks are any of the zoo's, each trained adversarially in the same way: the paper's comparison of operations. A
+network's name with :2 is a second training of it, which tells how far trainings differ by chance. One that diverges
+has the message of that in its row, and is not trained again.
 """
 import argparse
 import logging
 import os
+import re
 import sys
 import tempfile
 from typing import IO, Any, Dict, List, NamedTuple
@@ -21,8 +27,10 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from evaluation.outcomes import Strength  # noqa: E402
+from nets import ARCHITECTURES, Network, find_network, is_own, network_named  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
+from runtime.files import WholeFile  # noqa: E402
 from runtime.locks import InUse, take_lock  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
@@ -33,6 +41,8 @@ NOTE = 'made-of.txt'  # in the folder of links
 MAIN = os.path.join(ROOT, 'main.py')
 DEPTH = 14
 BATCH = 128
+ATTACK_ITER = 3  # of adversarial training
+EPOCHS, STANDARD_EPOCHS = 6, 4
 EPSILON = 8
 STEPS = (0, 10, 20, 100)
 SHAPE = ['--image-size', '32']
@@ -40,19 +50,50 @@ SHAPE = ['--image-size', '32']
 
 class Recipe(NamedTuple):
     """How a network is trained."""
-    arch: str
+    title: str        # an architecture, of DEPTH; or a network's name
     training: str     # 'standard' or 'adversarial'
     attack_iter: int  # steps of the training's attack
     max_epoch: int
+    repetition: int = 1
+
+    @property
+    def network(self) -> Network:
+        """Find the network. Raises InputError where there is none."""
+        return find_network(self.title, DEPTH) if self.title in ARCHITECTURES else network_named(self.title)
+
+    @property
+    def suffix(self) -> str:
+        """Return the end of the log directory's name."""
+        usual = self.max_epoch == (EPOCHS if self.attack_iter else STANDARD_EPOCHS)
+        return self.training + ('' if usual else '-%d-epochs' % self.max_epoch) + (
+            '' if self.repetition == 1 else '-%d' % self.repetition)
 
     @property
     def name(self) -> str:
         """Name the network's files."""
-        return '%s-%s' % (self.arch, self.training)
+        return '%s-%s' % (self.title, self.suffix)
 
 
-RECIPES = [Recipe('ResNet', 'adversarial', 3, 6), Recipe('ResNetDenoise', 'adversarial', 3, 6),
-           Recipe('ResNet', 'standard', 0, 4), Recipe('ResNetDenoise', 'standard', 0, 4)]
+RECIPES = [Recipe('ResNet', 'adversarial', ATTACK_ITER, EPOCHS),
+           Recipe('ResNetDenoise', 'adversarial', ATTACK_ITER, EPOCHS),
+           Recipe('ResNet', 'standard', 0, STANDARD_EPOCHS), Recipe('ResNetDenoise', 'standard', 0, STANDARD_EPOCHS)]
+
+
+def recipes_of(names: str, epochs: int) -> List[Recipe]:
+    """Return the recipes of --networks. Raises InputError for unknown ones."""
+    recipes = []
+    for name in dict.fromkeys(names.split(',')):
+        title, _, repetition = name.partition(':')
+        if repetition and not (repetition.isdecimal() and int(repetition) > 1):
+            raise InputError('--networks %s: a network has :2, :3, ... where it is trained again' % name)
+        try:
+            network = network_named(title)
+        except InputError as e:
+            raise InputError('--networks %s: %s' % (name, e))
+        if is_own(network.arch):
+            raise InputError('--networks %s: they are the zoo\'s' % name)
+        recipes.append(Recipe(network.name, 'adversarial', ATTACK_ITER, epochs, int(repetition or 1)))
+    return recipes
 
 
 def attack_dtype() -> str:
@@ -68,13 +109,15 @@ def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
     """Train a network, or go on; returns its checkpoint. Raises InputError where it was stopped before its end."""
     from training.log_directory import LogName, newest_complete  # as above
     from training.records import evaluated_epochs
-    run([sys.executable, MAIN, '--data', data, '--endpoint', endpoint, '--arch', recipe.arch, '-d', str(DEPTH),
-         '--batch', str(BATCH), '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
+    run([sys.executable, MAIN, '--data', data, '--endpoint', endpoint, *recipe.network.flags, '--batch', str(BATCH),
+         '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
          '--attack-dtype', attack_dtype() if recipe.attack_iter else 'float32', '--max-epoch', str(recipe.max_epoch),
-         '--base-lr', '0.2', '--training-eval', 'clean', '--logdir', recipe.training, '--resume'] + SHAPE,
-        os.path.join(out, recipe.name + '-training.log'), out)
+         '--base-lr', '0.2', '--training-eval', 'clean', '--logdir', recipe.suffix, '--resume'] + SHAPE,
+        training_log(recipe, out), out)
     attack = Strength(recipe.attack_iter, float(EPSILON))
-    log = os.path.join(out, LogName(recipe.arch, DEPTH, BATCH, 1, attack, recipe.training).path())
+    network = recipe.network
+    log = os.path.join(out, LogName(network.arch, network.depth, BATCH, 1, attack, recipe.suffix,
+                                    network.variant).path())
     epochs = max(evaluated_epochs(log), default=0)
     if epochs < recipe.max_epoch:
         raise InputError('the training was stopped after %d of %d epochs: give the same command again, and it goes on'
@@ -85,11 +128,39 @@ def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
     return checkpoint
 
 
+def training_log(recipe: Recipe, out: str) -> str:
+    return os.path.join(out, recipe.name + '-training.log')
+
+
+def divergence(recipe: Recipe, out: str) -> str:
+    """Return what a training said last where its loss or weights left all bounds, else ''."""
+    with open(training_log(recipe, out), errors='replace') as f:
+        errors = re.findall(r'error: (.*)', f.read())
+    return errors[-1] if errors and re.match(r'the (loss is|weights are not finite)', errors[-1]) else ''
+
+
+def make_results(recipe: Recipe, photos: str, out: str) -> None:
+    """Train and evaluate a network: out/NAME.json, or out/NAME.diverged where the training did. Raises InputError where
+    something else ended it."""
+    flags = ['--batch', str(BATCH), '--workers', '1', '--min-crop-area', '0.5'] + SHAPE
+    try:
+        with data_server(photos, flags, os.path.join(out, 'server.log'), out) as endpoint:
+            checkpoint = train(recipe, photos, endpoint, out)
+    except InputError:
+        said = divergence(recipe, out) if os.path.exists(training_log(recipe, out)) else ''
+        if not said:
+            raise
+        with WholeFile(os.path.join(out, recipe.name + '.diverged')) as f:
+            f.write(said + '\n')
+        return
+    evaluate(recipe, checkpoint, photos, out)
+
+
 def evaluate(recipe: Recipe, checkpoint: str, data: str, out: str) -> None:
     """Attack a network with each number of STEPS, and write out/NAME.json."""
     results = os.path.join(out, recipe.name)
-    run([sys.executable, MAIN, '--eval', '--load', checkpoint, '--data', data, '--arch', recipe.arch, '-d', str(DEPTH),
-         '--batch', '200', '--attack-iter', ','.join(map(str, STEPS)), '--attack-epsilon', str(EPSILON),
+    run([sys.executable, MAIN, '--eval', '--load', checkpoint, '--data', data, *recipe.network.flags, '--batch', '200',
+         '--attack-iter', ','.join(map(str, STEPS)), '--attack-epsilon', str(EPSILON),
          '--journal', results + '.journal', '--results', results + '.json'] + SHAPE, results + '-evaluation.log', out)
 
 
@@ -168,17 +239,20 @@ def lock(out: str) -> IO:
     return file
 
 
-def table(results: Dict[Recipe, Dict[str, Any]]) -> str:
+def table(results: Dict[Recipe, Any], intervals: bool = False) -> str:
     """Lay out top-1 error / attack success in percent as a table in Markdown, in the style of the model zoo.
 
-    results: what `read_results` returns for each network.
+    results: what `read_results` returns for each network, or what it said when it diverged. intervals: also the 95%
+    intervals of the errors.
     """
+    def cell(r: Dict[str, Any]) -> str:
+        error = '%.1f' % (100 * r['top1_error'])
+        error += ' (%.1f to %.1f)' % tuple(100 * end for end in r['top1_error_interval']) if intervals else ''
+        return error + (' / %.1f' % (100 * r['attack_success_rate']) if r['attack_iter'] else '')
     rows = []
-    for recipe, network_results in results.items():
-        cells = ['%.1f' % (100 * r['top1_error']) +
-                 (' / %.1f' % (100 * r['attack_success_rate']) if r['attack_iter'] else '')
-                 for r in network_results['attacks']]
-        rows.append(['%s-%d' % (recipe.arch, DEPTH), recipe.training] + cells)
+    for recipe, found in results.items():
+        cells = ['diverged: ' + found] if isinstance(found, str) else [cell(r) for r in found['attacks']]
+        rows.append([recipe.network.name, recipe.suffix] + cells)
     titles = ['network', 'training'] + ['%d-step' % k if k else 'clean' for k in STEPS]
     return tabulate(rows, titles, tablefmt='github', disable_numparse=True)
 
@@ -190,11 +264,19 @@ def main() -> int:
                         help='for all that it makes (cifar10-results)')
     parser.add_argument('--val-images', type=int, default=1000, help='how many are attacked (1000)')
     names = [r.name for r in RECIPES]
-    parser.add_argument('--only', default=','.join(names), metavar='NAME[,NAME...]', help='some of ' + ', '.join(names))
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument('--only', default=','.join(names), metavar='NAME[,NAME...]', help='some of ' + ', '.join(names))
+    which.add_argument('--networks', metavar='NAME[,NAME...]',
+                       help='other ones, like ResNet-14, ResNet-14:2, ResNetPlacebo-14, ResNetDenoise-14-mean, '
+                            'ResNetDenoise-14-softmax-plain-block-no-residual')
+    parser.add_argument('--epochs', type=int, default=EPOCHS, help='of --networks (%d)' % EPOCHS)
     options = parser.parse_args()
-    chosen = options.only.split(',')
+    if options.epochs < 1 or (options.epochs != EPOCHS and options.networks is None):
+        raise InputError('--epochs is a positive number, and goes with --networks')
+    recipes = RECIPES if options.networks is None else recipes_of(options.networks, options.epochs)
+    chosen = options.only.split(',') if options.networks is None else [recipe.name for recipe in recipes]
     for name in chosen:
-        if name not in names:
+        if name not in [recipe.name for recipe in recipes]:
             raise InputError('--only %s: there is no such network; choose of %s' % (name, ', '.join(names)))
     if not options.data or not options.out:
         raise InputError('%s is empty' % ('DATA' if not options.data else '--out'))
@@ -203,18 +285,22 @@ def main() -> int:
         raise InputError('DATA must not lie in the folder --out: give another one')
     locked = lock(out)
     photos = link_photos(data, out, options.val_images)
-    flags = ['--batch', str(BATCH), '--workers', '1', '--min-crop-area', '0.5'] + SHAPE
-    results = {r: os.path.join(out, r.name + '.json') for r in RECIPES}
-    for recipe, path in results.items():
-        if recipe.name in chosen and not os.path.exists(path):
-            with data_server(photos, flags, os.path.join(out, 'server.log'), out) as endpoint:
-                checkpoint = train(recipe, photos, endpoint, out)
-            evaluate(recipe, checkpoint, photos, out)
-    done = [path for path in results.values() if os.path.exists(path)]
-    write_report(done, out)
+    results: Dict[Recipe, Any] = {}
+    for recipe in recipes:
+        path, diverged = [os.path.join(out, recipe.name + end) for end in ('.json', '.diverged')]
+        if recipe.name in chosen and not os.path.exists(path) and not os.path.exists(diverged):
+            make_results(recipe, photos, out)
+        if os.path.exists(path):
+            results[recipe] = read_results(path)
+        elif os.path.exists(diverged):
+            with open(diverged) as f:
+                results[recipe] = f.read().strip()
+    done = [os.path.join(out, r.name + '.json') for r, found in results.items() if not isinstance(found, str)]
+    if done:
+        write_report(done, out)
     locked.close()
     print('\nTop-1 error / attack success in percent of %d validation photos; epsilon %d of 255\n\n%s\n' % (
-        options.val_images, EPSILON, table({r: read_results(path) for r, path in results.items() if path in done})))
+        options.val_images, EPSILON, table(results, intervals=options.networks is not None)))
     return 0
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Dict
 
 from checkpoint import check_files, checkpoint_files
 from main import image_size, positive_int
-from nets import DTYPES, Network, find_network
+from nets import DTYPES, FORMS, OPERATIONS, PLACES, network_of
 from runtime.errors import InputError
 from runtime.fingerprint import sha256_of_files
 
@@ -18,15 +18,12 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     network = parser.add_argument_group('network')
     network.add_argument('--arch', default='ResNet', metavar='A', help='as of main.py (ResNet)')
     network.add_argument('-d', '--depth', type=int, help='layers of the zoo\'s networks (50)')
+    network.add_argument('--denoise', metavar='OPERATION', help='of the denoising blocks: %s' % ', '.join(OPERATIONS))
+    network.add_argument('--denoise-where', metavar='PLACE', help='of the blocks: %s' % ' or '.join(PLACES))
+    network.add_argument('--denoise-block', metavar='FORM', help='of the blocks: %s' % ', '.join(FORMS))
     network.add_argument('--image-size', type=image_size, default=224, metavar='S', help='height and width (224)')
     network.add_argument('--batch', type=positive_int, default=32, help='images that are computed at once (32)')
     network.add_argument('--dtype', choices=DTYPES, default='float32', help='what it is computed in (float32)')
-
-
-def network_of(options: argparse.Namespace) -> Network:
-    """Return the network that the flags name, with the zoo's number of classes. Raises InputError where there is
-    none."""
-    return find_network(options.arch, options.depth)._replace(image_size=options.image_size)
 
 
 def check_network(options: argparse.Namespace, path: str) -> None:
@@ -41,11 +38,13 @@ def load_network(options: argparse.Namespace, path: str) -> 'Classifier':
     """Load the network that the flags name. Raises InputError as inference.load_classifier does."""
     from inference import load_classifier
     return load_classifier(path, options.arch, options.depth, image_size=options.image_size, batch=options.batch,
-                           dtype=options.dtype)
+                           dtype=options.dtype, denoise=options.denoise, denoise_where=options.denoise_where,
+                           denoise_block=options.denoise_block)
 
 
 def network_facts(options: argparse.Namespace, path: str) -> Dict[str, Any]:
     """Return what the figures of such a network depend on, for a file of results."""
     network = network_of(options)
-    return dict(arch=network.arch, depth=network.depth, image_size=options.image_size, dtype=options.dtype,
+    return dict(arch=network.arch, depth=network.depth, denoise=network.denoise, denoise_where=network.denoise_where,
+                denoise_block=network.denoise_block, image_size=options.image_size, dtype=options.dtype,
                 checkpoint=os.path.basename(path), checkpoint_sha256=sha256_of_files(checkpoint_files(path)))

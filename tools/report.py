@@ -89,7 +89,9 @@ def preparation_of(results: Dict[str, Any]) -> Preparation:
 
 def titles(paths: List[str], all_results: List[Dict[str, Any]]) -> List[str]:
     """Name the networks of the results; where two have one name, with their files' names."""
-    names = [Network(r['arch'], r['depth']).name for r in all_results]
+    # results of before there were other denoising blocks don't say which they have
+    names = [Network(r['arch'], r['depth'], denoise=r.get('denoise'), denoise_where=r.get('denoise_where'),
+                     denoise_block=r.get('denoise_block')).name for r in all_results]
     files = [os.path.splitext(os.path.basename(path))[0] for path in paths]
     files = files if len(set(files)) == len(files) else paths
     return [name if names.count(name) == 1 else '%s (%s)' % (name, file) for name, file in zip(names, files)]

@@ -15,6 +15,7 @@ import numpy as np
 from tensorpack import Callback, HyperParamSetter, ModelSaver, logger
 from tensorpack.train import StopTraining
 
+from checkpoint import DENOISING
 from runtime.distributed import World
 from runtime.errors import RunError
 from training.log_directory import OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, saved_checkpoints, step_of
@@ -48,6 +49,20 @@ class ScheduledPosition(Callback):
     def _trigger_epoch(self) -> None:
         self.trainer.loop.steps_per_epoch = self.start.steps_per_epoch
         self.completed_epochs = self.epoch_num
+
+
+class RecordedDenoising(Callback):
+    """Has checkpoints hold what the denoising blocks are: networks with other ones can have the same variables."""
+
+    _chief_only = False
+
+    def __init__(self, record: Optional[np.ndarray]):
+        self.record = record
+
+    def _setup_graph(self) -> None:
+        if self.record is not None:
+            with tf.device('/cpu:0'):
+                tf.get_variable(DENOISING, initializer=self.record, trainable=False)
 
 
 class ScheduledLearningRate(HyperParamSetter):

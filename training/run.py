@@ -16,7 +16,7 @@ from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpA
 from evaluation.contents import read_contents
 from evaluation.outcomes import Strength
 from kernels.mode import attack_settings, native_mode
-from nets import Network, find_network
+from nets import Network, network_of
 from runtime.agreement import check_agreement
 from runtime.distributed import HorovodWorld, World
 from runtime.errors import InputError
@@ -25,7 +25,14 @@ from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
 from third_party.imagenet import Dataset, count_images
 from third_party.preparations import PREPARATIONS
-from training.callbacks import LossGuard, Saver, ScheduledLearningRate, ScheduledPosition, StopOnSignal
+from training.callbacks import (
+    LossGuard,
+    RecordedDenoising,
+    Saver,
+    ScheduledLearningRate,
+    ScheduledPosition,
+    StopOnSignal,
+)
 from training.input import errors_of_input, training_input
 from training.log_directory import (
     OFFSET,
@@ -100,7 +107,7 @@ def run_training(options: argparse.Namespace, classes: List[str], validation: Op
 
 def find_inputs(options: argparse.Namespace, classes: List[str], validation: Optional[Dataset]) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
-    network = find_network(options.arch, options.depth)._replace(image_size=options.image_size)
+    network = network_of(options)._replace(image_size=options.image_size)
     classes = [str(k) for k in range(IMAGENET_CLASSES)] if options.fake else classes
     network = network._replace(num_classes=len(classes))
     weights = read_initial_weights(options, network) if options.load else None
@@ -112,8 +119,12 @@ def read_initial_weights(options: argparse.Namespace, network: Network) -> check
     """Read the checkpoint of --load: of this network, or with --reset-head of one with other classes."""
     weights = checkpoint.read_checkpoint(options.load)
     if options.reset_head:
-        return checkpoint.without_head(weights, options.load, network)
-    return checkpoint.fit_checkpoint(weights, network, options.load)
+        weights = checkpoint.without_head(weights, options.load, network)
+    else:
+        weights = checkpoint.fit_checkpoint(weights, network, options.load)
+    for mistake in checkpoint.mistaken_denoising(network, options.load):
+        log.warning('%s', mistake)
+    return weights
 
 
 def training_attacker(attack: Strength, network: Network, *, xla: bool, loss_scale: float) -> Attacker:
@@ -180,6 +191,8 @@ def find_start(options: argparse.Namespace, directory: str, network: Network, st
     newest = newest_complete(directory) if options.resume is not None else None
     if newest:
         checkpoint.fit_checkpoint(checkpoint.read_checkpoint(newest), network, newest)
+        for mistake in checkpoint.mistaken_denoising(network, newest):
+            log.warning('%s', mistake)
         return start_after(newest, steps_per_epoch)
     if options.resume is not None and saved_checkpoints(directory):
         raise InputError('none of the checkpoints in %s is complete: restore one, or delete them to begin anew'
@@ -200,7 +213,8 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
                              attack_mode=settings['attack_mode'])
     position = ScheduledPosition(start, total_batch)
     callbacks: List[Callback] = [
-        position, ScheduledLearningRate(plan.schedule, start.offset),
+        position, RecordedDenoising(checkpoint.denoising_record(inputs.network)),
+        ScheduledLearningRate(plan.schedule, start.offset),
         LossGuard(inputs.network.num_classes, world.rank, directory), ThroughputTracker(samples_per_step=total_batch),
         stopper]
     if world.is_chief:
@@ -214,7 +228,8 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
         callbacks.append(DistributedEvaluation(validation, world, stopper, catch_up=plan.catch_up))
     data = training_input(options, inputs.network.num_classes)
     if start.checkpoint:
-        restored = SaverRestore(start.checkpoint, ignore=[STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH])
+        restored = SaverRestore(start.checkpoint,
+                                ignore=[STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH, checkpoint.DENOISING])
     else:
         restored = DictRestore(dict(inputs.weights or {}, global_step=np.int64(start.global_step)))
     with errors_of_input(data):
