@@ -1,14 +1,10 @@
-"""Attackers, and the towers that attack a network: one trains it on what comes of it, one measures (Section 5 of the
-paper).
+"""The towers that attack a network: one trains it on what comes of it, one measures (Section 5 of the paper).
 
-Inside of a tower images are NHWC, BGR, float32 in [-1, 1]. Budgets are given in units of a pixel, of 255, as in the
-paper.
-
-    attacker = PGDAttacker(10, 16., 1., num_classes=1000)
-    adversarial, target = attacker.attack(images, labels, lambda x: network.logits(x, Mode()))
+The attackers are in attacks/, and importable from here: PGDAttacker, and Attacker, which all are subclasses of. Inside
+of a tower images are NHWC, BGR, float32 in [-1, 1]. Budgets are given in units of a pixel, of 255, as in the paper.
 """
-from abc import ABC, abstractmethod
-from typing import Any, Callable, List, Optional, Tuple
+import inspect
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from runtime.compat import depends_on, tf, xla_compile  # before tensorpack
 
@@ -17,11 +13,14 @@ from tensorpack.models import l2_regularizer, regularize_cost
 from tensorpack.tfutils.summary import add_moving_summary
 from tensorpack.tfutils.tower import get_current_tower_context
 
+# attackers are part of this module for those who write one
+from attacks.pgd import Attacker, Logits, NoOpAttacker, PGDAttacker, gradient_to, other_targets, pixels  # noqa: F401
+from attacks.table import check_aim
 from kernels.mode import Mode
 from nets import Network
 from runtime.errors import InputError
 from runtime.hardware import has_gpu
-from runtime.pixels import PIXEL, effective_step_size, unscale_pixels  # noqa: F401  the inverse of scale_pixels
+from runtime.pixels import PIXEL, unscale_pixels  # noqa: F401  the inverse of scale_pixels
 
 LABEL_SMOOTHING = 0.1  # Section 5: a tenth of each label is spread over all classes
 # Section 5 trains as large-batch training of ImageNet classifiers does (Goyal et al. 2017): the weights of convolutions
@@ -30,168 +29,12 @@ WEIGHT_DECAY = 1e-4
 MOMENTUM = 0.9
 # Section 5: the attack on a fifth of the training batches starts from the clean images, on the others from noise
 CLEAN_START_PROBABILITY = 0.2
-
-Logits = Callable[[tf.Tensor], tf.Tensor]
-
-
-def pixels(value: Any) -> Any:
-    """Convert a distance in pixels, of 255, to the [-1, 1] scale."""
-    return value * PIXEL
+PAPERS_AIM = dict(loss='ce', goal='targeted')  # of attacks (Section 6.1)
 
 
 def scale_pixels(image: tf.Tensor) -> tf.Tensor:
     """Map [0, 255], of any dtype, to [-1, 1], float32. The inverse is unscale_pixels."""
     return tf.cast(image, tf.float32) * PIXEL - 1.0
-
-
-# --- attackers -------------------------------------------------------------------------------------------------------
-
-class Attacker(ABC):
-    """Makes adversarial images of a batch. Subclasses give `attack`."""
-
-    @abstractmethod
-    def attack(self, image: tf.Tensor, label: tf.Tensor, logits: Logits,
-               index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:
-        """Attack a batch.
-
-        Args:
-            image: (N, H, W, 3) float32 in [-1, 1]. label: (N,) int32.
-            logits: images to logits, (N, H, W, 3) -> (N, classes), with BatchNorm in test mode.
-            index: (N,) integers. When given, what is random depends on the seed and the image's index alone;
-                otherwise it is drawn anew in every run of the graph.
-        Returns:
-            adversarial images like `image`, and (N,) int32 target labels; -1 where there is none.
-        """
-
-
-class NoOpAttacker(Attacker):
-    """Leaves images as they are: standard training and clean evaluation."""
-
-    def attack(self, image: tf.Tensor, label: tf.Tensor, logits: Logits,
-               index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:
-        return image, -tf.ones_like(label)
-
-
-class PGDAttacker(Attacker):
-    """Targeted projected gradient descent in the L-infinity ball (Madry et al. 2018; Section 5 of the paper).
-
-    The paper attacks with epsilon 16 and steps of 1; with 10 steps these are 1.6, as effective_step_size has it. A
-    subclass may replace the direction of a step (`initial_state`, `direction`), where the attack starts (`start`), or
-    its targets.
-
-    Args:
-        num_iter: steps, at least 1. epsilon, step_size: in pixels of 255; the step used is
-            max(step_size, epsilon / num_iter), so that the ball's edge is in reach. Numbers or scalar tensors.
-        num_classes: targets are drawn uniformly from the num_classes - 1 wrong labels.
-        clean_start_probability: that a batch starts from the clean images instead of noise in the ball.
-        seed: of targets and noise where `attack` is given indices.
-        loss_scale: of the loss whose gradient is taken; float16 needs it against underflow. xla: compile the gradient.
-    """
-
-    def __init__(self, num_iter: Any, epsilon: Any, step_size: Any, *, num_classes: int,
-                 clean_start_probability: float = 0.0, seed: Any = 0, loss_scale: float = 1.0, xla: bool = False):
-        self.num_iter = num_iter
-        self.epsilon = epsilon
-        if any(tf.is_tensor(value) for value in (num_iter, epsilon, step_size)):
-            self.step_size = effective_step_size(tf.cast(num_iter, tf.float32), epsilon, step_size, maximum=tf.maximum)
-        else:
-            self.step_size = effective_step_size(num_iter, epsilon, step_size)
-        self.alpha = self.step_size  # as it follows from the budget, also where a subclass changes step_size
-        self.num_classes = num_classes
-        self.clean_start_probability = clean_start_probability
-        self.seed = seed
-        self.loss_scale = loss_scale
-        self.xla = xla
-
-    def attack(self, image: tf.Tensor, label: tf.Tensor, logits: Logits,
-               index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:
-        target = self.targets(label, index)
-        return self.iterate(self.start(image, index), image, target, logits, num_iter=self.num_iter), target
-
-    def targets(self, label: tf.Tensor, index: Optional[tf.Tensor] = None) -> tf.Tensor:
-        """Draw a wrong label for each image, uniform over all of them: the paper's threat model (Section 6.1)."""
-        if index is None:
-            shift = tf.random_uniform(tf.shape(label), 1, self.num_classes, tf.int32)
-        else:
-            shift = per_image_uniform(index, 2 * self.seed, [], 1, self.num_classes, tf.int32)
-        return tf.floormod(label + shift, self.num_classes)
-
-    def start(self, image: tf.Tensor, index: Optional[tf.Tensor] = None) -> tf.Tensor:
-        """Add uniform noise in the ball, or now and then nothing to the whole batch."""
-        radius = pixels(self.epsilon)
-        if index is None:
-            noise = tf.random_uniform(tf.shape(image), -radius, radius)
-        else:
-            noise = per_image_uniform(index, 2 * self.seed + 1, image.shape[1:].as_list(), -radius, radius, tf.float32)
-        if self.clean_start_probability > 0:
-            noise *= tf.cast(tf.random_uniform([]) >= self.clean_start_probability, tf.float32)
-        return self.project(image + noise, image)
-
-    def iterate(self, start: tf.Tensor, image: tf.Tensor, target: tf.Tensor, logits: Logits, *,
-                num_iter: Any) -> tf.Tensor:
-        """Take `num_iter` (a number or a scalar tensor) steps from `start`, where the state is the initial one."""
-        return self.advance(start, self.initial_state(image), image, target, logits, num_iter=num_iter)[0]
-
-    def advance(self, adversarial: tf.Tensor, state: List[tf.Tensor], image: tf.Tensor, target: tf.Tensor,
-                logits: Logits, *, num_iter: Any) -> Tuple[tf.Tensor, List[tf.Tensor]]:
-        """Take `num_iter` steps from anywhere on a trajectory, with the state there; return where they end, and the
-        state."""
-        def step(i: tf.Tensor, x: tf.Tensor, *state: tf.Tensor) -> List[tf.Tensor]:
-            direction, after = self.direction(self.gradient(x, target, logits), list(state))
-            for new, old in zip(after, state):
-                new.set_shape(old.shape)
-            return [i + 1, self.move(x, direction, image)] + list(after)
-
-        _, adversarial, *state = tf.while_loop(lambda i, *_: i < num_iter, step,
-                                               [tf.constant(0), adversarial] + list(state),
-                                               back_prop=False, parallel_iterations=1)
-        return tf.stop_gradient(adversarial), state
-
-    def initial_state(self, image: tf.Tensor) -> List[tf.Tensor]:
-        """Return what a step knows of those before it, at the first one: tensors whose first axis is the images'."""
-        return []
-
-    def direction(self, gradient: tf.Tensor, state: List[tf.Tensor]) -> Tuple[tf.Tensor, List[tf.Tensor]]:
-        """Return the direction, (N, H, W, 3), and the new state; a step goes against the direction's sign."""
-        return gradient, state
-
-    def move(self, adversarial: tf.Tensor, direction: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-        """Step to x - alpha sign(direction), and back into the ball.
-
-        Where the direction is NaN the pixel becomes NaN: TensorFlow 1's sign of NaN is 0, and an attack that stood
-        still would look like a robust network.
-        """
-        moved = self.project(adversarial - pixels(self.step_size) * tf.sign(direction), image)
-        moved.set_shape(adversarial.shape)
-        return tf.where(tf.is_nan(direction), direction, moved)
-
-    def gradient(self, adversarial: tf.Tensor, target: tf.Tensor, logits: Logits) -> tf.Tensor:
-        """Return d CE(f(x), target) / d x, (N, H, W, 3), up to a positive factor."""
-        def loss_gradient(x: tf.Tensor, t: tf.Tensor) -> tf.Tensor:
-            loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=t, logits=logits(x))
-            return gradient_to(tf.reduce_sum(loss) * self.loss_scale, x)
-
-        return xla_compile(loss_gradient, adversarial, target) if self.xla else loss_gradient(adversarial, target)
-
-    def project(self, adversarial: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
-        """Clip to the ball around the image, and to valid pixels."""
-        radius = pixels(self.epsilon)
-        lower, upper = tf.maximum(image - radius, -1.0), tf.minimum(image + radius, 1.0)
-        return tf.clip_by_value(adversarial, lower, upper)
-
-
-def gradient_to(y: tf.Tensor, x: tf.Tensor, upstream: Optional[tf.Tensor] = None) -> tf.Tensor:
-    """Return d sum(upstream * y) / dx, like x. Raises InputError where no gradient reaches x."""
-    gradient = tf.gradients(y, x, upstream)[0]
-    if gradient is None:
-        raise InputError('no gradient reaches the image: the network has a step without one, such as rounding')
-    return gradient
-
-
-def per_image_uniform(index: tf.Tensor, seed: Any, shape: List[int], low: Any, high: Any, dtype: tf.DType) -> tf.Tensor:
-    """Draw (N,) + shape uniform numbers, each image's by its own generator: the batch that it is in does not matter."""
-    return tf.map_fn(lambda i: tf.random.stateless_uniform(shape, [seed, i], low, high, dtype),
-                     tf.cast(index, tf.int64), dtype=dtype, back_prop=False)
 
 
 # --- losses and figures ----------------------------------------------------------------------------------------------
@@ -281,20 +124,33 @@ class AdversarialModel(ModelDesc):
 
 
 class AttackTower:
-    """The tower that measures: placeholders, and the tensors of an attack that can be taken in parts.
+    """The tower that measures: placeholders, and the tensors of an attack.
 
-    The attack of a batch can be read off on its way: one of 100 steps of size 1 passes the result of 50 of them. Feed
-    `image` for `clean`, `target` and `start`; then `image`, `current`, `state`, `towards` and `steps` for `advanced`.
-    Where `shares_steps` is False there is only `attacked`, the whole attack with its targets. Build it in the graph
-    that has, or will get, the network's variables.
+    `image`, (N, S, S, 3) in [0, 255], makes `clean`; with `label` and `index` it makes `targets`, (N, num_targets)
+    distinct wrong labels of which `target` is the first (-1 of an untargeted attack), and `start`. What is random
+    follows from `seed`, an int64 scalar, and the index.
+
+    Where `shares_steps` is True the attack can be read off on its way: one of 100 steps of size 1 passes the result of
+    50 of them. Feed `image`, `label`, `current`, `state`, `towards` and `steps` for `advanced`. Elsewhere, where
+    `takes_targets` is True, `result` is the whole attack `towards` what is fed there; `attacked`, images and targets,
+    is the whole attack with its own targets.
+
+    `logits`, `prediction` and `in_top5` are of `current`, in [-1, 1], or else of the clean images. Build it in the
+    graph that has, or will get, the network's variables.
 
     Args:
         attacker: a class with PGDAttacker's parameters, which are given as scalar tensors. mode: of the classification;
-            attack_mode, xla, loss_scale: of the attack. seed: a number or a scalar tensor.
+            attack_mode, xla, loss_scale: of the attack. seed: a number or a scalar tensor, which `seed` is by default.
+        loss, goal: as of PGDAttacker. An attacker is given them where they are others than its own, the paper's.
+    Raises:
+        InputError: loss and goal need more classes, or the attacker doesn't take them.
     """
 
     def __init__(self, network: Network, image_size: int, *, mode: Mode, attack_mode: Mode, seed: Any = 0,
-                 xla: bool = False, loss_scale: float = 1.0, attacker: Callable[..., Attacker] = PGDAttacker):
+                 xla: bool = False, loss_scale: float = 1.0, attacker: Callable[..., Attacker] = PGDAttacker,
+                 loss: str = 'ce', goal: str = 'targeted', num_targets: int = 1):
+        if (loss, goal, num_targets) != ('ce', 'targeted', 1):
+            check_aim(loss, goal, network.num_classes, num_targets)
         with tf.name_scope('evaluation'):
             self.image = tf.placeholder(tf.float32, [None, image_size, image_size, 3], 'image')  # in [0, 255]
             self.label = tf.placeholder(tf.int32, [None], 'label')
@@ -303,8 +159,11 @@ class AttackTower:
             self.steps = tf.placeholder(tf.int32, [], 'steps')  # of those, how many now
             self.epsilon = tf.placeholder(tf.float32, [], 'epsilon')
             self.step_size = tf.placeholder(tf.float32, [], 'step-size')
+            self.seed = tf.placeholder_with_default(tf.cast(seed, tf.int64), [], 'seed')
             self.attacker = attacker(self.num_iter, self.epsilon, self.step_size, num_classes=network.num_classes,
-                                     seed=seed, xla=xla, loss_scale=loss_scale)
+                                     seed=self.seed, xla=xla, loss_scale=loss_scale,
+                                     **aim_of(attacker, loss=loss, goal=goal))
+            self.num_targets = num_targets
             self.clean = scale_pixels(self.image)
             self.current = tf.placeholder_with_default(self.clean, self.clean.shape, 'current')  # in [-1, 1]
             self.attack_logits = lambda x: network.logits(x, attack_mode)
@@ -318,18 +177,52 @@ class AttackTower:
     def _build_attack(self) -> None:
         made = self.attacker
         self.shares_steps = False
+        self.takes_targets = isinstance(made, PGDAttacker) and type(made).attack is PGDAttacker.attack
+        if not self.takes_targets:  # it finds targets of its own
+            self.attacked = made.attack(self.clean, self.label, self.attack_logits, self.index)
+            return
+        assert isinstance(made, PGDAttacker)
+        self.target = made.targets(self.label, self.index)
+        self.targets = self.target[:, tf.newaxis]
+        if self.num_targets > 1:
+            others = other_targets(self.label, self.target, self.index, made.seed, self.num_targets - 1,
+                                   made.num_classes)
+            self.targets = tf.concat([self.targets, others], axis=1)
+        self.towards = tf.placeholder_with_default(tf.cast(self.target, tf.int32), [None], 'towards')
+        self.start = made.start(self.clean, self.index)
+        known = made.known(self.label)
         # who replaces the loop itself may keep in it what a part of the attack would have to know
-        if isinstance(made, PGDAttacker) and all(getattr(type(made), name) is getattr(PGDAttacker, name)
-                                                 for name in ('attack', 'iterate', 'advance')):
-            self.target = made.targets(self.label, self.index)
-            self.start = made.start(self.clean, self.index)
+        if all(getattr(type(made), name) is getattr(PGDAttacker, name) for name in ('iterate', 'advance')):
             self.initial_state = list(made.initial_state(self.clean))
             self.state = [tf.placeholder(s.dtype, s.shape) for s in self.initial_state]
-            self.towards = tf.placeholder(tf.int32, [None], 'towards')
             self.advanced, self.next_state = made.advance(self.current, self.state, self.clean, self.towards,
-                                                          self.attack_logits, num_iter=self.steps)
+                                                          self.attack_logits, num_iter=self.steps, **known)
             # a step that knows how many there will be is another one in a longer attack
             parts = [self.target, self.start, self.advanced] + self.next_state + self.initial_state
             self.shares_steps = not depends_on(parts, self.num_iter, but_for=getattr(made, 'alpha', made.step_size))
         if not self.shares_steps:
-            self.attacked = made.attack(self.clean, self.label, self.attack_logits, self.index)
+            self.result = made.iterate(self.start, self.clean, self.towards, self.attack_logits,
+                                       num_iter=self.num_iter, **known)
+            self.attacked = self.result, self.towards
+
+
+def aim_of(attacker: Callable[..., Attacker], **aim: str) -> Dict[str, str]:
+    """Return the loss and the goal, by name, that an attacker's class is to be given: those that aren't the paper's.
+
+    Raises InputError where it doesn't take them, or steps of its own couldn't follow them.
+    """
+    given = {name: value for name, value in aim.items() if value != PAPERS_AIM[name]}
+    if not given:
+        return {}
+    said = ' and '.join('the %s %s' % pair for pair in given.items())
+    takes = inspect.signature(attacker).parameters
+    if not all(name in takes or any(p.kind is p.VAR_KEYWORD for p in takes.values()) for name in given):
+        raise InputError('the attacker %s takes no %s: leave out %s, or give it the parameters of '
+                         'adv_model.PGDAttacker' % (attacker.__name__, ' and no '.join(given), said))
+    for name in ('iterate', 'advance', 'gradient'):
+        own = getattr(attacker, name, None)
+        if own is not None and own is not getattr(PGDAttacker, name) and not any(
+                p.name == 'label' or p.kind is p.VAR_KEYWORD for p in inspect.signature(own).parameters.values()):
+            raise InputError('the attacker %s can\'t follow %s: its %s takes no label'
+                             % (attacker.__name__, said, name))
+    return given

@@ -11,7 +11,7 @@ from runtime.errors import InputError, RunError
 from tools.mpi import read_figures
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-MOMENTUM = 'examples.momentum_attacker:MomentumAttacker'
+MOMENTUM = 'attacks.momentum:MomentumAttacker'
 
 
 @pytest.fixture(scope='module')
@@ -132,8 +132,8 @@ def test_momentum_is_that_of_the_article(weights_of):
     """One step is FGSM towards the target; three follow the sum of normalised gradients, computed here in NumPy."""
     from runtime.compat import tf
 
+    from attacks.momentum import MomentumAttacker
     from checkpoint import assign_weights
-    from examples.momentum_attacker import MomentumAttacker
     from kernels.mode import Mode
     from nets import Network
     from runtime.hardware import session_config

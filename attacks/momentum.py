@@ -1,6 +1,4 @@
-"""An attacker of one's own: momentum iterative FGSM (Dong et al. 2018, "Boosting Adversarial Attacks with Momentum").
-
-    python main.py --eval ... --attack-iter 10 --attacker examples.momentum_attacker:MomentumAttacker
+"""Momentum iterative FGSM (Dong et al. 2018, "Boosting Adversarial Attacks with Momentum").
 
 It is PGDAttacker but for the direction of a step: the sign of a decaying sum of the gradients so far, each scaled to an
 L1 norm of 1, in place of the last gradient's sign. The published attack starts from the clean image, and so does this
@@ -10,13 +8,13 @@ from typing import List, Optional, Tuple
 
 from runtime.compat import tf
 
-from adv_model import PGDAttacker
+from attacks.pgd import PGDAttacker
 
 DECAY = 1.0  # of the sum, per step: mu in the article
 
 
 class MomentumAttacker(PGDAttacker):
-    """Targeted MI-FGSM."""
+    """MI-FGSM, with PGDAttacker's parameters. Every start is the same: restarts change nothing but random targets."""
 
     def start(self, image: tf.Tensor, index: Optional[tf.Tensor] = None) -> tf.Tensor:
         return image
