@@ -24,7 +24,8 @@ log = logging.getLogger(__name__)
 
 
 def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None, *, image_size: int = 224,
-                    data_format: Optional[str] = None, batch: int = 32, dtype: str = 'float32') -> 'Classifier':
+                    data_format: Optional[str] = None, batch: int = 32, dtype: str = 'float32',
+                    weights: str = 'raw') -> 'Classifier':
     """Load a checkpoint into the network that it is of.
 
     Args:
@@ -36,6 +37,7 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None
         batch: how many images are computed at once; any number can be given to the methods.
         dtype: what the network is computed in, 'float32' or 'bfloat16', gradients and attacks too; what goes in and
             comes out is float32 all the same.
+        weights: 'raw', or 'ema': their averages, which a training with --ema keeps.
     Raises:
         runtime.errors.InputError, a ValueError: no such network or checkpoint, one that does not fit the other, or
             sizes that are no such numbers.
@@ -47,11 +49,13 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None
     check_sizes(image_size, batch)
     check_dtype(dtype)
     network = find_network(arch, depth)._replace(image_size=image_size)
-    weights = checkpoint.read_checkpoint(path)
-    network = network._replace(num_classes=checkpoint.num_classes(weights, path, network))
-    weights = checkpoint.fit_checkpoint(weights, network, path)
+    if weights not in checkpoint.WEIGHTS:
+        raise InputError('weights are %s, not %r' % (' or '.join(checkpoint.WEIGHTS), weights))
+    values = checkpoint.read_checkpoint(path, weights)
+    network = network._replace(num_classes=checkpoint.num_classes(values, path, network))
+    values = checkpoint.fit_checkpoint(values, network, path)
     warn_of_cost(dtype, data_format == 'NCHW', what='classification')
-    return Classifier(network, weights, image_size=image_size, data_format=data_format, batch=batch, dtype=dtype)
+    return Classifier(network, values, image_size=image_size, data_format=data_format, batch=batch, dtype=dtype)
 
 
 def check_dtype(dtype: str) -> None:

@@ -18,6 +18,7 @@ def strengths_of(options: argparse.Namespace) -> List[Strength]:
 def early_facts(options: argparse.Namespace, dataset: Dataset) -> Dict[str, Any]:
     """Return all that the outcomes depend on, but for what evaluation/records.py adds, rounding, and what the image
     files hold."""
+    averaged = dict(weights=options.weights) if options.weights != 'raw' else {}  # of --load
     return dict(
         arch=options.arch, depth=options.depth, classes=len(dataset.class_names), image_size=options.image_size,
         checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)),
@@ -25,4 +26,4 @@ def early_facts(options: argparse.Namespace, dataset: Dataset) -> Dict[str, Any]
         seed=options.seed, attack_dtype=options.attack_dtype, xla=options.xla,
         strengths=[list(s) for s in strengths_of(options)], saves_images=bool(options.save_adversarial),
         preprocess=options.preprocess, dtype=options.dtype, code_sha256=code_sha256(),
-        network_sha256=sha256_of_files(find_network(options.arch, options.depth).files()))
+        network_sha256=sha256_of_files(find_network(options.arch, options.depth).files()), **averaged)

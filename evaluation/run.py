@@ -97,7 +97,8 @@ def find_inputs(options: argparse.Namespace, dataset: Dataset) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
     network = find_network(options.arch, options.depth)._replace(image_size=options.image_size)
     network = network._replace(num_classes=len(dataset.class_names))
-    weights = checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
+    weights = checkpoint.read_checkpoint(options.load, options.weights)
+    weights = checkpoint.fit_checkpoint(weights, network, options.load)
     attacker = load_attacker(options.attacker) if options.attacker else PGDAttacker
     return Inputs(network, weights, dataset, attacker, strengths_of(options))
 

@@ -39,7 +39,7 @@ def run_scoring(options: argparse.Namespace, paths: Sequence[str], listed: Dict[
     """
     check_stdout()
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
-                                 batch=options.batch, dtype=options.dtype)
+                                 batch=options.batch, dtype=options.dtype, weights=options.weights)
     for mistake in mistaken_preprocess(options.arch, options.preprocess, classifier.network.num_classes,
                                        eval_directory=True):
         log.warning('%s', mistake)

@@ -22,6 +22,7 @@ from evaluation.outcomes import Strength
 from runtime.errors import InputError
 from runtime.files import check_folder
 from runtime.locks import InUse, is_locked, take_lock
+from training.methods import method_of
 
 log = logging.getLogger(__name__)
 
@@ -110,10 +111,11 @@ class LogName(NamedTuple):
     ranks: Any
     attack: Strength
     suffix: Optional[str] = None  # --logdir
+    method: str = 'PGD'  # with all that is not its default
 
     def path(self) -> str:
         """Return the directory, below train_log/."""
-        name = 'PGD-%s%s' % (self.arch.replace(':', '.'), self.depth or '')
+        name = '%s-%s%s' % (self.method, self.arch.replace(':', '.'), self.depth or '')
         name += '-Batch{0.batch}-{0.ranks}GPUs'.format(self)
         name += '-iter{0.num_iter}-epsilon{0.epsilon}-step{0.step_size}'.format(self.attack)
         return os.path.join('train_log', name + ('-' + self.suffix if self.suffix else ''))
@@ -144,8 +146,11 @@ def directory_to_resume(name: LogName, given: str) -> Optional[str]:
 def log_directory_of(options: argparse.Namespace, ranks: int) -> str:
     """Return the log directory that the flags of a training under so many ranks mean. Raises InputError as
     `directory_to_resume` does."""
-    attack = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
-    name = LogName(options.arch, options.depth, options.batch, ranks, attack, options.logdir)
+    method = method_of(options)
+    more = [] if options.schedule == 'steps' else [options.schedule]
+    more += [] if options.ema is None else ['ema%s' % options.ema]
+    name = LogName(options.arch, options.depth, options.batch, ranks, method.strength, options.logdir,
+                   '-'.join([method.name()] + more))
     return (directory_to_resume(name, options.resume) if options.resume is not None else None) or name.path()
 
 
