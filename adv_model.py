@@ -14,6 +14,7 @@ from tensorpack.tfutils.summary import add_moving_summary
 from tensorpack.tfutils.tower import get_current_tower_context
 
 # attackers are part of this module for those who write one
+from attacks.losses import most_likely
 from attacks.pgd import Attacker, Logits, NoOpAttacker, PGDAttacker, gradient_to, other_targets, pixels  # noqa: F401
 from attacks.table import check_aim
 from kernels.mode import Mode
@@ -49,12 +50,6 @@ def is_wrong(logits: tf.Tensor, label: tf.Tensor, k: int) -> tf.Tensor:
     """Tell of each image, (N,), whether its label is not among the k largest logits. Logits that are no numbers are
     wrong."""
     return tf.logical_not(tf.nn.in_top_k(logits, label, min(k, int(logits.shape[1]))))
-
-
-def most_likely(logits: tf.Tensor) -> tf.Tensor:
-    """Return the label of the largest logit, (N,) int32; -1 where logits are not numbers."""
-    finite = tf.reduce_all(tf.is_finite(logits), axis=1)
-    return tf.where(finite, tf.argmax(logits, axis=1, output_type=tf.int32), -tf.ones([tf.shape(logits)[0]], tf.int32))
 
 
 def is_target(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:

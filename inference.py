@@ -1,4 +1,5 @@
-"""A trained network as a Python object: logits, loss gradients and PGD on NumPy arrays. Needs neither Horovod nor MPI.
+"""A trained network as a Python object: logits, loss gradients and attacks on NumPy arrays. Needs neither Horovod nor
+MPI.
 
     clf = load_classifier('R152-Denoise.npz', arch='ResNetDenoise', depth=152)
     adversarial, targets = clf.pgd(images, labels, steps=100)
@@ -14,13 +15,17 @@ import numpy as np
 
 import checkpoint
 from adv_model import AttackTower, PGDAttacker, gradient_to
+from attacks.table import address_of
 from kernels.mode import native_mode
 from nets import DTYPES, Network, find_network
 from runtime.errors import InputError
 from runtime.hardware import has_gpu, session_config, warn_of_cost
+from runtime.own_code import load_code
 from runtime.pixels import LARGEST_IMAGE, PIXEL, mistaken_attack, mistaken_images, unscale_pixels
 
 log = logging.getLogger(__name__)
+
+CLOSED = 'this classifier is closed: load it again'
 
 
 def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None, *, image_size: int = 224,
@@ -88,19 +93,18 @@ class Classifier:
 
         def product(x: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
             return gradient_to(tower.attack_logits(x), x, v)
-        with tf.Graph().as_default() as graph:
-            self._seed = tf.placeholder(tf.int64, [])
-            self._tower = tower = AttackTower(network, image_size, mode=mode, attack_mode=mode, seed=self._seed,
-                                              xla=xla)
+        self._how: Dict[str, Any] = dict(mode=mode, attack_mode=mode, xla=xla)
+        self._towers: Dict[Tuple[str, str, str], AttackTower] = {}  # by attacker, loss and goal, made when asked for
+        self._graph = tf.Graph()
+        with self._graph.as_default():
+            self._tower = tower = self._tower_of('pgd', 'ce', 'targeted')
             assert isinstance(tower.attacker, PGDAttacker)
             self._gradient = PIXEL * tower.attacker.gradient(tower.clean, tower.label, tower.attack_logits)
             self._cotangent = tf.placeholder(tf.float32, [None, network.num_classes])
             self._vjp = PIXEL * (xla_compile(product, tower.clean, self._cotangent) if xla else
                                  gradient_to(tower.logits, tower.current, self._cotangent))
-            self._adversarial = unscale_pixels(tower.advanced)
-        self._session = tf.Session(graph=graph, config=session_config())
+        self._session = tf.Session(graph=self._graph, config=session_config())
         checkpoint.assign_weights(self._session, weights)
-        graph.finalize()
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Compute logits: (N, S, S, 3) images in [0, 255] -> (N, classes) float32."""
@@ -136,15 +140,27 @@ class Classifier:
     def pgd(self, images: np.ndarray, labels: np.ndarray, targets: Optional[np.ndarray] = None, steps: int = 10,
             epsilon: float = 16., step_size: float = 1., start_from_noise: bool = True,
             seed: int = 0) -> Tuple[np.ndarray, np.ndarray]:
-        """Attack images by targeted PGD, the paper's attack (Section 5).
+        """Attack images by targeted PGD, the paper's attack (Section 5): `attack` with that attacker, loss and goal."""
+        return self.attack(images, labels, targets, steps=steps, epsilon=epsilon, step_size=step_size,
+                           start_from_noise=start_from_noise, seed=seed)
+
+    def attack(self, images: np.ndarray, labels: np.ndarray, targets: Optional[np.ndarray] = None, *,
+               attacker: str = 'pgd', loss: str = 'ce', goal: str = 'targeted', steps: int = 10, epsilon: float = 16.,
+               step_size: float = 1., start_from_noise: bool = True,
+               seed: int = 0) -> Tuple[np.ndarray, np.ndarray]:
+        """Attack images by an attacker of the table, or module:Class of one's own.
+
+        The first attack by each attacker, loss and goal builds its graph, which takes seconds.
 
         Args:
             images, labels: (N, S, S, 3) in [0, 255], (N,) integers. targets: (N,) integers; drawn from the wrong labels
                 if None. What is random depends on `seed` and an image's position in `images`, not on `batch`.
+            attacker, loss, goal: names of attacks/table.py.
             steps: 0 leaves the images as they are. epsilon, step_size: in pixels; the step used is
-                max(step_size, epsilon / steps).
+                max(step_size, epsilon / steps), but for APGD, which finds its own.
         Returns:
-            adversarial images, float32 in [0, 255], within epsilon of `images`; (N,) int32 target labels.
+            adversarial images, float32 in [0, 255], within epsilon of `images`; (N,) int32 target labels, -1 of an
+            untargeted attack.
         Raises:
             ValueError: an argument is not as above.
         """
@@ -156,27 +172,53 @@ class Classifier:
             raise ValueError('steps, epsilon and step_size are numbers that are not negative')
         if not 0 <= seed < 2 ** 31:
             raise ValueError('seed is from 0 to 2**31 - 1')
+        if goal == 'untargeted' and targets is not None:
+            raise ValueError('an untargeted attack has no targets: leave them out, or give goal=\'targeted\'')
+        if self._closed:
+            raise ValueError(CLOSED)
+        tower = self._tower_of(attacker, loss, goal)
         for mistake in mistaken_attack([epsilon], step_size) if steps else ():
             self._warn_once(mistake, mistake)
-        tower = self._tower
         feed: Dict[Any, np.ndarray] = {tower.image: images, tower.label: labels,
                                        tower.index: np.arange(len(images), dtype=np.int64)}
-        if targets is None:
-            if self.network.num_classes < 2:
-                raise ValueError('a network of one class has no wrong label to be attacked towards')
-            targets = self._run([tower.target], feed, {self._seed: seed})[0]
-        else:
-            targets = self._checked_labels(targets, len(images))
-        if steps == 0:
-            return images.copy(), targets
-        settings = {self._seed: seed, tower.num_iter: steps, tower.steps: steps, tower.epsilon: epsilon,
+        settings = {tower.seed: seed, tower.num_iter: steps, tower.steps: steps, tower.epsilon: epsilon,
                     tower.step_size: step_size}
-        feed[tower.towards] = targets
-        if start_from_noise:
-            feed[tower.current] = self._run([tower.start], feed, settings)[0]
-        adversarial = self._run([self._adversarial], feed, settings)[0]
+        if targets is not None and not tower.takes_targets:
+            raise ValueError('the attacker %s finds targets of its own: leave them out' % attacker)
+        if targets is None and self.network.num_classes < 2:
+            raise ValueError('a network of one class has no wrong label to be attacked towards')
+        if not tower.takes_targets:
+            adversarial, towards = self._run(tower.attacked, feed, settings) if steps else \
+                (images, np.full(len(images), -1, np.int32))
+        else:
+            feed[tower.towards] = towards = self._run([tower.target], feed, settings)[0] if targets is None else \
+                self._checked_labels(targets, len(images))
+            adversarial = self._attacked(tower, feed, settings, start_from_noise) if steps else images
+        if steps == 0:
+            return images.copy(), towards
         # the way to [-1, 1] and back rounds; the budget is exact
-        return np.clip(adversarial, np.maximum(images - epsilon, 0), np.minimum(images + epsilon, 255)), targets
+        return np.clip(unscale_pixels(adversarial), np.maximum(images - epsilon, 0),
+                       np.minimum(images + epsilon, 255)), towards
+
+    def _attacked(self, tower: AttackTower, feed: Dict[Any, np.ndarray], settings: Dict[Any, Any],
+                  start_from_noise: bool) -> np.ndarray:
+        """Return the attacked images, in [-1, 1], of an attacker that takes targets."""
+        if not tower.shares_steps:
+            start = {} if start_from_noise else {tower.start: self._run([tower.clean], feed)[0]}
+            return self._run([tower.result], {**feed, **start}, settings)[0]
+        start = {tower.current: self._run([tower.start], feed, settings)[0]} if start_from_noise else {}
+        start.update(zip(tower.state, self._run(tower.initial_state, feed, settings)))
+        return self._run([tower.advanced], {**feed, **start}, settings)[0]
+
+    def _tower_of(self, attacker: str, loss: str, goal: str) -> AttackTower:
+        """Return the tower of an attack. Its network's variables are those that are there."""
+        key = attacker, loss, goal
+        if key not in self._towers:
+            made = PGDAttacker if attacker == 'pgd' else load_code('the attacker', address_of(attacker))
+            with self._graph.as_default():
+                self._towers[key] = AttackTower(self.network, self.image_size, attacker=made, loss=loss, goal=goal,
+                                                **self._how)
+        return self._towers[key]
 
     def close(self) -> None:
         """Free the session. The object is of no use afterwards: its methods raise ValueError."""
@@ -187,8 +229,8 @@ class Classifier:
              settings: Optional[Dict[Any, Any]] = None) -> Sequence[np.ndarray]:
         """Compute tensors, each with an element an image, `batch` images at a time. settings: fed to every batch."""
         if self._closed:
-            raise ValueError('this classifier is closed: load it again')
-        count = len(feed[self._tower.image])
+            raise ValueError(CLOSED)
+        count = len(next(iter(feed.values())))
         out = [np.empty([count] + t.shape.as_list()[1:], t.dtype.as_numpy_dtype) for t in tensors]
         for i in range(0, count, self.batch):
             part = {key: value[i:i + self.batch] for key, value in feed.items()}

@@ -11,6 +11,8 @@ import os
 import sys
 from typing import Any, Callable, List, Set
 
+from attacks.table import ATTACKERS, GOALS, LOSSES
+from evaluation import attack_flags
 from evaluation.preflight import inputs_of_evaluation, inputs_of_scoring
 from evaluation.preparation import default_preprocess
 from nets import DTYPES, find_network
@@ -29,9 +31,9 @@ def main() -> int:
     options = parse_options(sys.argv[1:])
     end_on_interrupt('main.py')
     if options.eval:
-        dataset = inputs_of_evaluation(options)
+        evaluated = inputs_of_evaluation(options)
         from evaluation.run import run_evaluation
-        return run_evaluation(options, dataset)
+        return run_evaluation(options, evaluated)
     if options.eval_directory:
         folder = inputs_of_scoring(options)
         from evaluation.scoring import run_scoring
@@ -116,6 +118,8 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
     options.attack_dtype = options.attack_dtype or ('float16' if options.use_fp16xla else 'float32')
     options.dtype = options.dtype or 'float32'
     options.weights = options.weights or 'raw'
+    for flag, default in attack_flags.DEFAULTS.items():
+        setattr(options, flag, default if getattr(options, flag) is None else getattr(options, flag))
     options.preprocess = options.preprocess or default_preprocess(options.arch, bool(options.eval_directory))
     return options
 
@@ -165,6 +169,15 @@ def command_line() -> Parser:
                         help='what the attack computes in; not of evaluations during training (float32)')
     attack.add_argument('--xla', action='store_true', help='compile the attack by XLA')
     attack.add_argument('--use-fp16xla', action='store_true', help='--attack-dtype float16 --xla')
+    attack.add_argument('--attacker', type=several(str), metavar='A[,A...]',
+                        help='of an evaluation: %s, or one\'s own, module:Class (pgd)' % ', '.join(ATTACKERS))
+    attack.add_argument('--attack-loss', choices=list(LOSSES), help='of an evaluation (ce)')
+    attack.add_argument('--attack-goal', choices=GOALS, help='its target label, or any wrong one; also of a '
+                        'training (targeted; untargeted of --method fast, free and trades)')
+    attack.add_argument('--targets', metavar='T', help='random or likeliest wrong labels, or a FILE of lines '
+                        '`path,target` (random)')
+    attack.add_argument('--num-targets', type=positive_int, metavar='N', help='attack each image towards N labels (1)')
+    attack.add_argument('--restarts', type=positive_int, metavar='R', help='attack each image from R noises (1)')
     attack.add_argument('--seed', type=natural, default=0, help='of an evaluation\'s targets and noise (0)')
     job = parser.add_argument_group('evaluation and scoring')
     which = job.add_mutually_exclusive_group()
@@ -182,7 +195,7 @@ def command_line() -> Parser:
                      help='where the attacked images go, as PNG with a manifest.csv')
     job.add_argument('--journal', metavar='FILE',
                      help='keeps what --eval has finished; the same command continues from it')
-    job.add_argument('--attacker', metavar='MODULE:CLASS', help='another attack in place of PGD')
+    job.add_argument('--subset', metavar='S', help='evaluate S images, spread evenly, or those of a FILE, one a line')
     job.add_argument('--prediction-file', default='predictions.txt', metavar='FILE',
                      help='where the lines `path,label` go (predictions.txt)')
     job.add_argument('--labels', metavar='MANIFEST',
@@ -237,8 +250,8 @@ def check_outputs(options: argparse.Namespace) -> None:
 def check_options(options: argparse.Namespace) -> None:
     """Raise InputError for flags that are wrong or don't go together."""
     for flag in ('load', 'data', 'classes', 'endpoint', 'results', 'per_image', 'save_adversarial', 'journal',
-                 'attacker', 'eval_directory', 'prediction_file', 'labels', 'keep_best'):
-        if getattr(options, flag) == '':  # most likely a shell variable that is not set
+                 'attacker', 'targets', 'subset', 'eval_directory', 'prediction_file', 'labels', 'keep_best'):
+        if getattr(options, flag) in ('', ['']):  # most likely a shell variable that is not set
             raise InputError('--%s is empty' % flag.replace('_', '-'))
     for flag in ('logdir', 'resume'):
         value = getattr(options, flag) or ''
@@ -256,9 +269,10 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError('training needs --data, a folder with train/ and val/ (or --fake)')
     if not options.eval and len(options.attack_iter) * len(options.attack_epsilon) > 1:
         raise InputError('several values of --attack-iter or --attack-epsilon go with --eval alone')
-    for flag in ('results', 'per_image', 'save_adversarial', 'journal', 'attacker'):
+    for flag in ('results', 'per_image', 'save_adversarial', 'journal'):
         if getattr(options, flag) and not options.eval:
             raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
+    attack_flags.check_attack_flags(options)
     if options.preprocess and not (options.eval or options.eval_directory):
         raise InputError('--preprocess goes with --eval and --eval-directory')
     if options.dtype and not (options.eval or options.eval_directory):

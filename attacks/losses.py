@@ -61,3 +61,9 @@ def nan_unless_finite(logits: tf.Tensor, loss: tf.Tensor) -> tf.Tensor:
     """Make NaN of the loss of an image, and of its gradient, where a logit is no finite number."""
     finite = tf.reduce_all(tf.is_finite(logits), axis=1)
     return loss * tf.where(finite, tf.ones_like(loss), tf.fill(tf.shape(loss), float('nan')))
+
+
+def most_likely(logits: tf.Tensor) -> tf.Tensor:
+    """Return the label of the largest logit, (N,) int32; -1 where logits are not numbers."""
+    finite = tf.reduce_all(tf.is_finite(logits), axis=1)
+    return tf.where(finite, tf.argmax(logits, axis=1, output_type=tf.int32), -tf.ones([tf.shape(logits)[0]], tf.int32))

@@ -1,25 +1,26 @@
 """Attack every validation image with every strength, and say what became of each.
 
-An image's target label and noise depend on the seed and on its position in the sorted validation set alone. Images are
+An image's target labels and noise depend on the seed and on its position in the sorted validation set alone. Images are
 attacked in the same batches whatever the number of ranks, and come back in the order of their positions, so what was
 finished is always the beginning of the set: an evaluation can be continued where it ended.
 """
 import contextlib
 import inspect
-import itertools
 import os
 import re
 import sys
 import time
 import traceback
-from typing import Any, Callable, Dict, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 from runtime.compat import tf
 
 import numpy as np
 
 from adv_model import Attacker, AttackTower, PGDAttacker
-from evaluation.outcomes import OUTCOME, Strength, Tally
+from attacks.table import address_of
+from evaluation.outcomes import OUTCOME, Strength, Tally, effect
+from evaluation.plan import FIRST, LIKELIEST, RANDOM, Start, same_trajectory
 from runtime import compat
 from runtime.bars import tqdm
 from runtime.distributed import World
@@ -31,16 +32,18 @@ from third_party.batches import Batch, validation_batches
 from third_party.imagenet import Dataset
 from third_party.preparations import Preparation
 
+SEEDS = 2 ** 31  # that --seed can have
 ROUNDING = 1e-5  # of float32, in [-1, 1], where budgets are compared
 
 
 def load_attacker(name: str) -> Type[Attacker]:
-    """Return the class that `module:Class` names; the module may lie in the current folder.
+    """Return the class of an attacker of the table, or that `module:Class` names; the module may lie in the current
+    folder.
 
     Raises InputError where there is none, or it isn't made like PGDAttacker.
     """
     sys.modules.setdefault('compat', compat)  # attackers of before there were packages import `tf` from there
-    attacker = load_code('the attacker', name)
+    attacker = load_code('the attacker', address_of(name))
     try:
         inspect.signature(attacker).bind(10, 16.0, 1.0, num_classes=1000, seed=0, loss_scale=1.0, xla=False)
     except (TypeError, ValueError) as e:
@@ -78,7 +81,11 @@ def errors_of_attacker(attacker: Type[Attacker], kind: Type[Exception]) -> Itera
 
 def check_attack(tower: AttackTower) -> None:
     """Raise InputError where an attack does not return attacked images and target labels, as far as a graph tells."""
-    returned = [(tower.start, tower.target), (tower.advanced, tower.target)] if tower.shares_steps else [tower.attacked]
+    if tower.takes_targets:
+        result = tower.advanced if tower.shares_steps else tower.result
+        returned = [(tower.start, tower.target), (result, tower.target)]
+    else:
+        returned = [tower.attacked]
     name = type(tower.attacker).__name__
     for pair in returned:
         if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(tf.is_tensor, pair)):
@@ -99,17 +106,21 @@ class Attacked(NamedTuple):
     seconds: float
 
 
-def same_trajectory(strengths: Sequence[Strength]) -> List[List[Strength]]:
-    """Group the strengths that differ in nothing but how far they go, by ascending steps."""
-    def trajectory(s: Strength) -> Tuple[float, float]:
-        return (s.epsilon, s.step_used) if s.num_iter else (0.0, 0.0)
+class Aims(NamedTuple):
+    """What images are attacked towards, as --targets names it, from which seed: those drawn at random, the most likely
+    wrong labels, or {index: label} of a file."""
+    kind: str = RANDOM
+    seed: int = 0
+    listed: Mapping[int, int] = {}
 
-    ordered = sorted(set(strengths), key=lambda s: (trajectory(s), s.num_iter))
-    return [list(group) for _, group in itertools.groupby(ordered, trajectory)]
+
+AT_RANDOM = Aims()
+
+Feed = Dict[tf.Tensor, Any]
 
 
-def attacks(tower: AttackTower, session: tf.Session, batch: Batch, clean: np.ndarray,
-            strengths: Sequence[Strength]) -> Iterator[Tuple[Strength, Attacked]]:
+def attacks(tower: AttackTower, session: tf.Session, batch: Batch, clean: np.ndarray, strengths: Sequence[Strength],
+            start: Start = FIRST, aims: Aims = AT_RANDOM) -> Iterator[Tuple[Strength, Attacked]]:
     """Attack a batch with every strength, in any order. clean: its images, in [-1, 1]."""
     feed = {tower.image: batch.images, tower.label: batch.labels, tower.index: batch.indices}
     for group in same_trajectory(strengths):
@@ -117,23 +128,34 @@ def attacks(tower: AttackTower, session: tf.Session, batch: Batch, clean: np.nda
             for strength in group:
                 yield strength, Attacked(clean, np.full(len(clean), -1, np.int32), 0.0)
         elif tower.shares_steps:
-            yield from along_trajectory(tower, session, feed, group)
+            yield from along_trajectory(tower, session, feed, group, start, aims)
         else:
             for strength in group:
                 begin = time.perf_counter()
-                with errors_of_attacker(type(tower.attacker), RunError):
-                    images, targets = session.run(tower.attacked, {**feed, **settings(tower, strength)})
+                images, targets = whole_attack(tower, session, {**feed, **settings(tower, strength)}, start, aims)
                 yield strength, Attacked(images, targets, time.perf_counter() - begin)
 
 
-def along_trajectory(tower: AttackTower, session: tf.Session, feed: Dict[tf.Tensor, Any],
-                     group: Sequence[Strength]) -> Iterator[Tuple[Strength, Attacked]]:
+def whole_attack(tower: AttackTower, session: tf.Session, feed: Feed, start: Start,
+                 aims: Aims) -> Tuple[np.ndarray, np.ndarray]:
+    """Attack a batch by an attack that can't be taken in parts; return images, in [-1, 1], and targets."""
+    noise = noise_of(tower, start, aims)
+    with errors_of_attacker(type(tower.attacker), RunError):
+        if not tower.takes_targets:
+            return session.run(tower.attacked, {**feed, **noise})
+        targets = chosen_targets(tower, session, feed, start, aims)
+        return session.run(tower.result, {**feed, **noise, tower.towards: targets}), targets
+
+
+def along_trajectory(tower: AttackTower, session: tf.Session, feed: Feed, group: Sequence[Strength], start: Start,
+                     aims: Aims) -> Iterator[Tuple[Strength, Attacked]]:
     """Attack a batch once, with the longest of a group, and read the others off on the way."""
     feed = {**feed, **settings(tower, group[0])}
     begin, paused, done = time.perf_counter(), 0.0, 0
     attacker = type(tower.attacker)
     with errors_of_attacker(attacker, RunError):
-        current, state, targets = session.run([tower.start, tower.initial_state, tower.target], feed)
+        targets = chosen_targets(tower, session, feed, start, aims)
+        current, state = session.run([tower.start, tower.initial_state], {**feed, **noise_of(tower, start, aims)})
     for strength in group:
         feed.update({tower.current: current, tower.towards: targets, tower.steps: strength.num_iter - done})
         feed.update(zip(tower.state, state))
@@ -144,31 +166,52 @@ def along_trajectory(tower: AttackTower, session: tf.Session, feed: Dict[tf.Tens
         paused += time.perf_counter() - now  # what others did with these images
 
 
-def settings(tower: AttackTower, strength: Strength) -> Dict[tf.Tensor, Any]:
+def settings(tower: AttackTower, strength: Strength) -> Feed:
     return {tower.num_iter: strength.num_iter, tower.epsilon: strength.epsilon, tower.step_size: strength.step_size}
 
 
-# What keeps a batch's images after an attack: given the batch, the strength and the images in [-1, 1], returns what was
-# kept of them, uint8.
-Saver = Callable[[Batch, Strength, np.ndarray], np.ndarray]
+def noise_of(tower: AttackTower, start: Start, aims: Aims) -> Feed:
+    """Return what makes the noise of a restart: seeds beyond all that --seed can give, so that no two evaluations have
+    the same."""
+    return {tower.seed: aims.seed + start.restart * SEEDS} if start.restart else {}
+
+
+def chosen_targets(tower: AttackTower, session: tf.Session, feed: Feed, start: Start, aims: Aims) -> np.ndarray:
+    """Return the labels, (N,) int32, that a start attacks a batch towards; -1 for an untargeted attack."""
+    if aims.kind == RANDOM:
+        return session.run(tower.targets, feed)[:, start.target] if start.target else session.run(tower.target, feed)
+    labels = feed[tower.label]
+    if aims.kind == LIKELIEST:
+        logits = session.run(tower.logits, {tower.image: feed[tower.image]}).astype(np.float64)
+        logits[np.arange(len(labels)), labels] = -np.inf  # the last one, which no target is
+        return np.argsort(-logits, axis=1, kind='stable')[:, start.target].astype(np.int32)
+    return np.array([aims.listed[int(i)] for i in feed[tower.index]], np.int32)
+
+
+# What keeps a batch's images after an attack: given the batch, the strength, the images in [-1, 1] and which of these
+# are to be kept, (N,) bool, returns all as they would be kept, uint8.
+Saver = Callable[[Batch, Strength, np.ndarray, np.ndarray], np.ndarray]
 
 
 def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strengths: Sequence[Strength],
-                 save: Optional[Saver] = None) -> np.ndarray:
+                 save: Optional[Saver] = None, *, start: Start = FIRST, aims: Aims = AT_RANDOM,
+                 before: Optional[np.ndarray] = None) -> np.ndarray:
     """Return (N, number of strengths) of OUTCOME. The seconds of a batch are divided among its images.
 
-    Raises RunError where an attacker leaves its budget, or makes pixels that are no numbers: a record would claim what
-    was not so.
+    before: what earlier starts did to the images, (N, number of strengths), as `effect` says it; an image is saved
+    where this start does more. Raises RunError where an attacker leaves its budget, or makes pixels that are no
+    numbers: a record would claim what was not so.
     """
     outcomes = np.zeros((len(batch.labels), len(strengths)), OUTCOME)
     clean = session.run(tower.clean, {tower.image: batch.images})
     classification = [tower.prediction, tower.in_top5]
-    for strength, attacked in attacks(tower, session, batch, clean, strengths):
+    for strength, attacked in attacks(tower, session, batch, clean, strengths, start, aims):
         if attacked.images.shape != clean.shape or attacked.targets.shape != batch.labels.shape:
             raise RunError('the attacker %s makes of %d images %s images and %s target labels' % (
                 type(tower.attacker).__name__, len(clean), attacked.images.shape, attacked.targets.shape))
-        check_budget(attacked.images, clean, strength)
-        column = outcomes[:, strengths.index(strength)]
+        check_budget(attacked.images, clean, strength, type(tower.attacker))
+        i = strengths.index(strength)
+        column = outcomes[:, i]
         begin = time.perf_counter()
         column['prediction'], column['top5_correct'] = session.run(
             classification, {tower.current: attacked.images, tower.label: batch.labels})
@@ -176,22 +219,24 @@ def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strength
         seconds = attacked.seconds if strength.num_iter else time.perf_counter() - begin
         column['target'], column['seconds'] = attacked.targets, seconds / len(batch.labels)
         if save is not None:
+            more = np.ones(len(clean), bool) if before is None else effect(batch.labels, column) > before[:, i]
+            kept = save(batch, strength, attacked.images, more)
             column['saved_prediction'], column['saved_top5_correct'] = session.run(
-                classification, {tower.image: save(batch, strength, attacked.images), tower.label: batch.labels})
+                classification, {tower.image: kept, tower.label: batch.labels})
     return outcomes
 
 
-def check_budget(images: np.ndarray, clean: np.ndarray, strength: Strength) -> None:
+def check_budget(images: np.ndarray, clean: np.ndarray, strength: Strength, attacker: Type[Attacker]) -> None:
     """Raise RunError where attacked images, in [-1, 1], are not within the budget or not numbers."""
     if not np.isfinite(images).all():
         raise RunError('the attack with %g steps and epsilon %g made pixels that are no numbers: the network\'s logits '
-                       'or their gradient overflow (more easily in float16), or the attacker\'s do'
-                       % (strength.num_iter, strength.epsilon))
+                       'or their gradient overflow (more easily in float16), or the attacker\'s, %s, do'
+                       % (strength.num_iter, strength.epsilon, attacker.__name__))
     radius = strength.epsilon * PIXEL if strength.num_iter else 0.0
     change = np.abs(images - clean).max()
     if not (change <= radius + ROUNDING and np.abs(images).max() <= 1 + ROUNDING):
-        raise RunError('the attacker changed pixels by up to %.3f of 255, or left [0, 255]; its budget was %g'
-                       % (change / PIXEL, strength.epsilon))
+        raise RunError('the attacker %s changed pixels by up to %.3f of 255, or left [0, 255]; its budget was %g'
+                       % (attacker.__name__, change / PIXEL, strength.epsilon))
 
 
 # --- the whole set ---------------------------------------------------------------------------------------------------

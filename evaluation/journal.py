@@ -1,8 +1,8 @@
 """The journal of an evaluation: what became of the images so far, on disk, so that a run that died can be continued.
 
-A text file. Its first line says which evaluation it is of, every other one holds the outcomes of some images, in the
-order of the validation set. Before each line stands the CRC-32 of the rest of it: a line that a crash cut off is
-recognised and overwritten.
+A text file. Its first line says which evaluation it is of, every other one holds the outcomes of some images in a
+stage of it (plan.py), in the order of the validation set. Before each line stands the CRC-32 of the rest of it: a line
+that a crash cut off is recognised and overwritten.
 
 Each line of outcomes has a digest of every image that it is of, the first line of all images: a file that changed is
 named, and matters where it is done already.
@@ -27,7 +27,7 @@ from runtime.locks import InUse, is_locked, take_lock
 
 log = logging.getLogger(__name__)
 
-FORMAT = 'evaluation journal 2'
+FORMAT = 'evaluation journal 3'
 NOT_A_FILE = 'cannot use the journal %s: it is not a file'
 IN_USE = 'the journal %s is in use by another evaluation: wait for it, or give another file'
 DIGITS = 16  # of the 64 of an image's SHA-256: they tell a file that changed, nobody forges one
@@ -89,18 +89,18 @@ class Journal:
 
     Args:
         path: of the file; it is created where there is none.
-        facts: all that the outcomes depend on beside the files, {name: JSON value}. num_images, num_strengths: of the
-            evaluation. paths, contents: of the images by position, and the SHA-256 of each file in hexadecimal digits.
+        facts: all that the outcomes depend on beside the files, {name: JSON value}. num_images: of the evaluation.
+            paths, contents: of the images by position, and the SHA-256 of each file in hexadecimal digits.
     Raises:
         InputError: the file is another evaluation's or of images that have changed since, in use, damaged, no journal,
             or can't be written.
     """
 
-    def __init__(self, path: str, facts: Dict[str, Any], *, num_images: int, num_strengths: int,
-                 paths: Sequence[str] = (), contents: Sequence[str] = ()):
-        self._path, self._num_strengths = path, num_strengths
+    def __init__(self, path: str, facts: Dict[str, Any], *, num_images: int, paths: Sequence[str] = (),
+                 contents: Sequence[str] = ()):
+        self._path = path
         self._paths, self._images = paths, [digits[:DIGITS] for digits in contents]
-        self.num_done = 0  # images, from the first of the set on
+        self.num_done = 0  # images of the first stage, from the first of the set on
         self.existed = False  # it has the header of this evaluation from an earlier run
         try:
             # not 'w' or 'a': what is there must be read first, and what a crash cut off be overwritten
@@ -155,26 +155,34 @@ class Journal:
                 self.existed = True
                 compare(self._path, line, json.loads(json.dumps(header)))
                 at_begin = line['images']
-            elif line.get('first') == self.num_done and line['first'] + line['count'] <= num_images:
-                changed += self._changed(line['images'], self.num_done)
-                self.num_done += line['count']
+            elif self._follows(line, num_images):
+                changed += self._changed(line['images'], line['positions'])
+                self.num_done += len(line['positions']) if line['stage'] == 0 else 0
             else:
                 raise InputError('the journal %s is damaged before byte %d: image %s comes after %d images'
-                                 % (self._path, end, line.get('first'), self.num_done))
+                                 % (self._path, end, ', '.join(map(str, line['positions'][:1])), self.num_done))
         if changed:
             raise InputError('the journal %s has what became of images that have changed since, %s: restore them, or '
-                             'give another file to begin anew' % (self._path, ', '.join(changed)))
-        changed = self._changed(at_begin[self.num_done:], self.num_done)
+                             'give another file to begin anew' % (self._path, ', '.join(dict.fromkeys(changed))))
+        changed = self._changed(at_begin[self.num_done:], range(self.num_done, len(at_begin)))
         if changed:
             log.warning('%d images have changed since the journal %s was begun, and were not done yet, so the '
                         'evaluation goes on with them as they are now: %s', len(changed), self._path,
                         ', '.join(changed))
         return end
 
-    def _changed(self, then: Sequence[str], first: int) -> List[str]:
-        """Return the paths of images, from position `first` on, whose digests were others `then`."""
-        now = self._images[first:first + len(then)]
-        return [self._paths[first + i] for i, (a, b) in enumerate(zip(then, now)) if a != b]
+    def _follows(self, line: Dict[str, Any], num_images: int) -> bool:
+        """Tell whether a line may stand here: the first stage has all images in their order, and the others, of which
+        Course knows the images, come after it."""
+        positions = line['positions']
+        if line['stage'] == 0:
+            return positions == list(range(self.num_done, self.num_done + len(positions))) and \
+                positions[-1:] < [num_images]
+        return self.num_done == num_images and all(0 <= i < num_images for i in positions)
+
+    def _changed(self, then: Sequence[str], positions: Sequence[int]) -> List[str]:
+        """Return the paths of images at these positions whose digests were others `then`."""
+        return [self._paths[i] for i, digits in zip(positions, then) if digits != self._images[i]]
 
     def _lines(self, header: Optional[Dict[str, Any]] = None) -> Iterator[Tuple[Dict[str, Any], int]]:
         """Yield every whole line, with the position after it.
@@ -196,20 +204,20 @@ class Journal:
             end += len(raw)
             yield content, end
 
-    def replay(self) -> Iterator[Tuple[range, np.ndarray]]:
-        """Yield the outcomes so far, as `evaluate` gave them."""
+    def replay(self) -> Iterator[Tuple[int, List[int], np.ndarray]]:
+        """Yield the outcomes so far, as `append` was given them: stage, positions, outcomes."""
         for line, _ in itertools.islice(self._lines(), 1, None):
-            outcomes = np.zeros((line['count'], self._num_strengths), OUTCOME)
+            outcomes = np.zeros(np.shape(line[OUTCOME_FIELDS[0]]), OUTCOME)
             for name in OUTCOME_FIELDS:
                 outcomes[name] = line[name]
-            yield range(line['first'], line['first'] + line['count']), outcomes
+            yield line['stage'], line['positions'], outcomes
 
-    def append(self, positions: range, outcomes: np.ndarray) -> None:
-        """Write the outcomes of the next images, (N, number of strengths) of OUTCOME. They are on the disk
-        afterwards."""
+    def append(self, stage: int, positions: Sequence[int], outcomes: np.ndarray) -> None:
+        """Write the outcomes of the next images of a stage, (len(positions), number of its attacks) of OUTCOME. They
+        are on the disk afterwards."""
         try:
-            self._write(dict({name: outcomes[name].tolist() for name in OUTCOME_FIELDS}, first=positions.start,
-                             count=len(positions), images=self._images[positions.start:positions.stop]))
+            self._write(dict({name: outcomes[name].tolist() for name in OUTCOME_FIELDS}, stage=stage,
+                             positions=list(positions), images=[self._images[i] for i in positions if self._images]))
         except OSError as e:
             raise RunError('cannot write the journal %s: %s; what it holds can be continued' % (self._path, e.strerror))
 

@@ -1,9 +1,11 @@
 """What became of each image under each attack, and the figures that follow from it."""
-from typing import List, NamedTuple, Optional, Sequence
+from typing import List, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
 from runtime.pixels import effective_step_size
+
+Labels = Union[Sequence[int], np.ndarray]
 
 # Of one image and one strength. Predictions are labels, -1 where the logits were not numbers; the target is -1 where
 # there was no attack. `saved_...` are of the image as it was saved, where it was.
@@ -69,7 +71,36 @@ class Figures(NamedTuple):
         return Figures(*counts)._replace(seconds=self.seconds + more.seconds)
 
 
-def count(labels: Sequence[int], outcomes: np.ndarray) -> Figures:
+def effect(labels: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
+    """Return what attacks did to images: 0 nothing, 1 an error, 2 the error that was their target.
+
+    labels: (N,), or of any shape that those of the outcomes, and of the result, can be compared with.
+    """
+    prediction = outcomes['prediction']
+    success = (prediction == outcomes['target']) & (prediction >= 0)
+    return np.where(success, 2, prediction != labels).astype(np.int8)
+
+
+def is_decided(labels: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
+    """Tell where no other start of an attack can change error and success any more: both are so, or there is no target
+    and it is an error."""
+    return effect(labels, outcomes) >= np.where(outcomes['target'] >= 0, 2, 1)
+
+
+def worst_of(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Put two outcomes of the same images into one, (N,): those of the second where it did more, else of the first.
+
+    The label is in the top 5 where it was in both; seconds add up. Without a target of its own the second is measured
+    by the first one's.
+    """
+    worst = np.where(effect(labels, second) > effect(labels, first), second, first)
+    worst['target'] = np.where(worst['target'] < 0, first['target'], worst['target'])
+    worst['top5_correct'] = first['top5_correct'] & second['top5_correct']
+    worst['seconds'] = first['seconds'] + second['seconds']
+    return worst
+
+
+def count(labels: Labels, outcomes: np.ndarray) -> Figures:
     """Count the figures of (N,) labels and outcomes."""
     figures = [len(labels)]
     for prefix in '', 'saved_':

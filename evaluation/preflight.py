@@ -7,11 +7,11 @@ import argparse
 from typing import Dict, List, NamedTuple
 
 from checkpoint import check_files
+from evaluation.attack_flags import Evaluated, check_attackers, evaluated_images
 from runtime.command_line import rank
 from runtime.files import check_folder, check_writable
 from runtime.launcher import check_alone, check_launch
-from runtime.own_code import check_code
-from third_party.imagenet import Dataset, find_images, load_dataset
+from third_party.imagenet import find_images, load_dataset
 
 # What takes its time to be loaded, OpenCV and ZeroMQ, is imported where it is used.
 
@@ -22,20 +22,18 @@ class Folder(NamedTuple):
     listed: Dict
 
 
-def inputs_of_evaluation(options: argparse.Namespace) -> Dataset:
+def inputs_of_evaluation(options: argparse.Namespace) -> Evaluated:
     """Return the images of --eval. Raises InputError for what can be told to be wrong of the job."""
     check_launch()
-    dataset = load_dataset(options.data, 'val', options.classes)
+    evaluated = evaluated_images(options, load_dataset(options.data, 'val', options.classes))
     check_files(options.load)
-    if options.attacker:
-        check_code('the attacker', options.attacker, 'module:Class',
-                   'examples.momentum_attacker:MomentumAttacker')
+    check_attackers(options.attacker)
     if rank() == '0':  # the others' machines need not have these places
-        check_places(options, dataset)
-    return dataset
+        check_places(options, evaluated)
+    return evaluated
 
 
-def check_places(options: argparse.Namespace, dataset: Dataset) -> None:
+def check_places(options: argparse.Namespace, evaluated: Evaluated) -> None:
     """Raise InputError where an evaluation can't keep what it would, or go on from what is there."""
     for path in filter(None, [options.results, options.per_image]):
         check_writable(path)
@@ -43,7 +41,7 @@ def check_places(options: argparse.Namespace, dataset: Dataset) -> None:
     if options.journal:
         from evaluation.facts import early_facts
         from evaluation.journal import check_usable
-        begun = check_usable(options.journal, lambda: early_facts(options, dataset))
+        begun = check_usable(options.journal, lambda: early_facts(options, *evaluated))
     if options.save_adversarial:
         check_folder(options.save_adversarial, 'cannot write %s: %s')
         from evaluation.saved_images import check_unused

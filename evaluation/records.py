@@ -3,18 +3,19 @@ nobody's."""
 import argparse
 import logging
 import os
-from typing import Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Type
 
 import numpy as np
 
 from adv_model import Attacker
 from checkpoint import Weights
-from evaluation.attack import attacker_sha256
+from evaluation.attack import Aims, attacker_sha256
+from evaluation.course import Course
 from evaluation.facts import early_facts
 from evaluation.journal import Journal
-from evaluation.outcomes import Figures, Strength
+from evaluation.plan import Attack
 from evaluation.results import ImageTables, attack_record, write_results
-from evaluation.saved_images import MANIFEST, prepare_directory
+from evaluation.saved_images import MANIFEST, file_name, prepare_directory
 from kernels.convolution import instruction_set
 from nets import Network
 from runtime.distributed import World
@@ -27,26 +28,32 @@ log = logging.getLogger(__name__)
 
 
 class Inputs(NamedTuple):
-    """Holds what an evaluation is of."""
+    """Holds what an evaluation is of. attackers: by the names that the attacks have for them."""
     network: Network
     weights: Weights
     dataset: Dataset
-    attacker: Type[Attacker]
-    strengths: List[Strength]
+    attackers: Dict[str, Type[Attacker]]
+    attacks: List[Attack]
+    aims: Aims
+
+    def name_in_files(self, attacker: str) -> str:
+        """Name an attacker in the names of files; a single one is not named."""
+        return attacker if len(self.attackers) > 1 else ''
 
 
 def evaluation_facts(options: argparse.Namespace, inputs: Inputs) -> Dict[str, Any]:
     """Return all that the outcomes depend on, but for rounding and what the image files hold: two evaluations with the
     same facts, of the same files, are the same one."""
-    attacker = inputs.attacker
+    attackers = inputs.attackers.values()
     return dict(
-        early_facts(options, inputs.dataset), attacker='%s:%s' % (attacker.__module__, attacker.__name__),
-        attacker_sha256=attacker_sha256(attacker), versions=versions())
+        early_facts(options, inputs.dataset, inputs.aims.listed),
+        attacker=','.join('%s:%s' % (a.__module__, a.__name__) for a in attackers),
+        attacker_sha256=','.join(map(attacker_sha256, attackers)), versions=versions())
 
 
 class Records:
-    """What ranks that are not the chief keep: nothing."""
-    num_done = 0  # images, from the first of the set on, whose outcomes an earlier run has kept
+    """What ranks that are not the chief know and keep: nothing."""
+    course: Optional[Course] = None  # how far the evaluation is
     token = 0  # by which all ranks know the folder of saved images
 
     def __enter__(self) -> 'Records':
@@ -55,28 +62,26 @@ class Records:
     def __exit__(self, *error: Any) -> None:
         pass
 
-    def replay(self) -> Iterator[Tuple[range, np.ndarray]]:
-        """Yield what an earlier run has kept: positions, and their outcomes as `evaluate` gives them."""
-        return iter(())
-
-    def add(self, positions: range, outcomes: np.ndarray) -> None:
-        """Keep the outcomes of the next images, (N, number of strengths) of OUTCOME."""
+    def add(self, stage: int, positions: Sequence[int], outcomes: np.ndarray) -> None:
+        """Keep what became of the next images of a stage, (len(positions), number of its attacks) of OUTCOME."""
 
     def fail(self, failure: Exception) -> None:
         """Keep an error of the job's other outputs: write_results raises it when it is through."""
 
-    def write_results(self, figures: Sequence[Figures], ranks: int, warnings: Sequence[str]) -> None:
-        """Write the records of all strengths, when every image is done; warnings: what was said of the job.
+    def write_results(self, ranks: int, warnings: Sequence[str]) -> None:
+        """Write the records of all attacks, when every image is done; warnings: what was said of the job.
 
         Raises InputError or RunError where one of the files could not be written, after all others were.
         """
 
 
 class ChiefsRecords(Records):
-    """What the flags ask for. Raises InputError, before any work, where something can't be written or continued."""
+    """The course of the evaluation, and what the flags ask for. Raises InputError, before any work, where something
+    can't be written or continued."""
 
     def __init__(self, options: argparse.Namespace, inputs: Inputs, contents: Sequence[str]):
         self._options, self._inputs, self._contents = options, inputs, contents
+        self.course: Course = Course(inputs.dataset.labels, inputs.attacks)
         self._journal: Optional[Journal] = None
         self._failures: List[Exception] = []
         for path in filter(None, [options.results, options.per_image]):
@@ -84,48 +89,54 @@ class ChiefsRecords(Records):
         self._facts = evaluation_facts(options, inputs) if options.results or options.journal else {}
         if options.journal:
             self._journal = Journal(options.journal, self._facts, num_images=len(inputs.dataset),
-                                    num_strengths=len(inputs.strengths), paths=inputs.dataset.paths, contents=contents)
-            self.num_done = self._journal.num_done
+                                    paths=inputs.dataset.paths, contents=contents)
+            self._replay(self._journal)
         if options.save_adversarial:
-            self.token = prepare_directory(options.save_adversarial, inputs.strengths, done=self.num_done,
+            names = (file_name(inputs.dataset.index(i), attack.strength, inputs.name_in_files(attack.attacker))
+                     for i in range(self.course.num_done) for attack in inputs.attacks)
+            self.token = prepare_directory(options.save_adversarial, names,
                                            continued=self._journal is not None and self._journal.existed)
             check_writable(os.path.join(options.save_adversarial, MANIFEST))
+
+    def _replay(self, journal: Journal) -> None:
+        for stage, positions, outcomes in journal.replay():
+            try:
+                self.course.add(stage, positions, outcomes)
+            except InputError as e:
+                raise InputError('the journal %s is damaged: %s' % (self._options.journal, e))
 
     def __enter__(self) -> 'ChiefsRecords':
         saved = self._options.save_adversarial
         self._tables = ImageTables(self._options.per_image, saved and os.path.join(saved, MANIFEST),
-                                   self._inputs.dataset, self._inputs.strengths)
+                                   self._inputs.dataset)
         self._tables.open()
         return self
 
     def __exit__(self, *error: Any) -> None:
+        if not error[0]:
+            self._tables.write(self.course.columns())
         # what went wrong waits until the figures, which took hours, are printed and written
         self._failures += self._tables.close(error)
         if error[0] and self._failures:
             raise self._failures[0]
 
-    def replay(self) -> Iterator[Tuple[range, np.ndarray]]:
-        for positions, outcomes in self._journal.replay() if self._journal else ():
-            self._tables.write(positions, outcomes)
-            yield positions, outcomes
-
-    def add(self, positions: range, outcomes: np.ndarray) -> None:
+    def add(self, stage: int, positions: Sequence[int], outcomes: np.ndarray) -> None:
         if self._journal:
-            self._journal.append(positions, outcomes)
-        self._tables.write(positions, outcomes)
+            self._journal.append(stage, positions, outcomes)
+        self.course.add(stage, positions, outcomes)
 
     def fail(self, failure: Exception) -> None:
         self._failures.append(failure)
 
-    def write_results(self, figures: Sequence[Figures], ranks: int, warnings: Sequence[str]) -> None:
-        options = self._options
+    def write_results(self, ranks: int, warnings: Sequence[str]) -> None:
+        options, dataset = self._options, self._inputs.dataset
         if options.results:
-            facts = dict(self._facts, data_sha256=self._inputs.dataset.digest(options.data, self._contents),
+            facts = dict(self._facts, data_sha256=dataset.digest(options.data, self._contents),
                          checkpoint=options.load, data=options.data, ranks=ranks, batch=options.batch,
                          instruction_set=instruction_set(), saved_adversarial=options.save_adversarial,
                          warnings=list(warnings))
-            attacks = [attack_record(strength, of_strength, saved=bool(options.save_adversarial))
-                       for strength, of_strength in zip(self._inputs.strengths, figures)]
+            attacks = [attack_record(column, np.array(dataset.labels), saved=bool(options.save_adversarial))
+                       for column in self.course.columns()]
             try:
                 write_results(options.results, facts, attacks)
             except (InputError, RunError) as e:

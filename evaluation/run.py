@@ -1,30 +1,25 @@
 """The white-box evaluation, `main.py --eval`, from its flags to its figures."""
 import argparse
 import contextlib
-import functools
 import logging
-from typing import Iterator, Sequence, Tuple
+from typing import Any, Dict, Iterator, Sequence
 
 from runtime.compat import ask_for_determinism, tf
 
 import checkpoint
-from adv_model import AttackTower, PGDAttacker
-from evaluation.attack import (
-    attack_batch,
-    attacker_sha256,
-    check_attack,
-    errors_of_attacker,
-    evaluate,
-    load_attacker,
-    with_progress,
-)
+from adv_model import AttackTower
+from attacks.table import ATTACKERS
+from evaluation.attack import Aims, attacker_sha256, check_attack, errors_of_attacker, load_attacker
+from evaluation.attack_flags import Evaluated
 from evaluation.contents import read_contents
-from evaluation.facts import strengths_of
-from evaluation.outcomes import Figures, Strength, Tally
+from evaluation.course import Column
+from evaluation.outcomes import Figures, count
+from evaluation.plan import RANDOM, attacks_of, how_attacked
 from evaluation.preparation import mistaken_preprocess
 from evaluation.records import Inputs, open_records
 from evaluation.sanity import suspicions
 from evaluation.saved_images import ImageWriter, check_directory
+from evaluation.stages import Arms, run_stages
 from kernels.mode import attack_settings, native_mode
 from nets import find_network
 from runtime.agreement import check_agreement
@@ -35,24 +30,24 @@ from runtime.fingerprint import sha256_of_files
 from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
 from runtime.printing import check_stdout, say
-from third_party.imagenet import Dataset
 from third_party.preparations import PREPARATIONS
 
 log = logging.getLogger(__name__)
 
 
-def run_evaluation(options: argparse.Namespace, dataset: Dataset) -> int:
+def run_evaluation(options: argparse.Namespace, evaluated: Evaluated) -> int:
     """Print the figures of every attack, keep what --results, --per-image, --journal and --save-adversarial ask for.
 
-    dataset: the validation images of --data.
+    evaluated: the images, of the validation set of --data.
     """
     if rank() == '0':
         check_stdout()
-    inputs = find_inputs(options, dataset)
+    inputs = find_inputs(options, evaluated)
     world = connect()
     check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load),
-                    data=inputs.dataset.listing(options.data),
-                    more_code=attacker_sha256(inputs.attacker) + sha256_of_files(inputs.network.files()))
+                    data=[inputs.dataset.listing(options.data), inputs.dataset.indices, inputs.aims],
+                    more_code=''.join(map(attacker_sha256, inputs.attackers.values())) + sha256_of_files(
+                        inputs.network.files()))
     warn_of_cost(options.attack_dtype, options.xla)
     warn_of_cost(options.dtype, False, what='classification')
     if options.dtype != 'float32':
@@ -64,69 +59,84 @@ def run_evaluation(options: argparse.Namespace, dataset: Dataset) -> int:
     preparation = PREPARATIONS[options.preprocess]()
     contents = read_contents(inputs.dataset, world, options.batch, preparation.check)
     records = world.patiently(lambda: open_records(options, inputs, contents, world))
-    begin, token = world.from_chief([records.num_done, records.token])  # all ranks begin at the same image
+    token = world.from_chief(records.token)
     if options.save_adversarial:
         check_directory(options.save_adversarial, token)
 
-    tally = Tally(inputs.dataset.labels, len(inputs.strengths))
-    with attacked_network(options, inputs, world) as (tower, session), records:
+    how: Dict[str, Any] = dict(image_size=options.image_size, batch=options.batch, preparation=preparation)
+    with attacked_network(options, inputs, world) as arms, records:
         # also where a journal is continued: its results are those of the whole set, with all that is to be said of it
-        for suspicion in suspicions(tower, session, inputs.dataset, world, image_size=options.image_size,
-                                    batch=options.batch, preparation=preparation):
+        for suspicion in suspicions(next(iter(arms.towers.values())), arms.session, inputs.dataset, world, **how):
             log.warning('%s', suspicion)
             warnings.append(suspicion)
-        for positions, outcomes in records.replay():
-            tally.add(positions, outcomes)
-        attack = functools.partial(attack_batch, tower, session, strengths=inputs.strengths,
-                                   save=ImageWriter(options.save_adversarial) if options.save_adversarial else None)
-        rounds = evaluate(attack, len(inputs.strengths), inputs.dataset, world, image_size=options.image_size,
-                          batch=options.batch, begin=begin, preparation=preparation)
-        for positions, outcomes in with_progress(rounds, tally, world, total=len(inputs.dataset), begin=begin):
-            records.add(positions, outcomes)
+        for stage, positions, outcomes in run_stages(arms, records.course, inputs.attacks, inputs.dataset, world,
+                                                     **how):
+            records.add(stage, positions, outcomes)
 
-    if world.is_chief:
+    if records.course:
         try:
-            say(figures_text(inputs.strengths, tally.figures, saved=bool(options.save_adversarial)))
+            say(figures_text(records.course.columns(), inputs.dataset.labels, saved=bool(options.save_adversarial)))
         except RunError as e:
             records.fail(e)
-    records.write_results(tally.figures, ranks=world.size, warnings=warnings)
+    records.write_results(ranks=world.size, warnings=warnings)
     return 0
 
 
-def find_inputs(options: argparse.Namespace, dataset: Dataset) -> Inputs:
+def find_inputs(options: argparse.Namespace, evaluated: Evaluated) -> Inputs:
     """Find what the flags name. Raises InputError where something is missing or does not fit."""
+    dataset = evaluated.dataset
     network = find_network(options.arch, options.depth)._replace(image_size=options.image_size)
     network = network._replace(num_classes=len(dataset.class_names))
     weights = checkpoint.read_checkpoint(options.load, options.weights)
     weights = checkpoint.fit_checkpoint(weights, network, options.load)
-    attacker = load_attacker(options.attacker) if options.attacker else PGDAttacker
-    return Inputs(network, weights, dataset, attacker, strengths_of(options))
+    return Inputs(network, weights, dataset, {name: load_attacker(name) for name in options.attacker},
+                  attacks_of(options), Aims(options.targets, options.seed, evaluated.targets))
 
 
 @contextlib.contextmanager
-def attacked_network(options: argparse.Namespace, inputs: Inputs,
-                     world: World) -> Iterator[Tuple[AttackTower, tf.Session]]:
-    """Build the tower, and a session in which its network has its weights."""
+def attacked_network(options: argparse.Namespace, inputs: Inputs, world: World) -> Iterator[Arms]:
+    """Build the towers, and a session in which their network has its weights."""
     ask_for_determinism()
     with tf.Graph().as_default() as graph:
-        mode = native_mode()._replace(dtype=tf.as_dtype(options.dtype))
-        with errors_of_attacker(inputs.attacker, InputError):
-            tower = AttackTower(inputs.network, options.image_size, mode=mode, seed=options.seed,
-                                attacker=inputs.attacker, **attack_settings(options.attack_dtype, options.xla))
-        check_attack(tower)
+        towers = {name: build_tower(options, inputs, name) for name in inputs.attackers}
+    savers = {name: ImageWriter(options.save_adversarial, inputs.name_in_files(name))
+              for name in inputs.attackers} if options.save_adversarial else {}
     with tf.Session(graph=graph, config=world.session_config()) as session:
         checkpoint.assign_weights(session, inputs.weights)
-        yield tower, session
+        yield Arms(towers, session, savers, inputs.aims)
 
 
-def figures_text(strengths: Sequence[Strength], figures: Sequence[Figures], *, saved: bool) -> str:
-    """Return the lines with the figures of each strength; saved: also with those of the images as they were saved."""
-    lines = []
-    for strength, of_strength in zip(strengths, figures):
-        lines.append('%d images, %d attack steps, epsilon %g, step size %g' % (
-            of_strength.num_images, strength.num_iter, strength.epsilon, strength.step_used))
+def build_tower(options: argparse.Namespace, inputs: Inputs, name: str) -> AttackTower:
+    """Build the tower of an attacker. Raises InputError where that isn't made as one, or can't do what the flags
+    ask for."""
+    attacker, mode = inputs.attackers[name], native_mode()._replace(dtype=tf.as_dtype(options.dtype))
+    with errors_of_attacker(attacker, InputError):
+        tower = AttackTower(inputs.network, options.image_size, mode=mode, seed=options.seed, attacker=attacker,
+                            loss=options.attack_loss, goal=options.attack_goal, num_targets=options.num_targets,
+                            **attack_settings(options.attack_dtype, options.xla))
+    check_attack(tower)
+    if not tower.takes_targets and (options.targets != RANDOM or options.num_targets > 1):
+        raise InputError('the attacker %s finds its targets itself: leave out --targets and --num-targets' % name)
+    return tower
+
+
+def figures_text(columns: Sequence[Column], labels: Sequence[int], *, saved: bool) -> str:
+    """Return the lines with the figures of each attack; saved: also with those of the images as they were saved."""
+    lines, several = [], len({column.attack.attacker for column in columns}) > 1
+    for column in columns:
+        attack, figures = column.attack, count(labels, column.worst)
+        lines.append('%d images, %d attack steps, epsilon %g, step size %g%s' % (
+            figures.num_images, attack.strength.num_iter, attack.strength.epsilon, attack.strength.step_used,
+            (', ' + attack.attacker if several or attack.attacker in set(ATTACKERS) - {'pgd'} else '') +
+            (how_attacked(attack._asdict()) if attack.strength.num_iter else '')))
         if saved:
-            lines.append('as saved: top-1 error %s, attack success rate %s, top-5 error %s' % tuple(
-                of_strength.text('saved_' + count) for count in ('wrong_top1', 'successes', 'wrong_top5')))
-        lines.append(of_strength.lines(clean=strength.num_iter == 0))
+            lines.append('as saved: ' + rates_text(figures, 'saved_'))
+        if attack.num_starts > 1 and attack.strength.num_iter:
+            lines.append('first start: ' + rates_text(count(labels, column.first)))
+        lines.append(figures.lines(clean=attack.strength.num_iter == 0))
     return '\n'.join(lines)
+
+
+def rates_text(figures: Figures, prefix: str = '') -> str:
+    return 'top-1 error %s, attack success rate %s, top-5 error %s' % tuple(
+        figures.text(prefix + counted) for counted in ('wrong_top1', 'successes', 'wrong_top5'))

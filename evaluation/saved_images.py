@@ -6,8 +6,9 @@ scored again, by another network (scoring.py).
 import csv
 import math
 import os
+import re
 import socket
-from typing import Dict, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple
 
 import cv2
 import numpy as np
@@ -30,21 +31,23 @@ def quantised(images: np.ndarray, clean: np.ndarray, epsilon: float) -> np.ndarr
     return np.clip(np.clip(nearest, clean - radius, clean + radius), 0, 255).astype(np.uint8)
 
 
-def file_name(position: int, strength: Strength) -> str:
-    return '%06d-iter%d-epsilon%s.png' % (position, strength.num_iter, strength.epsilon_text)
+def file_name(index: int, strength: Strength, attacker: str = '') -> str:
+    """Name the file of an attacked image. attacker: where there are several."""
+    of_attacker = '-' + re.sub('[^A-Za-z0-9_.]', '-', attacker) if attacker else ''
+    return '%06d-iter%d-epsilon%s%s.png' % (index, strength.num_iter, strength.epsilon_text, of_attacker)
 
 
-def prepare_directory(path: str, strengths: Sequence[Strength], *, continued: bool, done: int) -> int:
-    """Create the folder, as the chief; return what `check_directory` needs.
+def prepare_directory(path: str, expected: Iterable[str], *, continued: bool) -> int:
+    """Create the folder, as the chief; return what `check_directory` needs. expected: the names of the images that an
+    evaluation which is continued has put there.
 
-    Raises InputError where it can't be written, holds something that is not of this evaluation, or lacks images of the
-    first `done` positions of one that is continued.
+    Raises InputError where it can't be written, holds something that is not of this evaluation, or lacks images.
     """
     try:
         os.makedirs(path, exist_ok=True)
         check_unused(path, continued=continued)
         names = set(os.listdir(path))
-        missing = [name for name in (file_name(i, s) for i in range(done) for s in strengths) if name not in names]
+        missing = [name for name in expected if name not in names]
         if missing:
             raise InputError('%s lacks %d images that the journal says are there, such as %s: give the folder of the '
                              'evaluation that is continued, or another journal' % (path, len(missing), missing[0]))
@@ -78,15 +81,16 @@ def check_directory(path: str, token: int) -> None:
 
 
 class ImageWriter:
-    """Writes a batch's images and returns them as written, uint8: an attack.Saver."""
+    """Writes images of a batch and returns all as they would be written, uint8: an attack.Saver. attacker: as of
+    file_name."""
 
-    def __init__(self, directory: str):
-        self._directory = directory
+    def __init__(self, directory: str, attacker: str = ''):
+        self._directory, self._attacker = directory, attacker
 
-    def __call__(self, batch: Batch, strength: Strength, images: np.ndarray) -> np.ndarray:
+    def __call__(self, batch: Batch, strength: Strength, images: np.ndarray, which: np.ndarray) -> np.ndarray:
         kept = quantised(images, batch.images, strength.epsilon)
-        for position, image in zip(batch.indices, kept):
-            with WholeFile(os.path.join(self._directory, file_name(position, strength)), 'wb') as f:
+        for index, image in zip(batch.indices[which], kept[which]):
+            with WholeFile(os.path.join(self._directory, file_name(index, strength, self._attacker)), 'wb') as f:
                 f.write(cv2.imencode('.png', image)[1].tobytes())
         return kept
 
@@ -95,7 +99,7 @@ class Listed(NamedTuple):
     """One image of a manifest; the target is -1, and the strength empty, where the manifest doesn't have them."""
     label: int
     target: int
-    strength: Tuple[float, ...]  # attack_iter and epsilon
+    strength: Tuple[Any, ...]  # attack_iter and epsilon, and the attacker where the manifest names it
     clean: bool  # not attacked, as far as the manifest says
 
 
@@ -157,7 +161,9 @@ def listed_as(values: Dict[str, str], where: str) -> Listed:
         raise InputError('%s: the image has no label' % where)
     if label == target:
         raise InputError('%s: %s has its label as its target' % (where, values['file']))
-    strength = tuple(value for value in (attack_iter, epsilon) if value is not None)
+    strength: Tuple[Any, ...] = tuple(value for value in (attack_iter, epsilon) if value is not None)
+    if len(strength) == 2 and values.get('attacker'):
+        strength += (values['attacker'],)
     clean = attack_iter == 0 if attack_iter is not None else not strength and target is None
     return Listed(int(label), -1 if target is None else int(target), strength, clean)
 

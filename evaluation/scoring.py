@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 class Scores(NamedTuple):
     """How many files were not scored, and what a manifest says about the others: {its strength: Figures}."""
     num_failed: int
-    figures: Dict[Tuple[float, ...], Figures]
+    figures: Dict[Tuple[Any, ...], Figures]
     failure: Optional[Exception] = None  # where the file of predictions could not be written
 
 
@@ -69,7 +69,8 @@ def figures_lines(scores: Scores, num_listed: int) -> List[str]:
     lines: List[str] = []
     for strength, figures in sorted(scores.figures.items()):
         lines += ['%d images%s' % (figures.num_images,
-                                   ', %g attack steps, epsilon %g' % strength if len(strength) == 2 else ''),
+                                   (', %g attack steps, epsilon %g' + ', %s' * (len(strength) - 2)) % strength
+                                   if len(strength) >= 2 else ''),
                   figures.lines()]
         if 0 < figures.targeted < figures.num_images:
             log.warning('%d of these %d images have a target in --labels: the attack success rate is of them alone',

@@ -30,8 +30,9 @@ if TF2:
 
 
 def xla_compile(function: Callable, *inputs: Any) -> Any:
-    """Compute `function(*inputs)`, one tensor, by one XLA kernel."""
-    return tf.xla.experimental.compile(function, inputs)[0]
+    """Compute `function(*inputs)`, a tensor or a list of several, by one XLA kernel."""
+    outputs = tf.xla.experimental.compile(function, inputs)
+    return outputs if len(outputs) > 1 else outputs[0]
 
 
 def in_xla() -> bool:

@@ -121,8 +121,8 @@ def test_the_last_table_has_both_weights(tmp_path):
     last['eval-10step/attack-success-rate'] = 0.125
     write_json(str(tmp_path / 'stats.json'), [last])
     rows = [line.split() for line in evaluation_table(str(tmp_path))[2:]]
-    assert [row[0] for row in rows] == ['clean', '10step', '100step', 'clean,', '10step,']
-    assert rows[1][1:] == ['0.500000', '0.250000', '0.125000'] and rows[4][-3:] == ['0.540000', '0.290000', '-']
+    assert [row[:-3] for row in rows] == [['clean'], ['10step'], ['100step'], ['clean', 'ema'], ['10step', 'ema']]
+    assert rows[1][-3:] == ['0.500000', '0.250000', '0.125000'] and rows[4][-3:] == ['0.540000', '0.290000', '-']
 
 
 # --- a training ------------------------------------------------------------------------------------------------------

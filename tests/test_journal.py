@@ -18,7 +18,7 @@ NUM_IMAGES = 23
 
 def made_up(positions, seed=0):
     outcomes = np.zeros((len(positions), 2), OUTCOME)
-    rng = np.random.RandomState([seed, positions.start])
+    rng = np.random.RandomState([seed, positions[0]])
     for name in ('target', 'prediction', 'saved_prediction'):
         outcomes[name] = rng.randint(-1, 1000, outcomes.shape)
     outcomes['top5_correct'] = rng.randint(0, 2, outcomes.shape)
@@ -27,7 +27,7 @@ def made_up(positions, seed=0):
 
 
 def open_journal(path, facts=None, num_images=NUM_IMAGES):
-    return Journal(str(path), dict(FACTS, **(facts or {})), num_images=num_images, num_strengths=2)
+    return Journal(str(path), dict(FACTS, **(facts or {})), num_images=num_images)
 
 
 def fill(path, size=5):
@@ -35,7 +35,7 @@ def fill(path, size=5):
     journal = open_journal(path)
     for begin in range(journal.num_done, NUM_IMAGES, size):
         positions = range(begin, min(begin + size, NUM_IMAGES))
-        journal.append(positions, made_up(positions))
+        journal.append(0, positions, made_up(positions))
     journal.close()
     journal = open_journal(path)
     held = list(journal.replay())
@@ -52,9 +52,9 @@ def done_in(path):
 def test_every_cut_is_continued_to_the_same_end(tmp_path):
     path = tmp_path / 'whole'
     expected = fill(path)
-    assert [positions for positions, _ in expected] == [
-        range(0, 5), range(5, 10), range(10, 15), range(15, 20), range(20, 23)]
-    for positions, outcomes in expected:
+    assert [(stage, positions) for stage, positions, _ in expected] == [
+        (0, list(range(begin, min(begin + 5, 23)))) for begin in (0, 5, 10, 15, 20)]
+    for _, positions, outcomes in expected:
         assert np.array_equal(outcomes, made_up(positions))
     whole = path.read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord('\n')]
@@ -131,14 +131,14 @@ def test_a_lost_beginning_is_an_error(tmp_path):
 
 def test_one_evaluation_at_a_time(tmp_path, root):
     program = 'import sys; sys.path.insert(0, %r)\nfrom evaluation.journal import Journal\n' \
-              'j = Journal(sys.argv[1], {}, num_images=1, num_strengths=1)\nprint("open", flush=True)\ninput()' % root
+              'j = Journal(sys.argv[1], {}, num_images=1)\nprint("open", flush=True)\ninput()' % root
     with subprocess.Popen([sys.executable, '-c', program, str(tmp_path / 'j')], stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b'open\n'
         with pytest.raises(InputError, match='in use'):
-            Journal(str(tmp_path / 'j'), {}, num_images=1, num_strengths=1)
+            Journal(str(tmp_path / 'j'), {}, num_images=1)
         other.kill()
-    Journal(str(tmp_path / 'j'), {}, num_images=1, num_strengths=1)
+    Journal(str(tmp_path / 'j'), {}, num_images=1)
 
 
 PATHS = ['val/%02d.png' % i for i in range(NUM_IMAGES)]
@@ -147,13 +147,13 @@ PATHS = ['val/%02d.png' % i for i in range(NUM_IMAGES)]
 def with_images(path, **changed):
     """Open a journal of images whose files are made up; image_7=1 makes the one at position 7 another."""
     contents = [hashlib.sha256(b'%d %d' % (i, changed.get('image_%d' % i, 0))).hexdigest() for i in range(NUM_IMAGES)]
-    return Journal(str(path), FACTS, num_images=NUM_IMAGES, num_strengths=2, paths=PATHS, contents=contents)
+    return Journal(str(path), FACTS, num_images=NUM_IMAGES, paths=PATHS, contents=contents)
 
 
 def begin_journal(path, done=10, size=5):
     with with_images(path) as journal:
         for begin in range(0, done, size):
-            journal.append(range(begin, begin + size), made_up(range(begin, begin + size)))
+            journal.append(0, range(begin, begin + size), made_up(range(begin, begin + size)))
 
 
 def test_images_after_the_end_may_change_and_are_named(tmp_path, caplog):
@@ -162,7 +162,7 @@ def test_images_after_the_end_may_change_and_are_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING), with_images(tmp_path / 'j', image_10=1, image_22=1) as journal:
         assert journal.num_done == 10 and (tmp_path / 'j').read_bytes() == before
         for begin in (10, 15):
-            journal.append(range(begin, begin + 5), made_up(range(begin, begin + 5)))
+            journal.append(0, range(begin, begin + 5), made_up(range(begin, begin + 5)))
     assert [record.getMessage().rsplit(': ', 1)[1] for record in caplog.records] == ['val/10.png, val/22.png']
     # what was done meanwhile is of the changed image
     with pytest.raises(InputError, match=r'have changed since, val/10.png: '):
@@ -190,12 +190,37 @@ def test_many_changed_images_are_all_named(tmp_path):
     assert [path for path in PATHS if path in str(info.value)] == PATHS[:18]
 
 
+def test_a_later_stage_holds_some_images_after_all_of_the_first(tmp_path):
+    """Its lines are cut off and found to be damaged as the others are; and an image of it may not change either."""
+    begin_journal(tmp_path / 'j', done=20)
+    with with_images(tmp_path / 'j') as journal:
+        journal.append(0, range(20, 23), made_up(range(20, 23)))
+        journal.append(1, [3, 7, 20], made_up([3, 7, 20])[:, :1])
+        journal.append(4, [7], made_up([7]))
+    whole = (tmp_path / 'j').read_bytes()
+    with with_images(tmp_path / 'j') as journal:
+        assert journal.num_done == 23
+        last = list(journal.replay())[-2:]
+    assert [(stage, positions, outcomes.shape) for stage, positions, outcomes in last] == [
+        (1, [3, 7, 20], (3, 1)), (4, [7], (1, 2))]
+    assert np.array_equal(last[0][2], made_up([3, 7, 20])[:, :1])
+    (tmp_path / 'cut').write_bytes(whole[:-3])
+    with with_images(tmp_path / 'cut') as journal:
+        assert [stage for stage, _, _ in journal.replay()][-2:] == [0, 1]
+    with pytest.raises(InputError, match='have changed since, %s: restore' % PATHS[7]):
+        with_images(tmp_path / 'j', image_7=1)
+    lines = whole.splitlines(True)
+    (tmp_path / 'lost').write_bytes(b''.join(lines[:5] + lines[6:]))  # the end of the first stage
+    with pytest.raises(InputError, match='image 3 comes after 20 images'):
+        with_images(tmp_path / 'lost')
+
+
 def test_a_journal_of_another_version_is_refused(tmp_path):
     begin_journal(tmp_path / 'j')
     from evaluation.journal import FORMAT, line_of
-    first = line_of(dict(format='evaluation journal 1', facts=FACTS))
+    first = line_of(dict(format='evaluation journal 2', facts=FACTS))
     (tmp_path / 'j').write_bytes(first)
-    assert FORMAT != 'evaluation journal 1'
+    assert FORMAT != 'evaluation journal 2'
     with pytest.raises(InputError, match='does not begin as a journal of this version'):
         with_images(tmp_path / 'j')
     assert (tmp_path / 'j').read_bytes() == first

@@ -33,6 +33,7 @@ def files(tmp_path_factory):
     (folder / 'cut.npz').write_bytes((folder / 'good.npz').read_bytes()[:500])
     (folder / 'manifest.csv').write_text('name,class\n')
     (folder / 'one.txt').write_text('cat\n')
+    (folder / 'twice.txt').write_text('c0/000.jpg\nval/c0/000.jpg\n')
     (folder / 'full').mkdir()
     (folder / 'full' / '000000-iter1-epsilon16.png').write_bytes(b'x')
     (folder / 'other.journal').write_bytes(line_of(dict(format=FORMAT, facts=dict(seed=1, versions='any'))))
@@ -90,6 +91,8 @@ CASES = [
     ('--eval --load good.npz --data data --attacker attacks.mine:Mine', 'there is no Mine in .*attacks/mine.py'),
     ('--eval --load good.npz --data data --attacker broken:Attacker', r'module can.t be read .*\(broken.py, line'),
     ('--eval --load good.npz --data data --attacker attacks.mine', 'module:Class is expected'),
+    ('--eval --load good.npz --data data --attacker pgd,apgd --subset twice.txt',
+     'twice.txt, line 2: .* is there twice'),
     ('--eval-directory nowhere --load good.npz', 'there is no folder nowhere'),
     ('--eval-directory empty --load good.npz', 'there is no image in empty'),
     ('--eval-directory data --load nowhere.npz', 'no checkpoint nowhere.npz'),
@@ -108,6 +111,12 @@ CASES = [
      '--overwrite would delete '),
     ('--fake --arch NoSuch', 'no architecture .NoSuch.'),
     ('--fake --load nowhere', 'no checkpoint nowhere'),
+    ('--fake --method free --replays 4 --attack-iter 2', '--method free attacks by one step in each of its --replays'),
+    ('--fake --method fast --attack-iter 7', '--method fast attacks by one step, not by --attack-iter 7'),
+    ('--fake --beta 6', '--beta goes with --method trades, not with --method pgd'),
+    ('--fake --ema 1', '--ema: .1. is not a number between 0 and 1'),
+    ('--data data --training-eval none --keep-best eval-clean/error-top1', '--keep-best needs evaluations between'),
+    ('--data data --keep-best eval-ema-clean/error-top1', 'doesn.t evaluate that; it does eval-10step/error-top1'),
 ]
 
 
@@ -119,7 +128,8 @@ def test_without_tensorflow(root, files, flags, said):
     assert seconds < 5, seconds  # a second on most machines
 
 
-@pytest.mark.parametrize('flags, said', [CASES[0], CASES[3], ('--data nowhere', 'there is no folder nowhere')])
+@pytest.mark.parametrize('flags, said', [CASES[0], CASES[3], CASES[-4],
+                                         ('--data nowhere', 'there is no folder nowhere')])
 def test_every_rank(root, files, flags, said):
     done, seconds = run(root, files, mpirun(3, [os.path.join(root, 'main.py')] + flags.split()))
     errors = re.findall('main.py: error: .*', done.stderr)

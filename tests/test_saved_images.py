@@ -15,6 +15,7 @@ def scaled(pixels):
 
 
 STRENGTHS = [Strength(10, 16.0), Strength(100, 0.5)]
+NAMES = [file_name(i, s) for i in range(2) for s in STRENGTHS]
 
 
 @pytest.mark.parametrize('epsilon', [0.5, 1, 5.5, 16])
@@ -33,26 +34,26 @@ def test_whole_pixels_within_the_budget(epsilon):
 
 def test_folder_of_an_evaluation(tmp_path):
     folder = str(tmp_path / 'new' / 'saved')
-    token = prepare_directory(folder, STRENGTHS, continued=False, done=0)
+    token = prepare_directory(folder, (), continued=False)
     check_directory(folder, token)
     with pytest.raises(InputError, match='needs one that all machines share'):
         check_directory(folder, token + 1)
     with pytest.raises(InputError, match='needs one that all machines share'):
         check_directory(str(tmp_path / 'elsewhere'), token)
     with pytest.raises(InputError, match='is not empty'):
-        prepare_directory(folder, STRENGTHS, continued=False, done=0)
+        prepare_directory(folder, (), continued=False)
     with pytest.raises(InputError, match='lacks 4 images .* such as 000000-iter10-epsilon16.png'):
-        prepare_directory(folder, STRENGTHS, continued=True, done=2)
-    for name in [file_name(i, s) for i in range(2) for s in STRENGTHS] + ['.x.png.7.part']:
+        prepare_directory(folder, NAMES, continued=True)
+    for name in NAMES + ['.x.png.7.part']:
         (tmp_path / 'new' / 'saved' / name).write_bytes(b'x')
-    prepare_directory(folder, STRENGTHS, continued=True, done=2)
+    prepare_directory(folder, NAMES, continued=True)
     assert not (tmp_path / 'new' / 'saved' / '.x.png.7.part').exists()
 
 
 def test_folder_that_cannot_be(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(InputError, match='cannot write'):
-        prepare_directory(str(tmp_path / 'file'), STRENGTHS, continued=False, done=0)
+        prepare_directory(str(tmp_path / 'file'), (), continued=False)
 
 
 @pytest.mark.parametrize('text, said', [

@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     """Images with their labels."""
     images: np.ndarray   # (N, S, S, 3) uint8 BGR
     labels: np.ndarray   # (N,) int32
-    indices: np.ndarray  # (N,) int64, positions in the data set
+    indices: np.ndarray  # (N,) int64, positions in the whole data set
 
 
 def map_ahead(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int,
@@ -58,7 +58,7 @@ def validation_batches(dataset: Dataset, parts: Sequence[Sequence[int]], *, imag
                        itertools.chain.from_iterable(parts), threads=threads, ahead=2 * largest + threads)
     for part in parts:
         yield Batch(np.stack([next(images) for _ in part]), np.array([dataset.labels[i] for i in part], np.int32),
-                    np.array(part, np.int64))
+                    np.array([dataset.index(i) for i in part], np.int64))
 
 
 class Content(NamedTuple):

@@ -55,9 +55,14 @@ class Dataset:
     paths: List[str]        # data_dir + '/' + split + ...
     labels: List[int]       # of the same length, indices into class_names
     class_names: List[str]  # all classes of the task, also those without an image here
+    indices: Optional[Sequence[int]] = None  # the images' positions in the whole set, where this is a part of it
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def index(self, position: int) -> int:
+        """Return the position in the whole set of the image at a position here."""
+        return position if self.indices is None else self.indices[position]
 
     def listing(self, data_dir: str) -> List[object]:
         """List class names, every image's path in the folder, and labels: what tells the set without reading files."""

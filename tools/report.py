@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from evaluation.outcomes import Strength
+from evaluation.plan import WORST_CASE, how_attacked
 from evaluation.saved_images import MANIFEST
 from nets import Network
 from runtime.command_line import Parser, run_command
@@ -37,9 +38,14 @@ RATES = ('top1_error', 'top5_error', 'attack_success_rate')
 
 
 class Curve(NamedTuple):
-    """The records of one network and budget, sorted by attack steps."""
+    """The records of one network, attacker and budget, sorted by attack steps."""
     title: str
     records: List[Dict[str, Any]]
+
+    @property
+    def has_starts(self) -> bool:
+        """Tell whether images were attacked from several starts."""
+        return any((r.get('restarts') or 1) * (r.get('num_targets') or 1) > 1 for r in self.records)
 
 
 class Example(NamedTuple):
@@ -90,11 +96,16 @@ def titles(paths: List[str], all_results: List[Dict[str, Any]]) -> List[str]:
 
 
 def curves_of(title: str, results: Dict[str, Any]) -> List[Curve]:
-    """Return a curve for each budget in a network's results."""
-    records = sorted(results['attacks'], key=lambda r: (r['epsilon'], r['attack_iter']))
-    groups = [(epsilon, list(group)) for epsilon, group in itertools.groupby(records, lambda r: r['epsilon'])]
-    return [Curve(title if len(groups) == 1 else '%s, epsilon %g' % (title, epsilon), group)
-            for epsilon, group in groups]
+    """Return a curve for each budget and attacker, the worst case of several last, in a network's results."""
+    attackers = list(dict.fromkeys(r.get('attacker') for r in results['attacks']))  # results of before have none
+    records = sorted(results['attacks'],
+                     key=lambda r: (r['epsilon'], attackers.index(r.get('attacker')), r['attack_iter']))
+    groups = [(key, list(group)) for key, group in itertools.groupby(
+        records, lambda r: (r['epsilon'], r.get('attacker')))]
+    several = len({epsilon for (epsilon, _), _ in groups}) > 1
+    return [Curve(title + (', epsilon %g' % epsilon if several else '') +
+                  (', ' + attacker.replace(WORST_CASE, 'worst case') if len(attackers) > 1 else ''), group)
+            for (epsilon, attacker), group in groups]
 
 
 def draw(curves: List[Curve]) -> bytes:
@@ -155,11 +166,13 @@ def examples(results: Dict[str, Any], results_file: str) -> Iterator[Example]:
     folder = found(str(saved), results_file) if saved else None
     if not folder or not os.path.isfile(os.path.join(folder, MANIFEST)):
         return
-    strongest = max(results['attacks'], key=lambda r: (r['epsilon'], r['attack_iter']))
+    strongest = max((r for r in results['attacks'] if r.get('attacker') != WORST_CASE),
+                    key=lambda r: (r['epsilon'], r['attack_iter']))
     strength = Strength(strongest['attack_iter'], strongest['epsilon'])
     wanted = {'attack_iter': str(strength.num_iter), 'epsilon': strength.epsilon_text}
     with open(os.path.join(folder, MANIFEST), newline='', encoding='utf-8', errors='surrogateescape') as f:
-        rows = [row for row in csv.DictReader(f) if all(row.get(name) == value for name, value in wanted.items())]
+        rows = [row for row in csv.DictReader(f) if all(row.get(name) == value for name, value in wanted.items()) and
+                row.get('attacker') in (None, strongest.get('attacker'))]
     chosen = sorted({int(i) for i in np.linspace(0, len(rows) - 1, EXAMPLES)}) if rows else []
     for row in (rows[i] for i in chosen):
         photo = found(row['path'], results_file)
@@ -194,7 +207,7 @@ def write_report(paths: List[str], out: str) -> Tuple[str, str]:
     picture = draw(curves)
     with open(TEMPLATE) as f:
         template = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(f.read())
-    page = template.render(curves=curves, picture=data_address(picture),
+    page = template.render(curves=curves, how_attacked=how_attacked, picture=data_address(picture),
                            networks=[(title, results, list(examples(results, path))) for title, path, results in named])
     page_path, picture_path = os.path.join(out, 'report.html'), os.path.join(out, 'curves.png')
     try:

@@ -2,7 +2,6 @@
 import argparse
 from typing import Callable, Set
 
-from attacks.table import GOALS
 from checkpoint import WEIGHTS
 from runtime.errors import InputError
 from training.methods import METHODS, method_of, own_flags, settle_method
@@ -12,7 +11,7 @@ ACTIONS = ('stop', 'restore')
 MOST_PASSES = 65536  # of batches in a step, which takes no signal before its end
 
 # Without them a training is as published
-METHOD_FLAGS = ['method', 'attack_goal', 'schedule', 'ema', 'keep_best', 'on_overfitting'] + own_flags()
+METHOD_FLAGS = ['method', 'schedule', 'ema', 'keep_best', 'on_overfitting'] + own_flags()
 
 
 def add_method_flags(parser: argparse.ArgumentParser, positive_int: Callable, positive_float: Callable) -> None:
@@ -23,8 +22,6 @@ def add_method_flags(parser: argparse.ArgumentParser, positive_int: Callable, po
     method.add_argument('--method', choices=list(METHODS), default='pgd',
                         help='pgd as published; fast: one step; free: several updates from each batch, which attack it '
                              'too; trades: clean images, and attacked ones classified alike (pgd)')
-    method.add_argument('--attack-goal', choices=GOALS,
-                        help='of a training\'s attacks, also between epochs (targeted of pgd, else untargeted)')
     method.add_argument('--noise', type=positive_float, metavar='R',
                         help='of fast: N-FGSM, from noise of R epsilons, a step of epsilon, unprojected')
     method.add_argument('--replays', type=positive_int, metavar='M', help='of free: updates from each batch (8)')

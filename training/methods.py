@@ -34,7 +34,7 @@ class Method:
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
-        self.goal: str = options.attack_goal or self.goals[0]
+        self.goal: str = options.attack_goal
         self.strength = Strength(options.attack_iter[0], options.attack_epsilon[0], options.training_step_size)
 
     @classmethod
@@ -178,10 +178,11 @@ def scaled(attacker: Any, factor: Any) -> Any:
 
 
 def settle_method(options: argparse.Namespace, given: Set[str]) -> None:
-    """Set what the method determines: steps, step sizes, its own flags' defaults. Raises InputError for flags that
-    don't go with it.
+    """Set what the method determines: steps, step sizes, the goal, its own flags' defaults.
 
+    Raises InputError for flags that don't go with it.
     Afterwards attack_step_size is that of evaluations between epochs, and training_step_size that of the method.
+
     given: the names of the flags that stand in the command.
     """
     kind = METHODS[options.method]
@@ -196,6 +197,7 @@ def settle_method(options: argparse.Namespace, given: Set[str]) -> None:
     check_steps(options, given, kind, named)
     if options.attack_goal and options.attack_goal not in kind.goals:
         raise InputError('%s has no attack that is %s: leave out --attack-goal' % (named, options.attack_goal))
+    options.attack_goal = options.attack_goal or kind.goals[0]
     if not kind.takes_precision and (options.xla or options.use_fp16xla
                                      or options.attack_dtype not in (None, 'float32')):
         raise InputError('%s has no attack apart from the training step, which is in float32: leave out '

@@ -133,14 +133,14 @@ def evaluation_table(directory: str) -> List[str]:
     if not records:
         return []
     last = records[-1]
-    lines = ['Last evaluation, after epoch %d:' % last['epoch_num'],
-             '%-10s %11s %11s %15s' % ('attack', 'Top1 Error', 'Top5 Error', 'Attack Success')]
-    # of averaged weights, the second time
-    for begin, words in ('eval-', '%s'), ('eval-ema-', '%s, averaged'):
-        prefixes = [key.split('/')[0] for key in last if re.match(begin + r'(clean|\d+step)/error-top1$', key)]
-        for prefix in sorted(prefixes, key=lambda p: int(re.sub(r'\D', '', p) or 0)):
-            success = last.get(prefix + '/attack-success-rate')
-            lines.append('%-10s %11.6f %11.6f %15s' % (words % prefix[len(begin):], last[prefix + '/error-top1'],
-                                                       last[prefix + '/error-top5'],
-                                                       '-' if success is None else '%.6f' % success))
+    found = [re.match(r'eval-(ema-)?(clean|\d+step)/error-top1$', key) for key in last]
+    averaged = any(match and match.group(1) for match in found)
+    lines = ['Last evaluation, after epoch %d:' % last['epoch_num']]
+    row = '%%-%ds %%11s %%11s %%15s' % (12 if averaged else 10)
+    lines.append(row % ('attack', 'Top1 Error', 'Top5 Error', 'Attack Success'))
+    for match in sorted(filter(None, found), key=lambda m: (bool(m.group(1)), int(re.sub(r'\D', '', m.group(2)) or 0))):
+        prefix = match.group().split('/')[0]
+        success = last.get(prefix + '/attack-success-rate')
+        lines.append(row % (match.group(2) + ' ema' * bool(match.group(1)), '%.6f' % last[prefix + '/error-top1'],
+                            '%.6f' % last[prefix + '/error-top5'], '-' if success is None else '%.6f' % success))
     return lines
