@@ -85,8 +85,8 @@ def test_trades_attacks_the_divergence_from_the_clean_images(session):
     for _ in range(3):  # epsilon / steps is more than the step
         x = x + 8 / 3 * PIXEL * np.sign(divergence_gradient(classifier, clean, x))
         x = np.clip(x, clean - 8 * PIXEL, clean + 8 * PIXEL).clip(-1, 1)
-    same = np.abs(end - x) < 1e-5
-    assert same.mean() > 0.999, 'all but gradients that round to the other sign'
+    # all but some whose gradient rounds to the other sign: it is a difference of almost the same probabilities at first
+    assert (np.abs(end - x) < 1e-5).mean() > 0.99
     assert (target == -1).all()
 
 
@@ -235,7 +235,7 @@ def test_free_on_two_ranks(tmp_path):
 
 
 def trades_gradients(weights, clean, x, label, beta):
-    """Return cost and gradients of the smoothed loss of clean images + beta KL(clean || attacked), and KL."""
+    """Return loss and gradients of the smoothed loss of clean images + beta KL(clean || attacked), and KL."""
     p_clean, p_attacked = [helpers.softmax(forward_backward(weights, given, np.zeros_like)[0]) for given in (clean, x)]
     ratio = np.log(p_clean / p_attacked)
     divergence = (p_clean * ratio).sum(axis=1, keepdims=True)
@@ -243,9 +243,8 @@ def trades_gradients(weights, clean, x, label, beta):
     logits, of_clean, _ = forward_backward(
         weights, clean, lambda z: of_loss(z) + beta * p_clean * (ratio - divergence) / len(label))
     _, of_attacked, _ = forward_backward(weights, x, lambda z: beta * (p_attacked - p_clean) / len(label))
-    cost = helpers.smoothed_cross_entropy(logits, label, 0.1).mean() + beta * divergence.mean() + sum(
-        1e-4 / 2 * (np.asarray(value, np.float64) ** 2).sum() for value in weights.values())
-    return cost, {name: of_clean[name] + of_attacked[name] for name in NAMES}, divergence.mean()
+    loss = helpers.smoothed_cross_entropy(logits, label, 0.1).mean() + beta * divergence.mean()
+    return loss, {name: of_clean[name] + of_attacked[name] for name in NAMES}, divergence.mean()
 
 
 def test_trades_learns_clean_images_and_the_divergence(trained):
@@ -253,9 +252,9 @@ def test_trades_learns_clean_images_and_the_divergence(trained):
     images, labels = worker.stream(0)
     with np.load(str(trained[0] / 'trades-0.npz')) as kept:
         for step in range(3):
-            cost, gradients, divergence = trades_gradients(optimizer.weights, images[step] / 127.5 - 1,
+            loss, gradients, divergence = trades_gradients(optimizer.weights, images[step] / 127.5 - 1,
                                                            kept['adversarial'][step], labels[step], beta=3)
-            assert kept['cost'][step] == pytest.approx(cost, rel=1e-5) and divergence > 0.1
+            assert kept['loss'][step] == pytest.approx(loss, rel=1e-5) and divergence > 0.1
             optimizer.update(gradients)
             for name in NAMES:
                 np.testing.assert_allclose(kept[name][step], optimizer.weights[name], atol=2e-5)
