@@ -4,7 +4,7 @@ The attackers are in attacks/, and importable from here: PGDAttacker, and Attack
 of a tower images are NHWC, BGR, float32 in [-1, 1]. Budgets are given in units of a pixel, of 255, as in the paper.
 """
 import inspect
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
 
 from runtime.compat import depends_on, tf, xla_compile  # before tensorpack
 
@@ -68,27 +68,54 @@ def adversarial_logits(network: Network, attacker: Attacker, image: tf.Tensor, l
     The attack sees the network in `attack_mode`, which is never training: it leaves no BatchNorm updates. For training
     its result is a constant.
     """
+    adversarial, target = attacked_images(network, attacker, image, label, attack_mode, index)
+    return network.logits(adversarial, mode), target
+
+
+def attacked_images(network: Network, attacker: Attacker, image: tf.Tensor, label: tf.Tensor, attack_mode: Mode,
+                    index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:
+    """Attack scaled images, (N, H, W, 3); return what comes of them, a constant for training, and target labels."""
     if attack_mode.training:
         raise ValueError('an attack must not change the BatchNorm statistics')
     with tf.name_scope('attack'):
         adversarial, target = attacker.attack(image, label, lambda x: network.logits(x, attack_mode), index)
-        adversarial = tf.stop_gradient(adversarial, name='adversarial')
-    return network.logits(adversarial, mode), target
+        return tf.stop_gradient(adversarial, name='adversarial'), target
+
+
+class Learnt(NamedTuple):
+    """What a training step is from: logits (N, classes) of attacked images, their targets (N,), and the loss, a
+    scalar."""
+    logits: tf.Tensor
+    target: tf.Tensor
+    loss: tf.Tensor
+
+
+class Lesson:
+    """What is learnt from a batch: of the paper, attacked images alone (Section 5). Others are in training/."""
+
+    def learn(self, model: 'AdversarialModel', image: tf.Tensor, label: tf.Tensor, mode: Mode) -> Learnt:
+        """Attack scaled images and compute the loss. mode: of what is trained. It names `attack/adversarial`."""
+        logits, target = adversarial_logits(model.network, model.attacker, image, label,
+                                            attack_mode=model.attack_mode, mode=mode)
+        return Learnt(logits, target, smoothed_loss(logits, label))
 
 
 class AdversarialModel(ModelDesc):
     """The tower that trains: uint8 batch -> [-1, 1] -> attack -> logits -> smoothed loss, weight decay and metrics.
 
-    In a tower that is not training the loss is left out and the attack's randomness is not tied to indices.
+    In a tower that is not training the cost is left out and the attack's randomness is not tied to indices. lesson:
+    what is learnt from a batch, if that is not the paper's.
     """
 
-    def __init__(self, network: Network, attacker: Attacker, image_size: int, *, mode: Mode, attack_mode: Mode):
+    def __init__(self, network: Network, attacker: Attacker, image_size: int, *, mode: Mode, attack_mode: Mode,
+                 lesson: Optional[Lesson] = None):
         super().__init__()
         self.network = network
         self.attacker = attacker
         self.image_size = image_size
         self.mode = mode
         self.attack_mode = attack_mode
+        self.lesson = lesson or Lesson()
 
     def inputs(self) -> List[tf.TensorSpec]:
         return [tf.TensorSpec([None, self.image_size, self.image_size, 3], tf.uint8, 'input'),
@@ -97,19 +124,19 @@ class AdversarialModel(ModelDesc):
     def build_graph(self, image: tf.Tensor, label: tf.Tensor) -> Optional[tf.Tensor]:
         is_training = get_current_tower_context().is_training
         image = scale_pixels(image)
-        logits, target = adversarial_logits(self.network, self.attacker, image, label, attack_mode=self.attack_mode,
-                                            mode=self.mode._replace(training=is_training))
+        logits, target, loss = self.lesson.learn(self, image, label, self.mode._replace(training=is_training))
         wrong_1, wrong_5, success = [
             tf.reduce_mean(tf.cast(x, tf.float32), name=name) for name, x in [
                 ('train-error-top1', is_wrong(logits, label, 1)), ('train-error-top5', is_wrong(logits, label, 5)),
                 ('attack-success-rate', is_target(logits, target))]]
         if not is_training:
             return None
-        loss = tf.identity(smoothed_loss(logits, label), name='smoothed-loss')
+        loss = tf.identity(loss, name='smoothed-loss')
         decay = regularize_cost('.*/W', l2_regularizer(WEIGHT_DECAY), name='l2_regularize_loss')
         cost = tf.add(loss, decay, name='cost')
-        attacked = not isinstance(self.attacker, NoOpAttacker)  # without an attack its success is unknown, not 0
-        add_moving_summary(loss, decay, cost, wrong_1, wrong_5, *[success] * attacked)
+        # without targets the attack's success is unknown, not 0
+        targeted = not isinstance(self.attacker, NoOpAttacker) and getattr(self.attacker, 'goal', '') != 'untargeted'
+        add_moving_summary(loss, decay, cost, wrong_1, wrong_5, *[success] * targeted)
         return cost
 
     def optimizer(self) -> tf.train.Optimizer:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 # Variables that training keeps beside the network's: the optimizer's, the schedule's, the smoothed summaries
 TRAINING_ONLY = re.compile(r'^(global_step|learning_rate|training/.*|EMA/.*|.*/Momentum|.*/EMA/(biased|local_step))$')
 DENOISING = 'training/denoise'  # among them: what the denoising blocks are, as characters' numbers
+AVERAGES = 'training/ema/'  # and the name of a variable: its moving average, of a training with --ema
+WEIGHTS = ('raw', 'ema')  # of a checkpoint: the variables as they are, or their averages
 MAX_NAMED = 4
 OF_PYTORCH = ('.pth', '.pt', '.safetensors', '.pth.tar')
 
@@ -61,15 +63,24 @@ def damaged_npz(path: str, error: Exception) -> InputError:
                       'get it again' % (path, error))
 
 
-def read_checkpoint(path: str) -> Weights:
+def read_checkpoint(path: str, which: str = 'raw') -> Weights:
     """Read an .npz file or a TF checkpoint (its prefix, or one of its files): {variable name: array}.
 
     A `:0` after a name is dropped. Variables of training alone are left out. Nothing is ever unpickled.
-    Raises InputError where there is no checkpoint, one that can't be read, or one that has a variable twice.
+    which: 'ema' reads the averages of the variables in their place, which a training with --ema keeps.
+    Raises InputError where there is no checkpoint, one that can't be read, one that has a variable twice, or that has
+    no averages.
     """
-    weights = read_npz(path) if path.endswith('.npz') else read_tf_checkpoint(path)
+    averaged = which == 'ema'
+    weights = read_npz(path) if path.endswith('.npz') else read_tf_checkpoint(path, averaged=averaged)
     check_names(weights, path)
-    return {variable(name): value for name, value in weights.items() if not TRAINING_ONLY.match(variable(name))}
+    if not averaged:
+        return {variable(name): value for name, value in weights.items() if not TRAINING_ONLY.match(variable(name))}
+    averages = {variable(name)[len(AVERAGES):]: value for name, value in weights.items() if name.startswith(AVERAGES)}
+    if not averages:
+        raise InputError('checkpoint %s has no averaged weights, which a training keeps with --ema: leave out '
+                         '--weights ema' % path)
+    return averages
 
 
 def variable(name: str) -> str:
@@ -119,7 +130,7 @@ def in_utf8(prefix: str) -> Iterator[str]:
         yield os.path.join(folder, 'model')
 
 
-def read_tf_checkpoint(path: str) -> Weights:
+def read_tf_checkpoint(path: str, *, averaged: bool = False) -> Weights:
     check_files(path)
     from runtime.compat import tf
     prefix = tf_prefix(path)
@@ -127,7 +138,7 @@ def read_tf_checkpoint(path: str) -> Weights:
         with in_utf8(prefix) as readable:
             reader = tf.train.load_checkpoint(readable)
             return {name: reader.get_tensor(name) for name in reader.get_variable_to_shape_map()
-                    if not TRAINING_ONLY.match(name)}
+                    if (name.startswith(AVERAGES) if averaged else not TRAINING_ONLY.match(name))}
     except Exception as e:  # as above
         raise InputError('checkpoint %s can\'t be read (%s)' % (prefix, str(e).split('\n')[0]))
 

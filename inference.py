@@ -32,7 +32,7 @@ CLOSED = 'this classifier is closed: load it again'
 def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None, *, image_size: int = 224,
                     data_format: Optional[str] = None, batch: int = 32, dtype: str = 'float32',
                     denoise: Optional[str] = None, denoise_where: Optional[str] = None,
-                    denoise_block: Optional[str] = None) -> 'Classifier':
+                    denoise_block: Optional[str] = None, weights: str = 'raw') -> 'Classifier':
     """Load a checkpoint into the network that it is of.
 
     Args:
@@ -46,6 +46,7 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None
             comes out is float32 all the same.
         denoise, denoise_where, denoise_block: of the denoising blocks of an architecture that has some, as main.py's
             flags; by default as the architecture has them.
+        weights: 'raw', or 'ema': their averages, which a training with --ema keeps.
     Raises:
         runtime.errors.InputError, a ValueError: no such network or checkpoint, one that does not fit the other, or
             sizes that are no such numbers.
@@ -56,15 +57,17 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None
     path = os.fspath(path)
     check_sizes(image_size, batch)
     check_dtype(dtype)
+    if weights not in checkpoint.WEIGHTS:
+        raise InputError('weights are %s, not %r' % (' or '.join(checkpoint.WEIGHTS), weights))
     network = find_network(arch, depth, denoise=denoise, denoise_where=denoise_where,
                            denoise_block=denoise_block)._replace(image_size=image_size)
-    weights = checkpoint.read_checkpoint(path)
-    network = network._replace(num_classes=checkpoint.num_classes(weights, path, network))
-    weights = checkpoint.fit_checkpoint(weights, network, path)
+    values = checkpoint.read_checkpoint(path, weights)
+    network = network._replace(num_classes=checkpoint.num_classes(values, path, network))
+    values = checkpoint.fit_checkpoint(values, network, path)
     for mistake in checkpoint.mistaken_denoising(network, path):
         log.warning('%s', mistake)
     warn_of_cost(dtype, data_format == 'NCHW', what='classification')
-    return Classifier(network, weights, image_size=image_size, data_format=data_format, batch=batch, dtype=dtype)
+    return Classifier(network, values, image_size=image_size, data_format=data_format, batch=batch, dtype=dtype)
 
 
 def check_dtype(dtype: str) -> None:

@@ -20,6 +20,7 @@ from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError, LaunchError
 from runtime.pixels import LARGEST_IMAGE
 from third_party.preparations import PREPARATIONS
+from training.flags import METHOD_FLAGS, add_method_flags, settle_training
 from training.preflight import inputs_of_training
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,8 @@ ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
 
 # Flags that change nothing in a job: what somebody gives them for will not happen
 OF_TRAINING = ['fake', 'no_zmq_ops', 'endpoint', 'logdir', 'overwrite', 'accumulate', 'save_every_steps',
-               'starting_epoch', 'max_epoch', 'steps_per_epoch', 'base_lr', 'training_eval', 'data_timeout']
+               'starting_epoch', 'max_epoch', 'steps_per_epoch', 'base_lr', 'training_eval', 'data_timeout',
+               *METHOD_FLAGS]
 WITHOUT_EFFECT = {'--eval': OF_TRAINING + ['prediction_file'],
                   '--eval-directory': OF_TRAINING + ['data', 'classes', 'attack_iter', 'attack_epsilon', 'seed',
                                                      'attack_step_size', 'attack_dtype', 'xla', 'use_fp16xla'],
@@ -110,13 +112,17 @@ def parse_options(arguments: List[str]) -> argparse.Namespace:
         check_options(options)
     except InputError as e:  # all ranks have the same flags
         raise LaunchError(str(e))
-    warn_of_unused(options, given_flags(arguments, options))
+    given = given_flags(arguments, options)
+    if not (options.eval or options.eval_directory):
+        settle_training(options, given)
+    warn_of_unused(options, given)
     network = network_of(options)
     options.depth, options.denoise = network.depth, network.denoise
     options.denoise_where, options.denoise_block = network.denoise_where, network.denoise_block
     options.xla = options.xla or options.use_fp16xla
     options.attack_dtype = options.attack_dtype or ('float16' if options.use_fp16xla else 'float32')
     options.dtype = options.dtype or 'float32'
+    options.weights = options.weights or 'raw'
     for flag, default in attack_flags.DEFAULTS.items():
         setattr(options, flag, default if getattr(options, flag) is None else getattr(options, flag))
     options.preprocess = options.preprocess or default_preprocess(options.arch, bool(options.eval_directory))
@@ -175,8 +181,8 @@ def command_line() -> Parser:
     attack.add_argument('--attacker', type=several(str), metavar='A[,A...]',
                         help='of an evaluation: %s, or one\'s own, module:Class (pgd)' % ', '.join(ATTACKERS))
     attack.add_argument('--attack-loss', choices=list(LOSSES), help='of an evaluation (ce)')
-    attack.add_argument('--attack-goal', choices=GOALS, help='of an evaluation: its target label, or any wrong one '
-                        '(targeted)')
+    attack.add_argument('--attack-goal', choices=GOALS, help='its target label, or any wrong one; also of a '
+                        'training (targeted; untargeted of --method fast, free and trades)')
     attack.add_argument('--targets', metavar='T', help='random or likeliest wrong labels, or a FILE of lines '
                         '`path,target` (random)')
     attack.add_argument('--num-targets', type=positive_int, metavar='N', help='attack each image towards N labels (1)')
@@ -226,6 +232,7 @@ def command_line() -> Parser:
                           help='evaluations between epochs: those of the paper, clean ones, or none (all)')
     training.add_argument('--data-timeout', type=positive_float, default=300, metavar='SECONDS',
                           help='how long to wait for the data server (300)')
+    add_method_flags(parser, positive_int, positive_float)
     return parser
 
 
@@ -252,7 +259,7 @@ def check_outputs(options: argparse.Namespace) -> None:
 def check_options(options: argparse.Namespace) -> None:
     """Raise InputError for flags that are wrong or don't go together."""
     for flag in ('load', 'data', 'classes', 'endpoint', 'results', 'per_image', 'save_adversarial', 'journal',
-                 'attacker', 'targets', 'subset', 'eval_directory', 'prediction_file', 'labels'):
+                 'attacker', 'targets', 'subset', 'eval_directory', 'prediction_file', 'labels', 'keep_best'):
         if getattr(options, flag) in ('', ['']):  # most likely a shell variable that is not set
             raise InputError('--%s is empty' % flag.replace('_', '-'))
     for flag in ('logdir', 'resume'):
@@ -287,6 +294,8 @@ def check_options(options: argparse.Namespace) -> None:
         raise InputError('--resume goes with training; an evaluation reads the checkpoint of --load')
     if options.reset_head and (not options.load or options.eval or options.eval_directory):
         raise InputError('--reset-head goes with a training that begins with --load')
+    if options.weights and not options.load:
+        raise InputError('--weights goes with --load')
     if options.use_fp16xla and options.attack_dtype not in (None, 'float16'):
         raise InputError('--use-fp16xla means --attack-dtype float16, not %s: give one of them' % options.attack_dtype)
     if options.starting_epoch > options.max_epoch:

@@ -27,8 +27,9 @@ class Evaluated(NamedTuple):
 
 def check_attack_flags(options: argparse.Namespace) -> None:
     """Raise InputError for flags of an attack that don't go together, or name nothing."""
+    of_training = [] if options.eval_directory else ['attack_goal']
     for flag in DEFAULTS:
-        if getattr(options, flag) is not None and not options.eval:
+        if getattr(options, flag) is not None and not options.eval and flag not in of_training:
             raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
     if (options.restarts or 1) > MOST_RESTARTS:
         raise InputError('--restarts is at most %d' % MOST_RESTARTS)

@@ -13,6 +13,7 @@ def early_facts(options: argparse.Namespace, dataset: Dataset, targets: Mapping[
     """Return all that the outcomes depend on, but for what evaluation/records.py adds, rounding, and what the image
     files hold. targets: {index of an image: label} of a file of --targets."""
     attack = attacks_of(options)[0]
+    averaged = dict(weights=options.weights) if options.weights != 'raw' else {}  # of --load
     return dict(
         arch=options.arch, depth=options.depth, denoise=options.denoise, denoise_where=options.denoise_where,
         denoise_block=options.denoise_block, classes=len(dataset.class_names), image_size=options.image_size,
@@ -26,4 +27,4 @@ def early_facts(options: argparse.Namespace, dataset: Dataset, targets: Mapping[
         subset=dict(num_images=len(dataset), indices_sha256=digest(list(dataset.indices)).hex())
         if dataset.indices is not None else None,
         preprocess=options.preprocess, dtype=options.dtype, code_sha256=code_sha256(),
-        network_sha256=sha256_of_files(network_of(options).files()))
+        network_sha256=sha256_of_files(network_of(options).files()), **averaged)

@@ -88,7 +88,8 @@ def find_inputs(options: argparse.Namespace, evaluated: Evaluated) -> Inputs:
     dataset = evaluated.dataset
     network = network_of(options)._replace(image_size=options.image_size)
     network = network._replace(num_classes=len(dataset.class_names))
-    weights = checkpoint.fit_checkpoint(checkpoint.read_checkpoint(options.load), network, options.load)
+    weights = checkpoint.read_checkpoint(options.load, options.weights)
+    weights = checkpoint.fit_checkpoint(weights, network, options.load)
     return Inputs(network, weights, dataset, {name: load_attacker(name) for name in options.attacker},
                   attacks_of(options), Aims(options.targets, options.seed, evaluated.targets))
 

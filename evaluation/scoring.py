@@ -40,7 +40,8 @@ def run_scoring(options: argparse.Namespace, paths: Sequence[str], listed: Dict[
     check_stdout()
     classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
                                  batch=options.batch, dtype=options.dtype, denoise=options.denoise,
-                                 denoise_where=options.denoise_where, denoise_block=options.denoise_block)
+                                 denoise_where=options.denoise_where, denoise_block=options.denoise_block,
+                                 weights=options.weights)
     for mistake in mistaken_preprocess(options.arch, options.preprocess, classifier.network.num_classes,
                                        eval_directory=True):
         log.warning('%s', mistake)

@@ -111,6 +111,12 @@ CASES = [
      '--overwrite would delete '),
     ('--fake --arch NoSuch', 'no architecture .NoSuch.'),
     ('--fake --load nowhere', 'no checkpoint nowhere'),
+    ('--fake --method free --replays 4 --attack-iter 2', '--method free attacks by one step in each of its --replays'),
+    ('--fake --method fast --attack-iter 7', '--method fast attacks by one step, not by --attack-iter 7'),
+    ('--fake --beta 6', '--beta goes with --method trades, not with --method pgd'),
+    ('--fake --ema 1', '--ema: .1. is not a number between 0 and 1'),
+    ('--data data --training-eval none --keep-best eval-clean/error-top1', '--keep-best needs evaluations between'),
+    ('--data data --keep-best eval-ema-clean/error-top1', 'doesn.t evaluate that; it does eval-10step/error-top1'),
 ]
 
 
@@ -122,7 +128,8 @@ def test_without_tensorflow(root, files, flags, said):
     assert seconds < 5, seconds  # a second on most machines
 
 
-@pytest.mark.parametrize('flags, said', [CASES[0], CASES[3], ('--data nowhere', 'there is no folder nowhere')])
+@pytest.mark.parametrize('flags, said', [CASES[0], CASES[3], CASES[-4],
+                                         ('--data nowhere', 'there is no folder nowhere')])
 def test_every_rank(root, files, flags, said):
     done, seconds = run(root, files, mpirun(3, [os.path.join(root, 'main.py')] + flags.split()))
     errors = re.findall('main.py: error: .*', done.stderr)

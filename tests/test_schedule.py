@@ -88,3 +88,26 @@ def test_short_trainings_end_with_every_strength(max_epoch):
     assert iters[max_epoch] == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90, 100]
     assert iters.get(max_epoch - 2, [0, 10, 100]) == [0, 10, 100]
     assert iters.get(max_epoch - 5, [0, 10]) == [0, 10]
+
+
+@pytest.mark.parametrize('total_batch', [128, 512])
+@pytest.mark.parametrize('epochs', [5, 30])
+def test_cyclic_rises_for_two_fifths_and_falls_to_0(total_batch, epochs):
+    schedule = LearningRate(0.1, total_batch, 100, epochs, 'cyclic')
+    peak = 0.1 * total_batch / 256
+    for part, of_peak in [(0, 0), (0.1, 1 / 4), (0.2, 1 / 2), (0.4, 1), (0.7, 1 / 2), (0.85, 1 / 4), (1, 0)]:
+        assert at_epoch(schedule, part * epochs) == pytest.approx(of_peak * peak, abs=1e-12), part
+
+
+def test_cosine_follows_the_published_warm_up():
+    schedule, published = LearningRate(0.1, 4096, 20, 110, 'cosine'), LearningRate(0.1, 4096, 20)
+    for step in range(0, 5 * 20, 7):
+        assert schedule.at(step) == published.at(step)
+    for epoch, rate in [(5, 1.6), (40, 1.2), (57.5, 0.8), (75, 0.4), (110, 0)]:
+        assert at_epoch(schedule, epoch) == pytest.approx(rate, abs=1e-12)
+
+
+def test_cosine_without_a_warm_up_begins_at_the_peak():
+    schedule = LearningRate(0.1, 256, 10, 30, 'cosine')
+    for epoch, rate in [(0, 0.1), (10, 0.075), (15, 0.05), (30, 0)]:
+        assert at_epoch(schedule, epoch) == pytest.approx(rate, abs=1e-12)

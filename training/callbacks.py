@@ -18,6 +18,7 @@ from tensorpack.train import StopTraining
 from checkpoint import DENOISING
 from runtime.distributed import World
 from runtime.errors import RunError
+from training.best import ERROR, STEP, find_best, keep
 from training.log_directory import OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, Start, saved_checkpoints, step_of
 from training.schedule import LearningRate
 
@@ -137,6 +138,31 @@ class Saver(ModelSaver):
     def advice(self) -> str:
         saved = saved_checkpoints(self.checkpoint_dir)
         return 'the last checkpoint is %s' % saved[0] if saved else 'there is no checkpoint yet'
+
+
+class KeepBest(Callback):
+    """Keeps the checkpoint after which a figure was lowest, as the chief; say it after what evaluates."""
+
+    def __init__(self, directory: str, metric: str):
+        self.directory, self.metric = directory, metric
+
+    def _before_train(self) -> None:
+        with errors_of_disk(self.directory):
+            self.best = find_best(self.directory, self.metric)
+        self._trigger_epoch()  # where the evaluation of the epoch before was made up for
+
+    def _trigger_epoch(self) -> None:
+        history = self.trainer.monitors.get_history(self.metric)
+        if not history or history[-1][0] != self.global_step:
+            return
+        value, step = history[-1][1], self.global_step
+        if self.best is None or value < self.best[0]:
+            with errors_of_disk(self.directory):
+                if keep(self.directory, step):
+                    self.best = value, step
+        if self.best is not None:
+            self.trainer.monitors.put_scalar(ERROR, self.best[0])
+            self.trainer.monitors.put_scalar(STEP, self.best[1])
 
 
 class errors_of_disk:

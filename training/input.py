@@ -2,7 +2,7 @@
 import argparse
 import contextlib
 import logging
-from typing import Callable, Iterator, List, Optional
+from typing import Iterator, List, Optional, Tuple
 
 from runtime.compat import tf  # before tensorpack
 
@@ -28,19 +28,31 @@ SCOPE = 'data_server'
 WAIT = 'input-wait'  # a tensor: the seconds that a step waited for its batch
 
 
-def timed(make: Callable[[], List[tf.Tensor]]) -> List[tf.Tensor]:
-    """Return the tensors that `make` gives; add WAIT and its summary to the graph."""
-    with tf.device('/cpu:0'):
-        begin = tf.timestamp()
-        with tf.control_dependencies([begin]):
-            tensors = make()
-        with tf.control_dependencies(tensors), tf.name_scope(None):
-            wait = tf.cast(tf.timestamp() - begin, tf.float32, name=WAIT)
-    add_moving_summary(wait)
-    return tensors
+def show_wait(seconds: tf.Tensor) -> None:
+    """Add WAIT and its summary to the graph."""
+    with tf.device('/cpu:0'), tf.name_scope(None):
+        add_moving_summary(tf.identity(seconds, name=WAIT))
 
 
-def training_input(options: argparse.Namespace, num_classes: int) -> InputSource:
+class TimedInput(InputSource):
+    """A source of batches that shows how long they are waited for. It goes before another class of sources."""
+
+    def pull(self) -> Tuple[List[tf.Tensor], tf.Tensor]:
+        """Return the tensors of a batch, and of the seconds that it takes to get them."""
+        with tf.device('/cpu:0'):
+            begin = tf.timestamp()
+            with tf.control_dependencies([begin]):
+                tensors = super()._get_input_tensors()
+            with tf.control_dependencies(tensors):
+                return tensors, tf.cast(tf.timestamp() - begin, tf.float32)
+
+    def _get_input_tensors(self) -> List[tf.Tensor]:
+        tensors, wait = self.pull()
+        show_wait(wait)
+        return tensors
+
+
+def training_input(options: argparse.Namespace, num_classes: int) -> TimedInput:
     """Return the input of a training with these options. Raises InputError where the native op can't be loaded."""
     if options.fake:
         return FakeInput([[options.batch, options.image_size, options.image_size, 3], [options.batch]])
@@ -53,21 +65,15 @@ def training_input(options: argparse.Namespace, num_classes: int) -> InputSource
                          % str(e).split('\n')[0])
 
 
-class FakeInput(DummyConstantInput):
+class FakeInput(TimedInput, DummyConstantInput):
     """Constant images and labels."""
 
-    def _get_input_tensors(self) -> List[tf.Tensor]:
-        return timed(super()._get_input_tensors)
 
-
-class PythonInput(QueueInput):
+class PythonInput(TimedInput, QueueInput):
     """A queue of batches that a thread fills in Python."""
 
-    def _get_input_tensors(self) -> List[tf.Tensor]:
-        return timed(super()._get_input_tensors)
 
-
-class NativeInput(TensorInput):
+class NativeInput(TimedInput, TensorInput):
     """Images uint8 (B,S,S,3) and labels int32 (B,), each step's by one run of the op: no Python, one copy."""
 
     def __init__(self, endpoint: str, batch: int, image_size: int, *, classes: int, timeout: float) -> None:
@@ -78,7 +84,7 @@ class NativeInput(TensorInput):
         self._socket = ZMQPullSocket(endpoint, [tf.uint8, tf.int32], hwm=DEFAULT_HWM, bind=False, shapes=self._shapes,
                                      timeout=timeout, skip_malformed=True,
                                      advice=server_to_start(batch, image_size, endpoint))
-        super().__init__(lambda: timed(self._pull))
+        super().__init__(self._pull)
 
     def _pull(self) -> List[tf.Tensor]:
         with tf.name_scope(SCOPE), tf.device('/cpu:0'):
@@ -90,7 +96,7 @@ class NativeInput(TensorInput):
                 return [images, tf.identity(labels)]
 
 
-def python_input(endpoint: str, batch: int, image_size: int, *, classes: int, timeout: float) -> InputSource:
+def python_input(endpoint: str, batch: int, image_size: int, *, classes: int, timeout: float) -> TimedInput:
     return PythonInput(ReceivedData(Receiver(endpoint, batch, image_size, classes=classes, timeout=timeout)))
 
 

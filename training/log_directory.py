@@ -23,6 +23,7 @@ from nets import network_of
 from runtime.errors import InputError
 from runtime.files import check_folder
 from runtime.locks import InUse, is_locked, take_lock
+from training.methods import method_of
 
 log = logging.getLogger(__name__)
 
@@ -112,10 +113,11 @@ class LogName(NamedTuple):
     attack: Strength
     suffix: Optional[str] = None  # --logdir
     variant: str = ''  # of the network, as nets.Network has it
+    method: str = 'PGD'  # with all that is not its default
 
     def path(self) -> str:
         """Return the directory, below train_log/."""
-        name = 'PGD-%s%s%s' % (self.arch.replace(':', '.'), self.depth or '', self.variant)
+        name = '%s-%s%s%s' % (self.method, self.arch.replace(':', '.'), self.depth or '', self.variant)
         name += '-Batch{0.batch}-{0.ranks}GPUs'.format(self)
         name += '-iter{0.num_iter}-epsilon{0.epsilon}-step{0.step_size}'.format(self.attack)
         return os.path.join('train_log', name + ('-' + self.suffix if self.suffix else ''))
@@ -146,9 +148,11 @@ def directory_to_resume(name: LogName, given: str) -> Optional[str]:
 def log_directory_of(options: argparse.Namespace, ranks: int) -> str:
     """Return the log directory that the flags of a training under so many ranks mean. Raises InputError as
     `directory_to_resume` does."""
-    attack = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
-    name = LogName(options.arch, options.depth, options.batch, ranks, attack, options.logdir,
-                   network_of(options).variant)
+    method = method_of(options)
+    more = [] if options.schedule == 'steps' else [options.schedule]
+    more += [] if options.ema is None else ['ema%s' % options.ema]
+    name = LogName(options.arch, options.depth, options.batch, ranks, method.strength, options.logdir,
+                   network_of(options).variant, '-'.join([method.name()] + more))
     return (directory_to_resume(name, options.resume) if options.resume is not None else None) or name.path()
 
 

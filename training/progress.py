@@ -1,4 +1,5 @@
 """What people see of a training while it runs: lines of the log, TensorBoard, the last evaluation's table."""
+import re
 import time
 from typing import Any, List
 
@@ -48,9 +49,10 @@ class Progress(Callback):
 
     NAMES = ('smoothed-loss', 'train-error-top1', 'attack-success-rate')
 
-    def __init__(self, start: Start, *, total_batch: int, max_epoch: int, micro_batches: int, attacked: bool):
+    def __init__(self, start: Start, *, total_batch: int, max_epoch: int, micro_batches: int, attacked: bool,
+                 targeted: bool = True):
         self.start, self.total_batch, self.max_epoch = start, total_batch, max_epoch
-        self.micro_batches, self.attacked = micro_batches, attacked
+        self.micro_batches, self.attacked, self.targeted = micro_batches, attacked, attacked and targeted
         self.between_epochs = self.attack_seconds = 0.0
         self.epoch_ended = 0.0
 
@@ -115,7 +117,7 @@ class Progress(Callback):
                     'error %.3f, success %s; epoch ends in %s, training in %s' % (
                         self.epoch_num, self.max_epoch, done, total, self.total_batch / per_step,
                         100 * min(1, self.attack_seconds / per_step), 100 * means[-1] * self.micro_batches / per_step,
-                        means[0], means[1], '%.3f' % means[2] if self.attacked else 'n/a', duration(epoch_left),
+                        means[0], means[1], '%.3f' % means[2] if self.targeted else 'n/a', duration(epoch_left),
                         duration(epoch_left + later)))
         self.line_time = now
         self._clear()
@@ -131,12 +133,14 @@ def evaluation_table(directory: str) -> List[str]:
     if not records:
         return []
     last = records[-1]
-    lines = ['Last evaluation, after epoch %d:' % last['epoch_num'],
-             '%-10s %11s %11s %15s' % ('attack', 'Top1 Error', 'Top5 Error', 'Attack Success')]
-    strengths = [key.split('/')[0] for key in last if key.startswith('eval-') and key.endswith('/error-top1')]
-    for prefix in sorted(strengths, key=lambda p: 0 if p == 'eval-clean' else int(p[len('eval-'):-len('step')])):
+    found = [re.match(r'eval-(ema-)?(clean|\d+step)/error-top1$', key) for key in last]
+    averaged = any(match and match.group(1) for match in found)
+    lines = ['Last evaluation, after epoch %d:' % last['epoch_num']]
+    row = '%%-%ds %%11s %%11s %%15s' % (12 if averaged else 10)
+    lines.append(row % ('attack', 'Top1 Error', 'Top5 Error', 'Attack Success'))
+    for match in sorted(filter(None, found), key=lambda m: (bool(m.group(1)), int(re.sub(r'\D', '', m.group(2)) or 0))):
+        prefix = match.group().split('/')[0]
         success = last.get(prefix + '/attack-success-rate')
-        lines.append('%-10s %11.6f %11.6f %15s' % (prefix[len('eval-'):], last[prefix + '/error-top1'],
-                                                   last[prefix + '/error-top5'],
-                                                   '-' if success is None else '%.6f' % success))
+        lines.append(row % (match.group(2) + ' ema' * bool(match.group(1)), '%.6f' % last[prefix + '/error-top1'],
+                            '%.6f' % last[prefix + '/error-top5'], '-' if success is None else '%.6f' % success))
     return lines

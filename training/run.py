@@ -2,7 +2,7 @@
 import argparse
 import logging
 import shlex
-from typing import List, NamedTuple, Optional
+from typing import Any, List, NamedTuple, Optional
 
 import runtime.compat  # noqa: F401  before tensorpack
 
@@ -12,7 +12,7 @@ from tensorpack.callbacks import MergeAllSummaries, MovingAverageSummary, RunUpd
 from tensorpack.tfutils import DictRestore, SaverRestore
 
 import checkpoint
-from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker
+from adv_model import AdversarialModel
 from evaluation.contents import read_contents
 from evaluation.outcomes import Strength
 from kernels.mode import attack_settings, native_mode
@@ -25,7 +25,10 @@ from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
 from third_party.imagenet import Dataset, count_images
 from third_party.preparations import PREPARATIONS
+from training.averages import Averages, has_averages
+from training.best import best_checkpoint
 from training.callbacks import (
+    KeepBest,
     LossGuard,
     RecordedDenoising,
     Saver,
@@ -45,8 +48,11 @@ from training.log_directory import (
     saved_checkpoints,
     start_after,
 )
+from training.methods import Method, method_of
+from training.overfitting import Guard, attack_step_factor, earlier_distance, several_steps
 from training.progress import Events, Progress, evaluation_table
 from training.records import Statistics, evaluated_epochs, forget_after
+from training.replays import HeldInput, Replays
 from training.schedule import LearningRate, attack_iters_after, steps_in_epoch
 from training.trainer import AccumulatingTrainer, SessionCreator
 from training.validation import DistributedEvaluation, Validation
@@ -64,7 +70,8 @@ class Inputs(NamedTuple):
     classes: List[str]
     validation: Optional[Dataset]
     weights: Optional[checkpoint.Weights]
-    attack: Strength
+    attack: Strength  # of evaluations between epochs; a method may have steps of its own
+    method: Method
 
 
 class Plan(NamedTuple):
@@ -72,6 +79,8 @@ class Plan(NamedTuple):
     start: Start
     schedule: LearningRate
     catch_up: bool  # with the evaluation of the epoch before
+    averages_begin: bool  # with the weights that there are
+    distance: float  # how far one step's error and several steps' were apart: see overfitting.py
 
 
 def run_training(options: argparse.Namespace, classes: List[str], validation: Optional[Dataset]) -> int:
@@ -112,12 +121,12 @@ def find_inputs(options: argparse.Namespace, classes: List[str], validation: Opt
     network = network._replace(num_classes=len(classes))
     weights = read_initial_weights(options, network) if options.load else None
     attack = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
-    return Inputs(network, classes, validation, weights, attack)
+    return Inputs(network, classes, validation, weights, attack, method_of(options))
 
 
 def read_initial_weights(options: argparse.Namespace, network: Network) -> checkpoint.Weights:
     """Read the checkpoint of --load: of this network, or with --reset-head of one with other classes."""
-    weights = checkpoint.read_checkpoint(options.load)
+    weights = checkpoint.read_checkpoint(options.load, options.weights)
     if options.reset_head:
         weights = checkpoint.without_head(weights, options.load, network)
     else:
@@ -125,13 +134,6 @@ def read_initial_weights(options: argparse.Namespace, network: Network) -> check
     for mistake in checkpoint.mistaken_denoising(network, options.load):
         log.warning('%s', mistake)
     return weights
-
-
-def training_attacker(attack: Strength, network: Network, *, xla: bool, loss_scale: float) -> Attacker:
-    if attack.num_iter == 0:
-        return NoOpAttacker()
-    return PGDAttacker(attack.num_iter, attack.epsilon, attack.step_size, num_classes=network.num_classes,
-                       clean_start_probability=CLEAN_START_PROBABILITY, xla=xla, loss_scale=loss_scale)
 
 
 # --- where it begins -------------------------------------------------------------------------------------------------
@@ -143,13 +145,15 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
         world.from_chief(world.patiently(lambda: count_images(options.data, 'train') if world.is_chief else None))
     total_batch = options.batch * world.size * options.accumulate
     steps_per_epoch = options.steps_per_epoch or steps_in_epoch(images, total_batch)
-    schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch)
-    start, catch_up = Start(steps_per_epoch), False
+    schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch, options.schedule)
+    start, catch_up, averages_begin, distance = Start(steps_per_epoch), False, True, 0.0
     # reading its checkpoints may take the chief minutes
     prepared = world.patiently(lambda: prepare_chief(options, inputs, world.size, steps_per_epoch)
                                if world.is_chief else None)
     if prepared:
         start = prepared
+        averages_begin = not (start.checkpoint and has_averages(start.checkpoint))
+        distance = earlier_distance(logger.get_logger_dir())
         catch_up = bool(start.checkpoint and inputs.validation and start.epoch > 1 and not start.step_of_epoch
                         and start.epoch - 1 not in evaluated_epochs(logger.get_logger_dir()))
         logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
@@ -162,8 +166,9 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
     else:
         logger.setLevel('WARNING')
     # the chief alone knows its disk
-    global_step, offset, catch_up = world.from_chief([start.global_step, start.offset, catch_up])
-    return Plan(start._replace(global_step=global_step, offset=offset), schedule, catch_up)
+    global_step, offset, *others = world.from_chief([start.global_step, start.offset, catch_up, averages_begin,
+                                                     distance])
+    return Plan(start._replace(global_step=global_step, offset=offset), schedule, *others)
 
 
 def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps_per_epoch: int) -> Start:
@@ -205,28 +210,43 @@ def find_start(options: argparse.Namespace, directory: str, network: Network, st
 
 def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World, stopper: StopOnSignal) -> None:
     """Train for all epochs from the plan's start on."""
-    start, total_batch = plan.start, plan.schedule.total_batch
+    start, total_batch, method = plan.start, plan.schedule.total_batch, inputs.method
     directory = logger.get_logger_dir()  # the chief's
-    settings = attack_settings(options.attack_dtype, options.xla)
-    attacker = training_attacker(inputs.attack, inputs.network, xla=settings['xla'], loss_scale=settings['loss_scale'])
-    model = AdversarialModel(inputs.network, attacker, options.image_size, mode=native_mode(),
-                             attack_mode=settings['attack_mode'])
     position = ScheduledPosition(start, total_batch)
     callbacks: List[Callback] = [
         position, RecordedDenoising(checkpoint.denoising_record(inputs.network)),
         ScheduledLearningRate(plan.schedule, start.offset),
         LossGuard(inputs.network.num_classes, world.rank, directory), ThroughputTracker(samples_per_step=total_batch),
         stopper]
+    averages = None
+    if options.ema is not None:
+        averages = Averages(options.ema, inputs.network.variable_shapes(), begin=plan.averages_begin)
+        callbacks.append(averages)
     if world.is_chief:
         stopper.saver = Saver(directory, options.save_every_steps, start.offset)
+    monitors = [Events(start.global_step), Statistics(), ScalarPrinter()] if world.is_chief else []
+    step_factor: Any = attack_step_factor() if options.on_overfitting == 'restore' else 1.0
+    if options.on_overfitting or method.overfits_fast:
+        callbacks.append(guard_of(options, inputs, plan, world, step_factor, saver=stopper.saver,
+                                  monitors=monitors))
+    if world.is_chief:
         callbacks += [stopper.saver, Progress(start, total_batch=total_batch, max_epoch=options.max_epoch,
-                                              micro_batches=options.accumulate, attacked=inputs.attack.num_iter > 0)]
+                                              micro_batches=options.accumulate, targeted=method.targeted,
+                                              attacked=method.attacks and method.takes_precision)]
     if inputs.validation is not None:
         validation = Validation(inputs.network, inputs.validation, options.image_size, options.batch, options.max_epoch,
                                 inputs.attack.epsilon, inputs.attack.step_size, options.training_eval == 'clean',
-                                PREPARATIONS[options.preprocess]())
-        callbacks.append(DistributedEvaluation(validation, world, stopper, catch_up=plan.catch_up))
+                                PREPARATIONS[options.preprocess](), method.goal)
+        callbacks.append(DistributedEvaluation(validation, world, stopper, catch_up=plan.catch_up, averages=averages))
+    if options.keep_best and world.is_chief:
+        callbacks.append(KeepBest(directory, options.keep_best))
     data = training_input(options, inputs.network.num_classes)
+    held, replays = data, None
+    if method.replays > 1 or not method.takes_precision:
+        held = HeldInput(data, options.accumulate, options.batch, options.image_size)
+        replays = Replays(method.replays, held, epsilon=method.strength.epsilon,
+                          step_size=method.strength.step_size * step_factor)
+    model = training_model(options, inputs, replays, step_factor)
     if start.checkpoint:
         restored = SaverRestore(start.checkpoint,
                                 ignore=[STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH, checkpoint.DENOISING])
@@ -234,15 +254,35 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
         restored = DictRestore(dict(inputs.weights or {}, global_step=np.int64(start.global_step)))
     with errors_of_input(data):
         launch_train_with_config(TrainConfig(
-            model=model, data=data, callbacks=callbacks, steps_per_epoch=start.steps_per_epoch,
+            model=model, data=held, callbacks=callbacks, steps_per_epoch=start.steps_per_epoch,
             starting_epoch=start.epoch, max_epoch=options.max_epoch, session_creator=SessionCreator(world),
-            session_init=restored, monitors=[Events(start.global_step), Statistics(), ScalarPrinter()]
-            if world.is_chief else [], extra_callbacks=[
+            session_init=restored, monitors=monitors, extra_callbacks=[
                 MovingAverageSummary(), MergeAllSummaries(period=SUMMARY_STEPS), RunUpdateOps()]),
-            AccumulatingTrainer(options.accumulate))
+            AccumulatingTrainer(options.accumulate, replays=replays, averages=averages))
     if position.completed_epochs < options.max_epoch and not stopper.stopped:
         raise RuntimeError('the training ended early, after %d of %d epochs: see the log in %s'
                            % (position.completed_epochs, options.max_epoch, directory))
+
+
+def training_model(options: argparse.Namespace, inputs: Inputs, replays: Optional[Replays],
+                   step_factor: Any) -> AdversarialModel:
+    """Return the tower that trains by the method."""
+    settings = attack_settings(options.attack_dtype, options.xla)
+    attacker = inputs.method.attacker(num_classes=inputs.network.num_classes, step_factor=step_factor,
+                                      xla=settings['xla'], loss_scale=settings['loss_scale'])
+    return AdversarialModel(inputs.network, attacker, options.image_size, mode=native_mode(),
+                            attack_mode=settings['attack_mode'], lesson=inputs.method.lesson(replays))
+
+
+def guard_of(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World, step_factor: Any,
+             **of_chief: Any) -> Guard:
+    """Return the guard against catastrophic overfitting."""
+    method, network = inputs.method, dict(num_classes=inputs.network.num_classes)
+    return Guard(inputs.network, options.image_size, options.batch, world, action=options.on_overfitting,
+                 one_step=lambda: method.one_step(step_factor=step_factor, **network),
+                 several=lambda: several_steps(method.strength.epsilon, method.goal, **network),
+                 directory=logger.get_logger_dir(), step_factor=step_factor, **of_chief,
+                 earlier=(plan.distance, plan.start.global_step))
 
 
 def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSignal) -> None:
@@ -254,6 +294,8 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
         return
     for line in evaluation_table(directory):
         print(line)
+    if options.keep_best:
+        print('The best checkpoint by %s: %s' % (options.keep_best, best_checkpoint(directory) or 'none'))
     if options.data:
         iters = [0] if options.training_eval == 'clean' else attack_iters_after(options.max_epoch, options.max_epoch)
         command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], *inputs.network.flags,
@@ -262,4 +304,5 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
                    '--attack-step-size', '%g' % inputs.attack.step_size]
         command += ['--classes', options.classes] if options.classes else []
         command += ['--preprocess', options.preprocess]
+        command += ['--attack-goal', inputs.method.goal] if inputs.method.goal != 'targeted' else []
         print('To repeat it: ' + ' '.join(shlex.quote(word) for word in command), flush=True)

@@ -3,11 +3,14 @@ from typing import Any, Callable, List, Optional, Tuple
 
 from runtime.compat import tf  # before tensorpack
 
+import numpy as np
 from tensorpack.input_source import InputSource
 from tensorpack.tfutils.sesscreate import NewSessionCreator
 from tensorpack.train import HorovodTrainer
 
 from runtime.distributed import World
+from training.averages import Averages
+from training.replays import Replays
 
 Gradients = List[Tuple[tf.Tensor, tf.Variable]]
 
@@ -33,11 +36,13 @@ class AccumulatingTrainer(HorovodTrainer):
     Counts of steps, the schedule and summaries are in these steps. BatchNorm normalizes each micro-batch by itself, and
     its moving averages are updated by each. tensorpack's AccumGradOptimizer would exchange gradients for every
     micro-batch, sums instead of averages, and counts micro-batches as steps.
+
+    replays: makes so many updates of a step, each of all of its micro-batches. averages: follow each update.
     """
 
-    def __init__(self, micro_batches: int):
+    def __init__(self, micro_batches: int, *, replays: Optional[Replays] = None, averages: Optional[Averages] = None):
         super().__init__()
-        self.micro_batches = micro_batches
+        self.micro_batches, self.replays, self.averages = micro_batches, replays, averages
 
     def _setup_graph(self, input: InputSource, get_cost_fn: Callable, get_opt_fn: Callable) -> List[Any]:
         inner_allreduce = super().allreduce
@@ -63,10 +68,37 @@ class AccumulatingTrainer(HorovodTrainer):
                 means = [(tf.identity(mean), v) for mean, v in means]
             return inner_allreduce(means)
 
-        self.allreduce = after_backward if self.micro_batches == 1 else accumulated
-        return super()._setup_graph(input, get_cost_fn, get_opt_fn)
+        exchanged = after_backward if self.micro_batches == 1 else accumulated
+        replays = self.replays
+        self.allreduce = exchanged if replays is None else lambda grads: exchanged(replays.take(grads))
+        callbacks = super()._setup_graph(input, get_cost_fn, get_opt_fn)
+        # without what goes with a whole step, such as its count
+        self._update = tf.group(self.train_op, *tf.get_collection(tf.GraphKeys.UPDATE_OPS))
+        return callbacks
 
     def run_step(self) -> None:
-        for _ in range(self.micro_batches - 1):
-            self.sess.run(self._add)
+        if self.replays is not None:
+            self.replays.held.load(self.sess)
+            for _ in range(self.replays.count - 1):
+                self._run_micro_batches()
+                self.sess.run(self._update)
+                self._follow()
+        self._run_micro_batches()
         super().run_step()
+        self._follow()
+
+    def _run_micro_batches(self) -> None:
+        """Add up the gradients of all of a step's micro-batches but the last."""
+        for number in range(self.micro_batches - 1):
+            self.sess.run(self._add, {self.replays.held.slot: number} if self.replays is not None else None)
+
+    def _follow(self) -> None:
+        if self.averages is not None:
+            self.averages.follow(self.sess)
+
+    def draw(self) -> List[np.ndarray]:
+        """Return a batch of the training stream, uint8 images and int32 labels, which is not trained on then."""
+        if self.replays is not None:
+            self.replays.held.load(self.sess)
+        tower = self.towers.training()[0]
+        return self.sess.run([tower.get_tensor('input'), tower.get_tensor('label')])

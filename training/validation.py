@@ -1,6 +1,6 @@
 """Evaluations between the epochs of a training: every rank attacks its share of the validation set."""
 import functools
-from typing import List, NamedTuple
+from typing import List, NamedTuple, Optional
 
 import runtime.compat  # noqa: F401  before tensorpack
 
@@ -14,6 +14,7 @@ from nets import Network
 from runtime.distributed import World
 from third_party.imagenet import Dataset
 from third_party.preparations import Preparation
+from training.averages import Averages
 from training.callbacks import StopOnSignal
 from training.schedule import attack_iters_after
 
@@ -29,6 +30,7 @@ class Validation(NamedTuple):
     step_size: float
     clean_only: bool
     preparation: Preparation
+    goal: str = 'targeted'  # of attacks
 
     def strengths_after(self, epoch: int) -> List[Strength]:
         """Return the attacks after an epoch, 1, 2, ..., max_epoch."""
@@ -40,41 +42,56 @@ class DistributedEvaluation(Callback):
     """Evaluates after every epoch, in float32 and from noise.
 
     catch_up: also before the first one, since the epoch that ended with its checkpoint was not evaluated any more.
+    averages: are evaluated beside the weights.
     """
 
     _chief_only = False
 
-    def __init__(self, validation: Validation, world: World, stopper: StopOnSignal, *, catch_up: bool):
+    def __init__(self, validation: Validation, world: World, stopper: StopOnSignal, *, catch_up: bool,
+                 averages: Optional[Averages] = None):
         self.validation, self.world, self.stopper, self.catch_up = validation, world, stopper, catch_up
+        self.averages = averages
 
     def _setup_graph(self) -> None:
         mode = native_mode()
-        self.tower = AttackTower(self.validation.network, self.validation.image_size, mode=mode, attack_mode=mode)
+        self.tower = AttackTower(self.validation.network, self.validation.image_size, mode=mode, attack_mode=mode,
+                                 goal=self.validation.goal)
 
     def _before_train(self) -> None:
         if self.catch_up:
             self._trigger_epoch()
 
     def _trigger_epoch(self) -> None:
-        dataset, strengths = self.validation.dataset, self.validation.strengths_after(self.epoch_num)
+        strengths = self.validation.strengths_after(self.epoch_num)
+        evaluated = [('eval-', self.evaluate(strengths, 'evaluation, epoch %d' % self.epoch_num))]
+        if self.averages is not None and evaluated[0][1] is not None:
+            with self.averages.in_place(self.trainer.sess):
+                evaluated.append(('eval-ema-', self.evaluate(strengths, 'averages, epoch %d' % self.epoch_num)))
+        # all or nothing: what isn't there is evaluated by the training that goes on
+        if evaluated[-1][1] is None:
+            return
+        for prefix, figures in evaluated:
+            for strength, of_strength in zip(strengths, figures or ()):
+                self.report(prefix + ('%dstep' % strength.num_iter if strength.num_iter else 'clean'), of_strength)
+
+    def evaluate(self, strengths: List[Strength], description: str) -> Optional[List[Figures]]:
+        """Return the figures of each strength; None when a signal came."""
+        dataset = self.validation.dataset
         tally = Tally(dataset.labels, len(strengths))
         attack = functools.partial(attack_batch, self.tower, self.trainer.sess, strengths=strengths)
         rounds = evaluate(attack, len(strengths), dataset, self.world, image_size=self.validation.image_size,
                           batch=self.validation.batch, preparation=self.validation.preparation)
         # When it is stopped, the checkpoint of this epoch is saved, and the training that goes on from it evaluates.
         if self.stopper.agreed():
-            return
-        for positions, _ in with_progress(rounds, tally, self.world, total=len(dataset),
-                                          description='evaluation, epoch %d' % self.epoch_num):
+            return None
+        for positions, _ in with_progress(rounds, tally, self.world, total=len(dataset), description=description):
             if positions.stop < len(dataset) and self.stopper.agreed():
-                return
-        for strength, figures in zip(strengths, tally.figures):
-            self.report(strength, figures)
+                return None
+        return tally.figures
 
-    def report(self, strength: Strength, figures: Figures) -> None:
-        prefix = 'eval-clean' if strength.num_iter == 0 else 'eval-%dstep' % strength.num_iter
+    def report(self, prefix: str, figures: Figures) -> None:
         put = self.trainer.monitors.put_scalar
         put(prefix + '/error-top1', figures.rate('wrong_top1'))
         put(prefix + '/error-top5', figures.rate('wrong_top5'))
-        if strength.num_iter:
+        if figures.targeted:
             put(prefix + '/attack-success-rate', figures.rate('successes'))

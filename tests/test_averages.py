@@ -1,0 +1,170 @@
+"""Averaged weights and the best checkpoint: as files, as flags, and what a training says of them."""
+import os
+import re
+import signal
+import subprocess
+import sys
+
+from runtime.compat import tf
+
+import numpy as np
+import pytest
+from jobs import SMALL, Job, statistics
+from photos import write_split
+from test_resume import save
+
+from checkpoint import read_checkpoint
+from inference import load_classifier
+from runtime.errors import InputError
+from tools.mpi import read_figures
+from training.averages import Averages
+from training.best import best_checkpoint, find_best, keep
+from training.progress import evaluation_table
+from training.records import write_json
+
+
+@pytest.fixture
+def averaged_file(tmp_path, weights_of):
+    """An .npz with weights, and others as their averages."""
+    weights, averages = weights_of(seed=0), weights_of(seed=1)
+    path = str(tmp_path / 'both.npz')
+    np.savez(path, **weights, **{'training/ema/' + name: value for name, value in averages.items()})
+    return path
+
+
+def test_averages_are_read_in_place_of_the_weights(averaged_file, weights_file, weights_of, tmp_path):
+    averages = read_checkpoint(averaged_file, 'ema')
+    expected = weights_of(seed=1)
+    assert set(averages) == set(expected) and all((averages[n] == expected[n]).all() for n in expected)
+    assert (read_checkpoint(averaged_file)['linear/W'] == weights_of(seed=0)['linear/W']).all()
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name, value in [('w', 1.0), ('training/ema/w', 2.0), ('training/ema/w2', 3.0)]:
+            tf.get_variable(name, initializer=value)
+        session.run(tf.global_variables_initializer())
+        path = tf.train.Saver().save(session, str(tmp_path / 'model'), write_meta_graph=False)
+    assert read_checkpoint(path, 'ema') == {'w': 2.0, 'w2': 3.0} and read_checkpoint(path) == {'w': 1.0}
+    for lacking in weights_file(), save(tmp_path, 5):
+        with pytest.raises(InputError, match='no averaged weights.*--ema: leave out --weights ema'):
+            read_checkpoint(lacking, 'ema')
+
+
+def test_a_classifier_of_averages(averaged_file, weights_file):
+    image = np.random.RandomState(0).randint(0, 256, (2, 32, 32, 3)).astype(np.uint8)
+    given = dict(arch='ResNet', depth=14, image_size=32, batch=2)
+    logits = [load_classifier(path, **given, **more).logits(image) for path, more in [
+        (averaged_file, dict(weights='ema')), (weights_file(seed=1), {}), (averaged_file, {})]]
+    np.testing.assert_array_equal(logits[0], logits[1])
+    assert np.abs(logits[0] - logits[2]).max() > 0.01
+    with pytest.raises(InputError, match='weights are raw or ema'):
+        load_classifier(averaged_file, weights='mean', **given)
+
+
+def test_averages_take_the_networks_place_for_a_while(session):
+    """To the last bit, and also where what is done meanwhile fails."""
+    one, other = tf.get_variable('a', initializer=[1.0, 1 / 3]), tf.get_variable('b', initializer=0.1)
+    averages = Averages(0.9, ['a'], begin=True)
+    averages._setup_graph()
+    session.run(tf.global_variables_initializer())
+    session.run(averages._begin)
+    session.run([tf.assign(one, [2.0, 0.7]), tf.assign(other, 5.0)])
+    averages.follow(session)
+    values = session.run([one, other])
+    with pytest.raises(KeyError), averages.in_place(session):
+        np.testing.assert_allclose(session.run(one), [0.9 * 1 + 0.1 * 2, 0.9 / 3 + 0.07], rtol=1e-6)
+        assert session.run(other) == 5
+        raise KeyError
+    assert all((now == before).all() for now, before in zip(session.run([one, other]), values))
+
+
+# --- the best checkpoint ---------------------------------------------------------------------------------------------
+
+def records(folder, values):
+    write_json(str(folder / 'stats.json'), [dict(global_step=step, epoch_num=step, x=value)
+                                            for step, value in values.items()])
+
+
+def kept(folder):
+    return sorted(path.name for path in folder.glob('best-*'))
+
+
+def test_the_best_checkpoint_is_kept_alone(tmp_path):
+    for step in (1, 2, 3):
+        save(tmp_path, step, value=float(step))
+    assert keep(str(tmp_path), 1) and keep(str(tmp_path), 2) and not keep(str(tmp_path), 7)
+    assert kept(tmp_path) == ['best-2.data-00000-of-00001', 'best-2.index']
+    for path in tmp_path.glob('model-2.*'):
+        path.unlink()
+    assert best_checkpoint(str(tmp_path)) == str(tmp_path / 'best-2')
+    assert (read_checkpoint(str(tmp_path / 'best-2'))['w'] == 2.0).all()
+
+
+def test_the_best_checkpoint_is_found_again(tmp_path):
+    assert find_best(str(tmp_path), 'x') is None and best_checkpoint(str(tmp_path)) is None
+    for step in (1, 2, 3):
+        save(tmp_path, step)
+    records(tmp_path, {1: 0.5, 2: 0.3, 3: 0.3})
+    assert find_best(str(tmp_path), 'x') == (0.3, 2) and kept(tmp_path)[0].startswith('best-2.')
+    for path in tmp_path.glob('model-2.*'):
+        path.unlink()
+    assert find_best(str(tmp_path), 'x') == (0.3, 2)
+    # of a training that goes back to before it
+    records(tmp_path, {1: 0.5})
+    assert find_best(str(tmp_path), 'x') == (0.5, 1) and kept(tmp_path)[0].startswith('best-1.')
+    assert find_best(str(tmp_path), 'y') is None
+
+
+def test_the_last_table_has_both_weights(tmp_path):
+    figures = {'error-top1': 0.5, 'error-top5': 0.25}
+    last = {'epoch_num': 3}
+    for place, strength in enumerate(['10step', 'clean', '100step', 'ema-clean', 'ema-10step']):
+        last.update(('eval-%s/%s' % (strength, name), value + place / 100) for name, value in figures.items())
+    last['eval-10step/attack-success-rate'] = 0.125
+    write_json(str(tmp_path / 'stats.json'), [last])
+    rows = [line.split() for line in evaluation_table(str(tmp_path))[2:]]
+    assert [row[:-3] for row in rows] == [['clean'], ['10step'], ['100step'], ['clean', 'ema'], ['10step', 'ema']]
+    assert rows[1][-3:] == ['0.500000', '0.250000', '0.125000'] and rows[4][-3:] == ['0.540000', '0.290000', '-']
+
+
+# --- a training ------------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_a_training_with_averages_is_stopped_and_goes_on(root, tmp_path, python):
+    """Free replays with averages and the best of them kept: stopped by a signal, and resumed."""
+    data = tmp_path / 'data'
+    write_split(data / 'train', 40)
+    write_split(data / 'val', 20, seed=1)
+    endpoint = 'ipc://%s' % (tmp_path / 'socket')
+    server = subprocess.Popen(
+        [sys.executable, os.path.join(root, 'third_party', 'serve-data.py'), '--data', str(data), '--batch', '4',
+         '--image-size', '32', '--workers', '1', '--endpoint', endpoint], stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL)
+    flags = [*SMALL, '--data', str(data), '--endpoint', endpoint, '--method', 'free', '--replays', '3', '--ema', '0.5',
+             '--attack-epsilon', '4', '--keep-best', 'eval-ema-clean/error-top1', '--training-eval', 'clean',
+             '--max-epoch', '3', '--steps-per-epoch', '4', '--schedule', 'cyclic', '--resume']
+    log = tmp_path / 'train_log' / 'Free-replays3-cyclic-ema0.5-ResNet14-Batch4-1GPUs-iter1-epsilon4.0-step4.0'
+    try:
+        job = Job(root, tmp_path, None, *flags)
+        job.wait_for('Epoch 1 (global_step 4) finished')
+        job.process.send_signal(signal.SIGTERM)
+        text = job.end()
+        stopped = int(re.findall(r'goes on from \S+model-(\d+)', text)[0])
+        text = Job(root, tmp_path, None, *flags).end()
+    finally:
+        server.terminate()
+        server.wait(10)
+    assert 'resuming from %s' % os.path.join('train_log', log.name, 'model-%d:' % stopped) in text
+    measured = {r['global_step']: r for r in statistics(log) if 'eval-ema-clean/error-top1' in r}
+    assert sorted(measured) == [4, 8, 12] and all('eval-clean/error-top1' in r for r in measured.values())
+    best = min(measured, key=lambda step: (measured[step]['eval-ema-clean/error-top1'], step))
+    said = 'train_log/%s/best-%d' % (log.name, best)
+    assert 'The best checkpoint by eval-ema-clean/error-top1: %s\n' % said in text
+    assert measured[12]['best-step'] == best and (log / ('best-%d.index' % best)).exists()
+    reader = tf.train.load_checkpoint(str(log / 'model-12'))
+    assert not reader.has_tensor('perturbation') and reader.has_tensor('training/ema/conv0/bn/variance/EMA')
+
+    # the averages evaluate to what was said of them
+    done = python(os.path.join(root, 'main.py'), '--eval', '--load', said, '--weights', 'ema', '--data', str(data),
+                  '--attack-iter', '0', *SMALL, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert read_figures(done.stdout)['Top1 Error'] == pytest.approx(
+        measured[best]['eval-ema-clean/error-top1'], abs=1.01 / 20)

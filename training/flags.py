@@ -1,0 +1,89 @@
+"""The flags of how a training learns: its method, averages, what is kept of it. TensorFlow isn't loaded."""
+import argparse
+from typing import Callable, Set
+
+from checkpoint import WEIGHTS
+from runtime.errors import InputError
+from training.methods import METHODS, method_of, own_flags, settle_method
+from training.schedule import SCHEDULES, attack_iters_after
+
+ACTIONS = ('stop', 'restore')
+MOST_PASSES = 65536  # of batches in a step, which takes no signal before its end
+
+# Without them a training is as published
+METHOD_FLAGS = ['method', 'schedule', 'ema', 'keep_best', 'on_overfitting'] + own_flags()
+
+
+def add_method_flags(parser: argparse.ArgumentParser, positive_int: Callable, positive_float: Callable) -> None:
+    """Add the flags to a command line, whose parsers of numbers are given."""
+    parser.add_argument('--weights', choices=WEIGHTS, help='of --load: raw, or ema, their averages of a training with '
+                        '--ema (raw)')
+    method = parser.add_argument_group('method of training')
+    method.add_argument('--method', choices=list(METHODS), default='pgd',
+                        help='pgd as published; fast: one step; free: several updates from each batch, which attack it '
+                             'too; trades: clean images, and attacked ones classified alike (pgd)')
+    method.add_argument('--noise', type=positive_float, metavar='R',
+                        help='of fast: N-FGSM, from noise of R epsilons, a step of epsilon, unprojected')
+    method.add_argument('--replays', type=positive_int, metavar='M', help='of free: updates from each batch (8)')
+    method.add_argument('--beta', type=positive_float, help='of trades: how much the divergence weighs (6)')
+    method.add_argument('--schedule', choices=SCHEDULES, default='steps',
+                        help='of the learning rate: steps as published; cyclic: up to its peak at 2/5 of the epochs, '
+                             'and down to 0; cosine (steps)')
+    method.add_argument('--ema', type=decay, metavar='DECAY',
+                        help='keep moving averages of the weights, evaluated beside them: 0.999, for example')
+    method.add_argument('--keep-best', metavar='METRIC',
+                        help='keep the checkpoint with the lowest METRIC of stats.json, eval-10step/error-top1 for '
+                             'example, as best-<step>')
+    method.add_argument('--on-overfitting', choices=ACTIONS,
+                        help='when the network becomes robust to one step alone: stop, or restore the last good '
+                             'checkpoint and halve the attack\'s steps; otherwise fast and free warn')
+
+
+def decay(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError('%r is not a number between 0 and 1, such as 0.999' % text)
+    return value
+
+
+def settle_training(options: argparse.Namespace, given: Set[str]) -> None:
+    """Set what the method of a training determines. Raises InputError for flags that don't go together.
+
+    given: the names of the flags that stand in the command.
+    """
+    settle_method(options, given)
+    method = method_of(options)
+    if method.replays * options.accumulate > MOST_PASSES:
+        raise InputError('--replays times --accumulate is at most %d' % MOST_PASSES)
+    if options.on_overfitting and not method.attacks:
+        raise InputError('--on-overfitting goes with adversarial training, not with --attack-iter 0')
+    if options.keep_best is not None:
+        check_metric(options, targeted=method.goal == 'targeted')
+
+
+def metrics_of(options: argparse.Namespace, *, targeted: bool) -> Set[str]:
+    """List the figures of evaluations between epochs that a training with these options puts into stats.json."""
+    if options.fake or options.training_eval == 'none':
+        return set()
+    iters = {0} if options.training_eval == 'clean' else {
+        k for epoch in range(options.starting_epoch, options.max_epoch + 1)
+        for k in attack_iters_after(epoch, options.max_epoch)}
+    prefixes = ['eval-'] + ['eval-ema-'] * (options.ema is not None)
+    return {'%s%s/%s' % (prefix, '%dstep' % k if k else 'clean', figure) for prefix in prefixes for k in iters
+            for figure in ['error-top1', 'error-top5'] + ['attack-success-rate'] * (targeted and k > 0)}
+
+
+def check_metric(options: argparse.Namespace, *, targeted: bool) -> None:
+    """Raise InputError where the training doesn't evaluate what --keep-best names."""
+    known = metrics_of(options, targeted=targeted)
+    if not known:
+        raise InputError('--keep-best needs evaluations between epochs, and a training with %s has none'
+                         % ('--fake' if options.fake else '--training-eval none'))
+    if options.keep_best not in known:
+        usual = [name for name in ('eval-10step/error-top1', 'eval-ema-10step/error-top1', 'eval-clean/error-top1',
+                                   'eval-ema-clean/error-top1') if name in known]
+        raise InputError('--keep-best %s: this training doesn\'t evaluate that; it does %s, for example'
+                         % (options.keep_best, ', '.join(usual)))

@@ -1,0 +1,157 @@
+"""The guard against catastrophic overfitting, which ends trainings with one-step attacks: within an epoch a network
+becomes robust to one step and to nothing else (Wong, Rice and Kolter 2020).
+
+After each epoch the network is attacked by one step and by several, on a few batches that it doesn't train on.
+"""
+import math
+import time
+from typing import Any, Callable, List, Optional, Sequence, Tuple
+
+from runtime.compat import tf  # before tensorpack
+
+import numpy as np
+from tensorpack import Callback, logger
+
+from adv_model import Attacker, PGDAttacker, attacked_images, is_wrong, scale_pixels
+from kernels.mode import native_mode
+from nets import Network
+from runtime.distributed import World
+from runtime.errors import RunError
+from training.callbacks import Saver
+from training.log_directory import OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, damage, saved_checkpoints, step_of
+from training.records import read_statistics
+
+STEP_FACTOR = 'training/attack_step_factor'  # in checkpoints: times which the attack's steps are
+STEPS = 10
+LEAP = 0.3  # by how much the errors' distance may grow within an epoch
+IMAGES = 256  # that are attacked, on all ranks together; the errors' standard deviation is 3 points or less
+MOST_BATCHES = 16  # that a rank keeps
+ONE_STEP, SEVERAL, FOUND = ['overfitting/' + name for name in ('error-1step', 'error-%dstep' % STEPS, 'found')]
+
+
+class Guard(Callback):
+    """Measures after every epoch, before its checkpoint, and does something when the network overfits.
+
+    Args:
+        network: its variables are those of the graph. image_size, batch: of the training.
+        one_step: makes the attack of one step, several: the one that it is compared with.
+        action: None: says so. 'stop': ends the training by a RunError. 'restore': goes back to the last good
+            checkpoint, with all that it holds but the place in the schedule, and halves the attack's steps.
+        directory: of the checkpoints, the chief's. step_factor: the variable, with 'restore'. saver, monitors: the
+            chief's.
+        earlier: how far the errors were apart after the epoch before, and the step at which the training begins.
+    """
+
+    _chief_only = False
+
+    def __init__(self, network: Network, image_size: int, batch: int, world: World, *,
+                 one_step: Callable[[], Attacker], several: Callable[[], Attacker], action: Optional[str] = None,
+                 directory: Optional[str] = None, step_factor: Optional[tf.Variable] = None,
+                 saver: Optional[Saver] = None, monitors: Sequence[Any] = (), earlier: Tuple[float, int] = (0.0, 0)):
+        self.network, self.image_size, self.world = network, image_size, world
+        self.one_step, self.several, self.action = one_step, several, action
+        self.directory, self.step_factor, self.saver, self.monitors = directory, step_factor, saver, monitors
+        self.distance, self.good_step = earlier
+        self.num_batches = min(MOST_BATCHES, math.ceil(IMAGES / (batch * world.size)))
+
+    def _setup_graph(self) -> None:
+        mode = native_mode()
+        with tf.name_scope('overfitting'):
+            self.image = tf.placeholder(tf.uint8, [None, self.image_size, self.image_size, 3], 'image')
+            self.label = tf.placeholder(tf.int32, [None], 'label')
+            image = scale_pixels(self.image)
+            self.wrong = []
+            for attacker in self.one_step(), self.several():
+                attacked, _ = attacked_images(self.network, attacker, image, self.label, mode)
+                wrong = is_wrong(self.network.logits(attacked, mode), self.label, 1)
+                self.wrong.append(tf.reduce_sum(tf.cast(wrong, tf.float32)))
+
+    def _before_train(self) -> None:
+        self.batches: List[List[np.ndarray]] = [self.trainer.draw() for _ in range(self.num_batches)]
+
+    def measure(self) -> Tuple[float, float]:
+        """Return the error on all ranks' images under one step and under several."""
+        counts = np.zeros(3)
+        for images, labels in self.batches:
+            wrong = self.trainer.sess.run(self.wrong, {self.image: images, self.label: labels})
+            counts += [*wrong, len(labels)]
+        one, several, total = self.world.sum(counts)
+        return one / total, several / total
+
+    def _trigger_epoch(self) -> None:
+        one, several = self.measure()
+        put = self.trainer.monitors.put_scalar
+        put(ONE_STEP, one)
+        put(SEVERAL, several)
+        found = several - one > self.distance + LEAP
+        put(FOUND, float(found))
+        if not found:
+            self.distance, self.good_step = several - one, self.global_step
+            return
+        said = ('catastrophic overfitting in epoch %d: the error on training images is %.3f under one step and %.3f '
+                'under %d steps; they were %.3f apart an epoch before'
+                % (self.epoch_num, one, several, STEPS, self.distance))
+        if self.action is None:
+            self.distance = several - one
+            logger.warning('%s. A smaller --attack-step-size, more --noise or --replays, or --method pgd avoid it; '
+                           '--on-overfitting stop or restore acts on it' % said)
+            return
+        good = self.world.from_chief(self.last_good() if self.world.is_chief else None)
+        if self.action == 'stop' or good is None:
+            self.end(said, good)
+        self.restore(said, good)
+
+    def last_good(self) -> Optional[str]:
+        """Return the newest complete checkpoint of before the epoch, as the chief; None where there is none."""
+        return next((path for path in saved_checkpoints(self.directory or '')
+                     if step_of(path) <= self.good_step and damage(path) is None), None)
+
+    def end(self, said: str, good: Optional[str]) -> None:
+        for monitor in self.monitors:
+            monitor.trigger_epoch()  # what was measured is in stats.json all the same
+        if not self.world.is_chief:
+            time.sleep(3)  # all ranks see it: one of them should say so
+        raise RunError('%s; %s. Lower --attack-step-size, or train with --method pgd' % (
+            said, 'the last checkpoint before that is %s' % good if good else
+            'there is no checkpoint from before that to go back to'))
+
+    def restore(self, said: str, good: str) -> None:
+        """Go back to a checkpoint on all ranks, and halve the attack's steps."""
+        session = self.trainer.sess
+        if self.world.is_chief:
+            assert self.step_factor is not None
+            factor = session.run(self.step_factor) / 2
+            load_variables(session, good, but=(STEP_FACTOR, 'global_step', 'learning_rate', STEPS_PER_EPOCH, OFFSET,
+                                               TOTAL_BATCH))
+            self.step_factor.load(factor, session)
+            logger.warning('%s. Going back to the weights of %s; the attack\'s steps are %g times as long as at the '
+                           'beginning from now on' % (said, good, factor))
+        self.trainer.broadcast(None)
+        if self.saver is not None:  # a checkpoint of the overfitted weights, within the epoch's last step
+            self.saver.saved_step = None
+
+
+def load_variables(session: tf.Session, path: str, but: Tuple[str, ...]) -> None:
+    """Give all variables of the graph that a TF checkpoint holds, but for some names, their values there."""
+    reader = tf.train.load_checkpoint(path)
+    for variable in tf.global_variables():
+        if variable.op.name not in but and reader.has_tensor(variable.op.name):
+            variable.load(reader.get_tensor(variable.op.name), session)
+
+
+def earlier_distance(directory: str) -> float:
+    """Return how far the errors were apart in the last record of stats.json where the network did not overfit; 0 where
+    there is none."""
+    records = [r for r in read_statistics(directory) if ONE_STEP in r and SEVERAL in r and not r.get(FOUND)]
+    return records[-1][SEVERAL] - records[-1][ONE_STEP] if records else 0.0
+
+
+def attack_step_factor() -> tf.Variable:
+    """Return the variable, times which the attack's steps are, as it goes into checkpoints: 1, until it is halved."""
+    with tf.device('/cpu:0'):
+        return tf.get_variable(STEP_FACTOR, initializer=1.0, trainable=False)
+
+
+def several_steps(epsilon: float, goal: str, **network: Any) -> Attacker:
+    """Return the attack that one step is compared with: PGD of the same budget and goal."""
+    return PGDAttacker(STEPS, epsilon, 1.0, goal=goal, **network)
