@@ -7,12 +7,16 @@
 """
 import argparse
 import logging
-import os
+import signal
 import sys
 from typing import Any, Callable, List, Set
 
+if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the rest is loaded; run_command changes it back
+
 from attacks.table import ATTACKERS, GOALS, LOSSES
 from evaluation import attack_flags
+from evaluation.outputs import check_outputs
 from evaluation.preflight import inputs_of_evaluation, inputs_of_scoring
 from evaluation.preparation import default_preprocess
 from nets import DTYPES, OPERATIONS, network_of
@@ -234,26 +238,6 @@ def command_line() -> Parser:
                           help='how long to wait for the data server (300)')
     add_method_flags(parser, positive_int, positive_float)
     return parser
-
-
-def check_outputs(options: argparse.Namespace) -> None:
-    """Raise InputError where a job would write to what it reads, or twice to the same file."""
-    outputs = [(flag, getattr(options, flag)) for flag in ('results', 'per_image', 'journal') if getattr(options, flag)]
-    if options.save_adversarial:
-        outputs.append(('save_adversarial', os.path.join(options.save_adversarial, 'manifest.csv')))
-    if options.eval_directory:
-        outputs.append(('prediction_file', options.prediction_file))
-    taken = {os.path.realpath(path): flag for flag, path in (('load', options.load), ('classes', options.classes),
-                                                             ('labels', options.labels)) if path}
-    data = os.path.realpath(options.data) + os.sep if options.data else None
-    for flag, path in outputs:
-        path, named = os.path.realpath(path), '--' + flag.replace('_', '-')
-        if path in taken:
-            raise InputError('%s and --%s are the same file: give each another name'
-                             % (named, taken[path].replace('_', '-')))
-        if data and any(path.startswith(os.path.join(data, split) + os.sep) for split in ('train', 'val')):
-            raise InputError('%s lies among the images of --data: give another place' % named)
-        taken[path] = flag
 
 
 def check_options(options: argparse.Namespace) -> None:

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from runtime.errors import InputError
-from runtime.own_code import check_code, files_of, load_code
+from runtime.own_code import check_code, files_of, load_code, place_of
 
 if TYPE_CHECKING:
     from runtime.compat import tf
@@ -259,16 +259,23 @@ def logits_of_own(network: Network, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Ten
 
     from kernels.mode import Mode, constant_during_attack
     function = load_code('--arch', network.arch)
+    if not callable(function):
+        raise InputError('--arch %s is no function, but %r' % (network.arch, type(function).__name__))
 
     def build(x: tf.Tensor, how: Mode) -> tf.Tensor:
         try:
             logits = function(x, network.num_classes, how)
-            shape = logits.shape.as_list()
         except InputError:
             raise
         except (Exception, SystemExit) as e:  # whatever somebody else's function does
-            raise InputError('--arch %s failed to build the network: %s: %s'
-                             % (network.arch, type(e).__name__, str(e).split('\n')[0]))
+            code = getattr(function, '__code__', None)
+            raise InputError('--arch %s failed to build the network: %s: %s%s'
+                             % (network.arch, type(e).__name__, str(e).split('\n')[0],
+                                place_of(e, code.co_filename) if code else ''))
+        if not tf.is_tensor(logits):
+            raise InputError('--arch %s returned %s, not a tensor of logits, (N, %d)'
+                             % (network.arch, type(logits).__name__, network.num_classes))
+        shape = logits.shape.as_list() if logits.shape.rank is not None else []
         if len(shape) != 2 or shape[1] != network.num_classes:
             raise InputError('--arch %s returned a tensor of shape %s, not logits, (N, %d)'
                              % (network.arch, shape, network.num_classes))

@@ -10,7 +10,6 @@ import os
 import re
 import sys
 import time
-import traceback
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 from runtime.compat import tf
@@ -26,7 +25,7 @@ from runtime.bars import tqdm
 from runtime.distributed import World
 from runtime.errors import InputError, RunError
 from runtime.fingerprint import sha256_of_files
-from runtime.own_code import files_of, load_code
+from runtime.own_code import files_of, load_code, place_of
 from runtime.pixels import PIXEL
 from third_party.batches import Batch, validation_batches
 from third_party.imagenet import Dataset
@@ -71,8 +70,7 @@ def errors_of_attacker(attacker: Type[Attacker], kind: Type[Exception]) -> Itera
     except Exception as e:  # whatever somebody else's class does
         if attacker is PGDAttacker:
             raise
-        steps = [step for step in traceback.extract_tb(e.__traceback__) if step.filename == inspect.getfile(attacker)]
-        where = ', %s, line %d' % (steps[-1].filename, steps[-1].lineno or 0) if steps else ''
+        where = place_of(e, inspect.getfile(attacker))
         text = str(e).strip()
         of_op = re.search(r'^Node: .*\n(.+)', text, re.MULTILINE)  # TensorFlow 2 puts a page before what an op says
         raise kind('the attacker %s fails (%s: %s%s)' % (attacker.__name__, type(e).__name__,

@@ -13,6 +13,7 @@ from interop.torch_networks import network
 from runtime.errors import InputError
 from runtime.pixels import IMAGENET_MEAN, IMAGENET_STD
 
+SMALLEST_STD = 1e-4  # of the input: less than that of any photo, in whatever unit
 COUNTERS = (COUNTER, 'n_averaged')  # what averages count, which nothing here uses
 # A copy of the network that is not the network itself: of robustness' attacker, or a moving average
 COPIES = re.compile(r'(^|[._])(attacker|ema|swa)([._]|$)')
@@ -71,6 +72,8 @@ def import_network(states: Dict[str, State], path: str, prefix: Optional[str] = 
     tensors = {key: value.detach().float() for key, value in chosen.tensors.items()}
     check_values(tensors, path)
     classes = len(tensors['fc.bias'])
+    if classes < 2:
+        raise InputError('%s has %d outputs, which tell no classes apart' % (path, classes))
     if drop_background:
         if classes < 3:
             raise InputError('--drop-background: %s has %d classes, of which none can be spared' % (path, classes))
@@ -202,9 +205,12 @@ def normalisation(means: State, stds: State, path: str, notes: List[str]) -> Sta
         raise InputError('%s has %s for its input, but no %s' % (
             path, ', '.join(means or stds), 'mean' if stds else 'standard deviation'))
     mean, std = one_of(means, path), one_of(stds, path)
-    if bool((std <= 0).any()):
+    if bool((std < SMALLEST_STD).any()):
         raise InputError('%s: a standard deviation that is not above 0: %s is %s'
                          % (path, ', '.join(stds), std.tolist()))
+    if bool(((mean > 0) & (mean < 1)).all()) and bool((std > 1).any()):
+        raise InputError('%s: %s is of pixels in [0, 1] and %s of those in [0, 255]: which are they?'
+                         % (path, ', '.join(means), ', '.join(stds)))
     if bool((mean > 1).any()) or bool((std > 1).any()):
         notes.append('%s are of pixels in [0, 255], and were divided by 255' % ', '.join(list(means) + list(stds)))
         mean, std = mean / 255, std / 255

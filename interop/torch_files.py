@@ -1,6 +1,7 @@
 """Checkpoint files of PyTorch: what is in them, read without running anything that is in them."""
 import argparse
 import os
+import pathlib
 import pickle
 import re
 import warnings
@@ -14,11 +15,12 @@ from runtime.errors import InputError
 from runtime.files import require_file
 
 # What trainers keep beside a network's tensors and what is data alone: their flags and figures
-SCALAR = np.float64(0).__reduce__()[0]
+SCALAR, ARRAY = np.float64(0).__reduce__()[0], np.zeros(1).__reduce__()[0]
 HARMLESS: List[Any] = [
-    argparse.Namespace, SCALAR, np.dtype,
-    (SCALAR, 'numpy.core.multiarray.scalar'), (SCALAR, 'numpy._core.multiarray.scalar')] + [
-    type(np.dtype(kind)) for kind in ('float64', 'float32', 'int64', 'int32', 'bool')]
+    argparse.Namespace, pathlib.PosixPath, SCALAR, ARRAY, np.ndarray, np.dtype,
+    *[(function, 'numpy.%s.multiarray.%s' % (core, name)) for core in ('core', '_core')
+      for function, name in ((SCALAR, 'scalar'), (ARRAY, '_reconstruct'))]] + [
+    type(np.dtype(kind)) for kind in ('float64', 'float32', 'float16', 'int64', 'int32', 'uint8', 'bool')]
 
 MAX_DEPTH = 4  # of dictionaries in each other
 GET_AGAIN = 'is cut off or damaged (%s): get it again'
@@ -122,8 +124,7 @@ def collect(content: Any, place: str, states: Dict[str, State], depth: int = 0) 
     """Add the dictionaries with tensors in `content` to `states`, by their places."""
     if not isinstance(content, dict) or depth > MAX_DEPTH:
         return
-    tensors = {key: torch.tensor(value, dtype=torch.float32) if is_numbers(value) else value
-               for key, value in content.items()
+    tensors = {key: value if isinstance(value, torch.Tensor) else as_tensor(value) for key, value in content.items()
                if isinstance(key, str) and (isinstance(value, torch.Tensor) or is_numbers(value))}
     if tensors:
         states[place] = tensors
@@ -132,8 +133,18 @@ def collect(content: Any, place: str, states: Dict[str, State], depth: int = 0) 
             collect(value, '%s%s.' % (place, key), states, depth + 1)
 
 
+def as_tensor(value: Any) -> torch.Tensor:
+    """Return an array, or a list of numbers, as a tensor."""
+    if isinstance(value, np.ndarray):
+        return torch.from_numpy(np.array(value, value.dtype.newbyteorder('=')))
+    return torch.tensor(value, dtype=torch.float32)
+
+
 def is_numbers(value: Any) -> bool:
-    """Tell whether a value is a list of three numbers, as a mean or a standard deviation of colours is kept."""
+    """Tell whether a value is an array, or a list of three numbers, as a mean or a standard deviation of colours is
+    kept."""
+    if isinstance(value, np.ndarray):
+        return value.dtype.kind == 'f'
     return isinstance(value, (list, tuple)) and len(value) == 3 and all(isinstance(n, float) for n in value)
 
 

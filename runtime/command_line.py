@@ -168,6 +168,8 @@ def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool 
     130. The process ends without running exit handlers: under MPI, Horovod's would wait for ranks that may be
     stuck in a collective, while a rank that is simply gone makes mpirun end the others.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     treat_paths_as_bytes()
     messages = start_messages(program, chief_speaks=chief_speaks)
     try:

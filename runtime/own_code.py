@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import traceback
 from importlib.machinery import ModuleSpec
 from typing import Any, Iterator, List, Optional
 
@@ -52,6 +53,12 @@ def load_code(what: str, name: str) -> Any:
             return getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as e:  # whatever somebody else's module does
         raise InputError('%s %s can\'t be used (%s: %s)' % (what, name, type(e).__name__, e))
+
+
+def place_of(error: BaseException, file: str) -> str:
+    """Say which line of a file was the last one to run before an error; '' where none was."""
+    steps = [step for step in traceback.extract_tb(error.__traceback__) if step.filename == file]
+    return ', %s, line %d' % (steps[-1].filename, steps[-1].lineno or 0) if steps else ''
 
 
 @contextlib.contextmanager

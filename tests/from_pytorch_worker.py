@@ -3,6 +3,7 @@ import argparse
 import collections
 import json
 import os
+import pathlib
 import sys
 
 import numpy as np
@@ -72,6 +73,8 @@ def forms():
         'mu and sigma': {**state, **normalizer('', 'mu', 'sigma')},
         'of 255': {**under('model.', state), **normalizer('normalizer.', factor=255)},
         'beside the state': {'state_dict': state, 'mean': MEAN, 'std': torch.tensor(STD)},
+        'arrays': {'model': {key: value.numpy() for key, value in state.items()}, 'mean': np.array(MEAN),
+                   'std': np.array(STD, '>f4')},
         'divided by 255': {**under('model.', state), 'normalize.mean': torch.zeros(3),
                            'normalize.std': torch.full((3,), 255.)},
         'one number': {**under('model.', state), 'normalize.mean': torch.tensor(0.5),
@@ -127,6 +130,10 @@ def refused_states():
         'integers': changed(state, fc__bias=torch.zeros(7, dtype=torch.int64)),
         'std 0': {**under('model.', state), **normalizer('normalize.', factor=0)},
         'std nan': {**under('model.', state), **normalizer('normalize.', factor=float('nan'))},
+        'std next to 0': {**under('model.', state), **normalizer('normalize.', factor=1e-30)},
+        'two units': changed(state, mean=torch.tensor(MEAN), std=torch.full((3,), 2.)),
+        'one class': changed(state, fc__weight=torch.zeros(1, 512), fc__bias=torch.zeros(1)),
+        'no class': changed(state, fc__weight=torch.zeros(0, 512), fc__bias=torch.zeros(0)),
         'mean alone': changed(state, mean=torch.tensor(MEAN)),
         'two means': {**state, **normalizer('a.'), **normalizer('b.', factor=0.5)},
         'a mean of another size': changed(state, normalize__mean=torch.zeros(4)),
@@ -161,7 +168,8 @@ def files():
     torch.save(tensors, 'zip')
     torch.save(tensors, 'legacy', _use_new_zipfile_serialization=False)
     save_file(tensors, 'good.safetensors')
-    torch.save({'model': tensors, 'args': argparse.Namespace(lr=0.1), 'best': np.float64(0.5), 'np': np.float32(1),
+    torch.save({'model': tensors, 'args': argparse.Namespace(lr=0.1, out=pathlib.Path('o')), 'mean': np.zeros(3),
+                'best': np.float64(0.5), 'np': np.float32(1),
                 'history': collections.OrderedDict(loss=[1., 2.])}, 'trainer')
     for name in 'zip', 'legacy', 'good.safetensors':
         with open(name, 'rb') as f, open('half ' + name, 'wb') as half:

@@ -23,7 +23,7 @@ def results(tmp_path_factory):
     ('plain', IMAGENET), ('without counters', IMAGENET), ('state_dict', IMAGENET), ('model', IMAGENET),
     ('model.', IMAGENET), ('module.model.', IMAGENET), ('model.module.', IMAGENET), ('model.state_dict', IMAGENET),
     ('robustness', OWN), ('in float32 with a normalizer', OWN), ('a sequence', OWN), ('mu and sigma', OWN),
-    ('of 255', OWN), ('beside the state', OWN),
+    ('of 255', OWN), ('beside the state', OWN), ('arrays', OWN),
     ('divided by 255', [[0] * 3, [1] * 3]), ('one number', [[0.5] * 3, [0.25] * 3]), ('averaged beside', IMAGENET),
     ('average alone', IMAGENET), ('twice the same', IMAGENET)])
 def test_forms(results, form, normalisation):
@@ -64,6 +64,8 @@ def test_other_dtypes_become_float32(results, dtype, digits):
     ('nan', ['not a number', 'bn1.bias']), ('variance', ['variances below 0', 'bn1.running_var']),
     ('beyond', ['beyond float32', 'bn1.bias']), ('integers', ['floating-point', 'fc.bias']),
     ('std 0', ['standard deviation that is not above 0', 'normalize.std']), ('std nan', ['not a number']),
+    ('std next to 0', ['standard deviation that is not above 0']), ('two units', ['mean is of pixels in [0, 1]']),
+    ('one class', ['1 outputs']), ('no class', ['0 outputs']),
     ('mean alone', ['no standard deviation', 'mean']), ('two means', ['a.mean, b.mean', 'differ']),
     ('a mean of another size', ['1 left over: normalize.mean']),
     ('two networks', ['several networks', 'student., teacher.', '--prefix']),

@@ -22,6 +22,7 @@ LITE0 = 'examples.efficientnet_lite0:network'
 # Plain TensorFlow, without a word about an attack's loop; what it needs of the mode is the layout alone
 TINY = '''
 from runtime.compat import tf
+import numpy as np
 
 def network(image, num_classes, mode):
     w = tf.get_variable('filters', [3, 3, 3, 8], initializer=tf.random_normal_initializer(stddev=0.3))
@@ -47,6 +48,14 @@ def leaves(image, num_classes, mode):
 
 def broken(image, num_classes, mode):
     raise KeyError('no such layer')
+
+def none(image, num_classes, mode):
+    pass
+
+def array(image, num_classes, mode):
+    return np.zeros([3, num_classes])
+
+number = 3
 '''
 
 
@@ -101,8 +110,10 @@ def test_what_does_not_fit(tiny, tiny_file, weights_file):
 
 
 @pytest.mark.parametrize('name, words', [
-    ('tiny_networks:wrong_shape', ['32, 3], not logits, (N, 1000)']), ('tiny_networks:broken', ['no such layer']),
+    ('tiny_networks:wrong_shape', ['32, 3], not logits, (N, 1000)']), ('tiny_networks:broken', ['no such layer', 'tiny_networks.py, line ']),
     ('tiny_networks:leaves', ['failed to build the network: SystemExit']),
+    ('tiny_networks:none', ['returned NoneType, not a tensor of logits, (N, 1000)']),
+    ('tiny_networks:array', ['returned ndarray, not a tensor']), ('tiny_networks:number', ['is no function', 'int']),
     ('tiny_networks:nothing', ['there is no nothing']), ('no_such_module:network', ['no module no_such_module']),
     ('tiny_networks:', ['module:function is expected'])])
 def test_functions_that_are_no_networks(tiny, tiny_file, name, words):

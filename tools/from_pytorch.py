@@ -10,6 +10,7 @@ found out by names and shapes. Prints the flags for main.py. Nothing in the file
 import argparse
 import io
 import logging
+import os
 import shlex
 import sys
 from typing import Any, Dict, Optional
@@ -34,6 +35,8 @@ def convert(path: str, out: str, prefix: Optional[str] = None, drop_background: 
     """
     if not out.endswith('.npz'):
         raise InputError('--out %s: the name of a checkpoint ends with .npz' % out)
+    if os.path.realpath(out) == os.path.realpath(path):
+        raise InputError('--out and the checkpoint are the same file, %s: give another name' % path)
     check_writable(out)
     require_pytorch()
     from interop.from_torch import import_network
