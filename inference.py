@@ -17,6 +17,7 @@ import checkpoint
 from adv_model import AttackTower, PGDAttacker, gradient_to
 from attacks.table import address_of
 from kernels.mode import native_mode
+from kernels.prepared import prepared_weights
 from nets import DTYPES, Network, find_network
 from runtime.errors import InputError
 from runtime.hardware import has_gpu, session_config, warn_of_cost
@@ -101,24 +102,26 @@ class Classifier:
                                  gradient_to(tower.logits, tower.current, self._cotangent))
         self._session = tf.Session(graph=self._graph, config=session_config())
         checkpoint.assign_weights(self._session, weights)
+        self._prepared: Dict[str, np.ndarray] = {}  # weights, by the names of tensors
+        self._takes: Dict[str, Sequence[tf.Tensor]] = {}  # which of them, by the names of those that are made of them
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Compute logits: (N, S, S, 3) images in [0, 255] -> (N, classes) float32."""
-        return self._run([self._tower.logits], {self._tower.image: self._checked(images)})[0]
+        return self._pass([self._tower.logits], {self._tower.image: self._checked(images)})[0]
 
     def classify(self, images: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """Return the (N,) int32 predictions of images, -1 where logits are no numbers, and whether (N,) labels are in
         the top 5."""
         images = self._checked(images)
         feed = {self._tower.image: images, self._tower.label: self._checked_labels(labels, len(images))}
-        prediction, in_top5 = self._run([self._tower.prediction, self._tower.in_top5], feed)
+        prediction, in_top5 = self._pass([self._tower.prediction, self._tower.in_top5], feed)
         return prediction, in_top5
 
     def loss_gradient(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Compute d CE(f(x), label) / d x of each image, x in [0, 255]: float32 like `images`."""
         images = self._checked(images)
-        return self._run([self._gradient], {self._tower.image: images,
-                                            self._tower.label: self._checked_labels(labels, len(images))})[0]
+        return self._pass([self._gradient], {self._tower.image: images,
+                                             self._tower.label: self._checked_labels(labels, len(images))})[0]
 
     def vjp(self, images: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
         """Compute d sum(v * logits) / d x of each image, x in [0, 255] and v its cotangent: float32 like `images`.
@@ -130,8 +133,8 @@ class Classifier:
             ValueError: an argument is not as above.
         """
         images = self._checked(images)
-        return self._run([self._vjp], {self._tower.image: images,
-                                       self._cotangent: self._checked_cotangents(cotangents, len(images))})[0]
+        return self._pass([self._vjp], {self._tower.image: images,
+                                        self._cotangent: self._checked_cotangents(cotangents, len(images))})[0]
 
     def pgd(self, images: np.ndarray, labels: np.ndarray, targets: Optional[np.ndarray] = None, steps: int = 10,
             epsilon: float = 16., step_size: float = 1., start_from_noise: bool = True,
@@ -172,8 +175,7 @@ class Classifier:
             raise ValueError('seed is from 0 to 2**31 - 1')
         if goal == 'untargeted' and targets is not None:
             raise ValueError('an untargeted attack has no targets: leave them out, or give goal=\'targeted\'')
-        if self._closed:
-            raise ValueError(CLOSED)
+        self._require_open()
         tower = self._tower_of(attacker, loss, goal)
         for mistake in mistaken_attack([epsilon], step_size) if steps else ():
             self._warn_once(mistake, mistake)
@@ -223,11 +225,22 @@ class Classifier:
         self._closed = True
         self._session.close()
 
+    def _pass(self, tensors: Sequence[tf.Tensor], feed: Dict[Any, np.ndarray]) -> Sequence[np.ndarray]:
+        """Run tensors of a single pass. The weights that they need are prepared at the first one, and kept in
+        memory."""
+        self._require_open()
+        names = ' '.join(t.name for t in tensors)
+        if names not in self._takes:
+            wanted = prepared_weights(tensors)
+            new = [t for t in wanted if t.name not in self._prepared]
+            self._prepared.update(zip([t.name for t in new], self._session.run(new)))
+            self._takes[names] = wanted
+        return self._run(tensors, feed, {t: self._prepared[t.name] for t in self._takes[names]})
+
     def _run(self, tensors: Sequence[tf.Tensor], feed: Dict[Any, np.ndarray],
              settings: Optional[Dict[Any, Any]] = None) -> Sequence[np.ndarray]:
         """Compute tensors, each with an element an image, `batch` images at a time. settings: fed to every batch."""
-        if self._closed:
-            raise ValueError(CLOSED)
+        self._require_open()
         count = len(next(iter(feed.values())))
         out = [np.empty([count] + t.shape.as_list()[1:], t.dtype.as_numpy_dtype) for t in tensors]
         for i in range(0, count, self.batch):
@@ -235,6 +248,10 @@ class Classifier:
             for whole, values in zip(out, self._session.run(list(tensors), {**part, **(settings or {})})):
                 whole[i:i + self.batch] = values
         return out
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ValueError(CLOSED)
 
     def _warn_once(self, what: str, text: str) -> None:
         """Warn of a mistake, of which a data set's other batches make the same."""

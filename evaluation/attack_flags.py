@@ -13,6 +13,7 @@ from third_party.imagenet import Dataset
 from third_party.subset import subset
 
 EXAMPLE = 'examples.translation_invariant:TranslationInvariantAttacker'
+MOST_RESTARTS = 10000
 # What they are where they aren't given; of training too, whose attack is the paper's
 DEFAULTS: Dict[str, object] = dict(attacker=['pgd'], attack_loss='ce', attack_goal='targeted', targets=RANDOM,
                                    num_targets=1, restarts=1, subset=None)
@@ -29,6 +30,8 @@ def check_attack_flags(options: argparse.Namespace) -> None:
     for flag in DEFAULTS:
         if getattr(options, flag) is not None and not options.eval:
             raise InputError('--%s goes with --eval' % flag.replace('_', '-'))
+    if (options.restarts or 1) > MOST_RESTARTS:
+        raise InputError('--restarts is at most %d' % MOST_RESTARTS)
     if options.attack_goal == 'untargeted':
         for flag in ('targets', 'num_targets'):
             if getattr(options, flag) is not None:
@@ -39,7 +42,7 @@ def check_attack_flags(options: argparse.Namespace) -> None:
                          'image' % options.num_targets)
     for attacker in options.attacker or []:
         if ':' not in attacker and attacker not in ATTACKERS:
-            raise InputError('the attacker %s can\'t be used: choose of %s, or give your own as module:Class, like %s'
+            raise InputError('the attacker %s can\'t be used: one of %s, or module:Class is expected, such as %s'
                              % (attacker, ', '.join(ATTACKERS), EXAMPLE))
 
 

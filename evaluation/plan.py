@@ -95,8 +95,9 @@ def trajectories(attacks: Sequence[Attack]) -> List[Tuple[int, ...]]:
 def stages_of(attacks: Sequence[Attack]) -> List[Stage]:
     """Return the stages of an evaluation, one restart after the other."""
     starts = [Start(r, t) for r in range(attacks[0].restarts) for t in range(attacks[0].num_targets or 1)]
+    groups = trajectories(attacks)
     return [Stage(starts[0], tuple(range(len(attacks))))] + [
-        Stage(start, group) for start in starts[1:] for group in trajectories(attacks)]
+        Stage(start, group) for start in starts[1:] for group in groups]
 
 
 def worst_cases(attacks: Sequence[Attack]) -> List[Tuple[Attack, List[int]]]:

@@ -132,7 +132,7 @@ def figures_text(columns: Sequence[Column], labels: Sequence[int], *, saved: boo
             lines.append('as saved: ' + rates_text(figures, 'saved_'))
         if attack.num_starts > 1 and attack.strength.num_iter:
             lines.append('first start: ' + rates_text(count(labels, column.first)))
-        lines.append(figures.lines(clean=attack.strength.num_iter == 0))
+        lines.append(figures.lines(clean=attack.strength.num_iter == 0 and attack.goal == 'targeted'))
     return '\n'.join(lines)
 
 

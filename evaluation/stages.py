@@ -43,14 +43,19 @@ def run_stages(arms: Arms, course: Optional[Course], attacks: List[Attack], data
     Yields, on all ranks alike, the stage, the next positions, and what became of these images, which the chief is to
     add to its course. All ranks must iterate to the end.
     """
+    stages = stages_of(attacks)
     while True:
         told = world.from_chief(course.next() if course else None)
         if told is None:
             return
         work = Work(*told)
-        rounds = rounds_of(arms, work, attacks, dataset, world, image_size=image_size, batch=batch,
+        stage = stages[work.stage]
+        of_stage = [attacks[i] for i in stage.columns]
+        rounds = rounds_of(arms, work, of_stage, stage.start, dataset, world, image_size=image_size, batch=batch,
                            preparation=preparation)
-        with tqdm(total=len(work.positions), initial=work.done, desc=name_of(work, attacks), unit='img',
+        name = 'evaluation' if work.stage == 0 else '%s, restart %d, target %d' % (
+            of_stage[0].attacker, stage.start.restart + 1, stage.start.target + 1)
+        with tqdm(total=len(work.positions), initial=work.done, desc=name, unit='img',
                   disable=not world.is_chief, mininterval=1.0, leave=work.stage == 0) as bar:
             for positions, outcomes in rounds:
                 yield work.stage, positions, outcomes
@@ -61,10 +66,9 @@ def run_stages(arms: Arms, course: Optional[Course], attacks: List[Attack], data
                 bar.update(len(positions))
 
 
-def rounds_of(arms: Arms, work: Work, attacks: List[Attack], dataset: Dataset, world: World, *, image_size: int,
-              batch: int, preparation: Preparation) -> Iterator[Tuple[List[int], np.ndarray]]:
-    """Attack what is left of a stage; yield positions and outcomes, as run_stages."""
-    stage = stages_of(attacks)[work.stage]
+def rounds_of(arms: Arms, work: Work, attacks: List[Attack], start: Start, dataset: Dataset, world: World, *,
+              image_size: int, batch: int, preparation: Preparation) -> Iterator[Tuple[List[int], np.ndarray]]:
+    """Attack what is left of a stage, of these attacks; yield positions and outcomes, as run_stages."""
     parts = parts_of(len(work.positions), batch, work.done)
     mine = parts[world.rank::world.size]
     batches = validation_batches(dataset, [[work.positions[i] for i in part] for part in mine], image_size=image_size,
@@ -72,16 +76,7 @@ def rounds_of(arms: Arms, work: Work, attacks: List[Attack], dataset: Dataset, w
 
     def attack(part: range, images: Batch) -> np.ndarray:
         before = np.array(work.effects[part.start:part.stop], np.int8) if work.stage else None
-        return arms.attack([attacks[i] for i in stage.columns], stage.start, images, before)
+        return arms.attack(attacks, start, images, before)
 
-    for part, outcomes in in_rounds(parts, map(attack, mine, batches), world, len(stage.columns)):
+    for part, outcomes in in_rounds(parts, map(attack, mine, batches), world, len(attacks)):
         yield work.positions[part.start:part.stop], outcomes
-
-
-def name_of(work: Work, attacks: List[Attack]) -> str:
-    """Name a stage for the bar of its progress."""
-    if work.stage == 0:
-        return 'evaluation'
-    stage = stages_of(attacks)[work.stage]
-    return '%s, restart %d, target %d' % (attacks[stage.columns[0]].attacker, stage.start.restart + 1,
-                                          stage.start.target + 1)

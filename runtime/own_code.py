@@ -46,6 +46,9 @@ def load_code(what: str, name: str) -> Any:
     module, _, attribute = name.partition(':')
     try:
         with current_folder():
+            package = importlib.import_module(module.split('.')[0]) if '.' in module else None
+            if package is not None and also_here(package.__name__, list(package.__path__)) != list(package.__path__):
+                package.__path__ = also_here(package.__name__, list(package.__path__))
             return getattr(importlib.import_module(module), attribute)
     except (Exception, SystemExit) as e:  # whatever somebody else's module does
         raise InputError('%s %s can\'t be used (%s: %s)' % (what, name, type(e).__name__, e))
@@ -60,6 +63,13 @@ def current_folder() -> Iterator[None]:
         yield
     finally:
         sys.path[:] = before
+
+
+def also_here(package: str, places: List[str]) -> List[str]:
+    """Return the folders where a package's modules are looked for: also, at last, that of its name in the current one,
+    as somebody's attacks/ must not be hidden by this project's."""
+    here = os.path.join(os.getcwd(), *package.split('.'))
+    return places + [here] * (os.path.isdir(here) and here not in places)
 
 
 def files_of(name: str) -> List[str]:
@@ -112,7 +122,7 @@ def find_module(name: str) -> Optional[ModuleSpec]:
     spec, whole = None, ''
     with current_folder():
         for part in name.split('.'):
-            places = None if spec is None else list(spec.submodule_search_locations or ())
+            places = None if spec is None else also_here(whole, list(spec.submodule_search_locations or ()))
             whole = '%s.%s' % (whole, part) if whole else part
             found = (finder.find_spec(whole, places) for finder in sys.meta_path if hasattr(finder, 'find_spec'))
             try:

@@ -69,8 +69,8 @@ def test_masked_gradients(weights_of, tmp_path):
 def test_it_goes_on_from_its_journal(classifier, data, tmp_path, weights_file):
     """Also with another batch: what was finished is not attacked again; of another budget the journal is refused."""
     clf, dataset = classifier(), load_dataset(str(data), 'val')
-    options = argparse.Namespace(load=weights_file(), arch='ResNet', depth=14, image_size=32, data=str(data), batch=4,
-                                 preprocess='resize', eps=2.0, seed=0, journal=str(tmp_path / 'j'))
+    options = argparse.Namespace(load=weights_file(), arch='ResNet', depth=14, image_size=32, dtype='float32', batch=4,
+                                 data=str(data), preprocess='resize', eps=2.0, seed=0, journal=str(tmp_path / 'j'))
     how = clf, dataset, PREPARATIONS['resize'](), options, Effort(1, 1)
     whole = measure(*how)
     assert whole.shape == (len(dataset), len(COLUMNS))

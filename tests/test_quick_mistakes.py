@@ -33,6 +33,7 @@ def files(tmp_path_factory):
     (folder / 'cut.npz').write_bytes((folder / 'good.npz').read_bytes()[:500])
     (folder / 'manifest.csv').write_text('name,class\n')
     (folder / 'one.txt').write_text('cat\n')
+    (folder / 'twice.txt').write_text('c0/000.jpg\nval/c0/000.jpg\n')
     (folder / 'full').mkdir()
     (folder / 'full' / '000000-iter1-epsilon16.png').write_bytes(b'x')
     (folder / 'other.journal').write_bytes(line_of(dict(format=FORMAT, facts=dict(seed=1, versions='any'))))
@@ -90,6 +91,8 @@ CASES = [
     ('--eval --load good.npz --data data --attacker attacks.mine:Mine', 'there is no Mine in .*attacks/mine.py'),
     ('--eval --load good.npz --data data --attacker broken:Attacker', r'module can.t be read .*\(broken.py, line'),
     ('--eval --load good.npz --data data --attacker attacks.mine', 'module:Class is expected'),
+    ('--eval --load good.npz --data data --attacker pgd,apgd --subset twice.txt',
+     'twice.txt, line 2: .* is there twice'),
     ('--eval-directory nowhere --load good.npz', 'there is no folder nowhere'),
     ('--eval-directory empty --load good.npz', 'there is no image in empty'),
     ('--eval-directory data --load nowhere.npz', 'no checkpoint nowhere.npz'),

@@ -311,3 +311,41 @@ def test_without_a_target_there_is_no_success(root, data, weights_file, tmp_path
     rows = [row for row in read_table(tmp_path / 'i.csv') if row['attack_iter'] == '1']
     assert all(row['target'] == row['success'] == row['first_success'] == '' for row in rows)
     assert all((row['starts'] == '1') == (row['first_prediction'] != row['label']) for row in rows)
+
+
+OWN = '''
+from adv_model import Attacker as Base, PGDAttacker
+from runtime.compat import tf
+
+class Whole(Base):
+    """Shifts all pixels of an image by what its index and the seed draw."""
+
+    def __init__(self, num_iter, epsilon, step_size, *, num_classes, seed=0, loss_scale=1.0, xla=False):
+        self.epsilon, self.seed = epsilon, seed
+
+    def attack(self, image, label, logits, index=None):
+        draw = tf.map_fn(lambda i: tf.random.stateless_uniform([], [self.seed, i], -1.0, 1.0), index, tf.float32)
+        return tf.clip_by_value(image + draw[:, None, None, None] * self.epsilon * 2 / 255, -1, 1), -tf.ones_like(label)
+
+class Broken(PGDAttacker):
+    def direction(self, gradient, state):
+        return gradient / 0.0 * 0.0, state
+'''
+
+
+@pytest.mark.parametrize('flags, status, said', [
+    (['own:Whole', '--restarts', 3, '--num-targets', 1], 0, ''),
+    (['own:Whole', '--num-targets', 2], 2, 'the attacker own:Whole finds its targets itself: leave out --targets'),
+    (['own:Whole', '--attack-loss', 'dlr'], 2, 'the attacker Whole takes no loss'),
+    (['pgd,own:Broken', '--restarts', 2], 1, 'pixels that are no numbers: .* or the attacker.s, Broken, do')])
+def test_attackers_of_ones_own(python, root, data, weights_file, tmp_path, flags, status, said):
+    (tmp_path / 'own.py').write_text(OWN)
+    done = python(os.path.join(root, 'main.py'), '--eval', '--load', weights_file(), '--data', data, '-d', 14,
+                  '--image-size', 32, '--attack-iter', 2, '--attack-epsilon', 60, '--results', tmp_path / 'r.json',
+                  '--attacker', *flags, cwd=tmp_path)
+    assert done.returncode == status and re.search(said, done.stderr) and 'Traceback' not in done.stderr, done.stderr
+    if status == 0:
+        record, = json.loads((tmp_path / 'r.json').read_text())['attacks']
+        assert record['attack_success_rate'] is None and record['top1_error'] > record['first_top1_error']
+    else:
+        assert 'Top1 Error' not in done.stdout and not (tmp_path / 'r.json').exists()

@@ -18,17 +18,19 @@ from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTupl
 import numpy as np
 
 from attacks.table import check_aim
-from checkpoint import check_files, checkpoint_files
 from evaluation.outcomes import OUTCOME
 from evaluation.preparation import default_preprocess
+from main import natural, positive_float
 from nets import find_network
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError, RunError
 from runtime.fingerprint import code_sha256, digest, sha256_of_files, versions
 from runtime.launcher import check_alone
+from runtime.pixels import mistaken_attack
 from third_party.imagenet import Dataset, load_dataset
 from third_party.preparations import PREPARATIONS, Preparation
 from third_party.subset import subset
+from tools.network_flags import add_network_flags, check_network, load_network, network_facts
 
 if TYPE_CHECKING:
     from inference import Classifier
@@ -187,9 +189,8 @@ def library_versions() -> Dict[str, str]:
 def facts_of(options: argparse.Namespace, dataset: Dataset, effort: Effort) -> Dict[str, Any]:
     """Return all that the outcomes depend on, but for the images' files: a journal of others is refused."""
     return dict(
-        job='AutoAttack', libraries=library_versions(), eps=options.eps, seed=options.seed, effort=list(effort),
-        arch=options.arch, depth=options.depth, image_size=options.image_size, preprocess=options.preprocess,
-        checkpoint_sha256=sha256_of_files(checkpoint_files(options.load)), code_sha256=code_sha256(),
+        network_facts(options, options.load), job='AutoAttack', libraries=library_versions(), eps=options.eps,
+        seed=options.seed, effort=list(effort), preprocess=options.preprocess, code_sha256=code_sha256(),
         tool_sha256=sha256_of_files([os.path.abspath(__file__)]), versions=versions(),
         paths_and_labels_sha256=digest(dataset.listing(options.data)).hex(),
         indices_sha256=digest([dataset.index(i) for i in range(len(dataset))]).hex(),
@@ -212,30 +213,26 @@ def figures_text(outcomes: np.ndarray, labels: Sequence[int], epsilon: float, li
 def command_line() -> Parser:
     parser = Parser(prog='autoattack.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('load', metavar='CKPT', help='an .npz file or a TF checkpoint')
-    parser.add_argument('--arch', default='ResNet', metavar='A', help='as of main.py (ResNet)')
-    parser.add_argument('-d', '--depth', type=int, help='as of main.py')
     parser.add_argument('--data', required=True, metavar='DIR', help='folder with val/')
     parser.add_argument('--classes', metavar='FILE', help='class names, one a line, in label order')
-    parser.add_argument('--image-size', type=int, default=224, metavar='S', help='height and width (224)')
     parser.add_argument('--preprocess', choices=list(PREPARATIONS), help='as of main.py --eval')
     parser.add_argument('--subset', metavar='S', help='S images, spread evenly, or those of a FILE, one a line')
-    parser.add_argument('--eps', type=float, required=True, metavar='E', help='budget in pixels, of 255')
-    parser.add_argument('--batch', type=int, default=32, help='images at once (32)')
-    parser.add_argument('--seed', type=int, default=0, help='of all that is random (0)')
+    parser.add_argument('--eps', type=positive_float, required=True, metavar='E', help='budget in pixels, of 255')
+    parser.add_argument('--seed', type=natural, default=0, help='of all that is random (0)')
     parser.add_argument('--journal', metavar='FILE', help='keeps what is finished; the same command continues from it')
+    add_network_flags(parser)
     return parser
 
 
 def inputs(options: argparse.Namespace) -> Dataset:
     """Check the flags and return the images, before TensorFlow is loaded. Raises InputError for what is wrong."""
-    from runtime.pixels import LARGEST_IMAGE
     check_alone('tools.autoattack')
-    for flag, least, largest in (('image_size', 1, LARGEST_IMAGE), ('batch', 1, 2 ** 31 - 1), ('seed', 0, 2 ** 31 - 1)):
-        if not least <= getattr(options, flag) <= largest:
-            raise InputError('--%s is a whole number from %d to %d' % (flag.replace('_', '-'), least, largest))
-    if not 0 < options.eps <= 255:
-        raise InputError('--eps is a number of pixels, of 255, not %g: 4/255 of [0, 1] is 4' % options.eps)
-    options.depth = find_network(options.arch, options.depth).depth
+    for flag in ('data', 'classes', 'subset', 'journal'):
+        if getattr(options, flag) == '':  # most likely a shell variable that is not set
+            raise InputError('--%s is empty' % flag)
+    for mistake in mistaken_attack([options.eps], 0.0):
+        log.warning('%s', mistake)
+    check_network(options, options.load)
     options.preprocess = options.preprocess or default_preprocess(options.arch, False)
     dataset = load_dataset(options.data, 'val', options.classes)
     check_aim('dlr', 'targeted', len(dataset.class_names))
@@ -243,7 +240,6 @@ def inputs(options: argparse.Namespace) -> Dataset:
         raise InputError('--subset %s: there is no such file' % options.subset)
     if options.subset:
         dataset = subset(dataset, options.data, options.subset)
-    check_files(options.load)
     if options.journal:
         from evaluation.journal import check_usable
         check_usable(options.journal)
@@ -255,9 +251,7 @@ def main() -> int:
     end_on_interrupt('autoattack.py')
     dataset = inputs(options)
     libraries = library_versions()
-    from inference import load_classifier
-    classifier = load_classifier(options.load, options.arch, options.depth, image_size=options.image_size,
-                                 batch=options.batch)
+    classifier = load_network(options, options.load)
     if classifier.network.num_classes != len(dataset.class_names):
         raise InputError('%s is of %d classes, and the data in %s has %d'
                          % (options.load, classifier.network.num_classes, options.data, len(dataset.class_names)))
