@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 # Variables that training keeps beside the network's: the optimizer's, the schedule's, the smoothed summaries
 TRAINING_ONLY = re.compile(r'^(global_step|learning_rate|training/.*|EMA/.*|.*/Momentum|.*/EMA/(biased|local_step))$')
 MAX_NAMED = 4
+OF_PYTORCH = ('.pth', '.pt', '.safetensors', '.pth.tar')
 
 Weights = Dict[str, np.ndarray]
 
@@ -47,6 +48,8 @@ def check_files(path: str) -> None:
             zipfile.ZipFile(path).close()  # reads where its members are, which stands at its end
         except Exception as e:  # a damaged file can end in many: all that happens here is reading it
             raise damaged_npz(path, e)
+    elif path.endswith(OF_PYTORCH) and os.path.isfile(path):
+        raise InputError('%s is a file of PyTorch: python -m tools.from_pytorch makes an .npz file of it' % path)
     elif not os.path.isfile(tf_prefix(path) + '.index'):
         raise InputError('no checkpoint %s: give an .npz file, or model-<step> as training writes it, '
                          'which has a %s.index' % (path, os.path.basename(tf_prefix(path))))

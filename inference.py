@@ -17,6 +17,7 @@ import checkpoint
 from adv_model import AttackTower, PGDAttacker, gradient_to
 from attacks.table import address_of
 from kernels.mode import native_mode
+from kernels.prepared import prepared_weights
 from nets import DTYPES, Network, find_network
 from runtime.errors import InputError
 from runtime.hardware import has_gpu, session_config, warn_of_cost
@@ -101,24 +102,26 @@ class Classifier:
                                  gradient_to(tower.logits, tower.current, self._cotangent))
         self._session = tf.Session(graph=self._graph, config=session_config())
         checkpoint.assign_weights(self._session, weights)
+        self._prepared: Dict[str, np.ndarray] = {}  # weights, by the names of tensors
+        self._takes: Dict[str, Sequence[tf.Tensor]] = {}  # which of them, by the names of those that are made of them
 
     def logits(self, images: np.ndarray) -> np.ndarray:
         """Compute logits: (N, S, S, 3) images in [0, 255] -> (N, classes) float32."""
-        return self._run([self._tower.logits], {self._tower.image: self._checked(images)})[0]
+        return self._pass([self._tower.logits], {self._tower.image: self._checked(images)})[0]
 
     def classify(self, images: np.ndarray, labels: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
         """Return the (N,) int32 predictions of images, -1 where logits are no numbers, and whether (N,) labels are in
         the top 5."""
         images = self._checked(images)
         feed = {self._tower.image: images, self._tower.label: self._checked_labels(labels, len(images))}
-        prediction, in_top5 = self._run([self._tower.prediction, self._tower.in_top5], feed)
+        prediction, in_top5 = self._pass([self._tower.prediction, self._tower.in_top5], feed)
         return prediction, in_top5
 
     def loss_gradient(self, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Compute d CE(f(x), label) / d x of each image, x in [0, 255]: float32 like `images`."""
         images = self._checked(images)
-        return self._run([self._gradient], {self._tower.image: images,
-                                            self._tower.label: self._checked_labels(labels, len(images))})[0]
+        return self._pass([self._gradient], {self._tower.image: images,
+                                             self._tower.label: self._checked_labels(labels, len(images))})[0]
 
     def vjp(self, images: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
         """Compute d sum(v * logits) / d x of each image, x in [0, 255] and v its cotangent: float32 like `images`.
@@ -130,8 +133,8 @@ class Classifier:
             ValueError: an argument is not as above.
         """
         images = self._checked(images)
-        return self._run([self._vjp], {self._tower.image: images,
-                                       self._cotangent: self._checked_cotangents(cotangents, len(images))})[0]
+        return self._pass([self._vjp], {self._tower.image: images,
+                                        self._cotangent: self._checked_cotangents(cotangents, len(images))})[0]
 
     def pgd(self, images: np.ndarray, labels: np.ndarray, targets: Optional[np.ndarray] = None, steps: int = 10,
             epsilon: float = 16., step_size: float = 1., start_from_noise: bool = True,
@@ -142,8 +145,8 @@ class Classifier:
 
     def attack(self, images: np.ndarray, labels: np.ndarray, targets: Optional[np.ndarray] = None, *,
                attacker: str = 'pgd', loss: str = 'ce', goal: str = 'targeted', steps: int = 10, epsilon: float = 16.,
-               step_size: float = 1., start_from_noise: bool = True,
-               seed: int = 0) -> Tuple[np.ndarray, np.ndarray]:
+               step_size: float = 1., start_from_noise: bool = True, seed: int = 0,
+               indices: Optional[np.ndarray] = None) -> Tuple[np.ndarray, np.ndarray]:
         """Attack images by an attacker of the table, or module:Class of one's own.
 
         The first attack by each attacker, loss and goal builds its graph, which takes seconds.
@@ -154,6 +157,8 @@ class Classifier:
             attacker, loss, goal: names of attacks/table.py.
             steps: 0 leaves the images as they are. epsilon, step_size: in pixels; the step used is
                 max(step_size, epsilon / steps), but for APGD, which finds its own.
+            indices: (N,) integers from 0 on, which what is random follows from instead of the positions in `images`, as
+                those of a whole set.
         Returns:
             adversarial images, float32 in [0, 255], within epsilon of `images`; (N,) int32 target labels, -1 of an
             untargeted attack.
@@ -170,13 +175,12 @@ class Classifier:
             raise ValueError('seed is from 0 to 2**31 - 1')
         if goal == 'untargeted' and targets is not None:
             raise ValueError('an untargeted attack has no targets: leave them out, or give goal=\'targeted\'')
-        if self._closed:
-            raise ValueError(CLOSED)
+        self._require_open()
         tower = self._tower_of(attacker, loss, goal)
         for mistake in mistaken_attack([epsilon], step_size) if steps else ():
             self._warn_once(mistake, mistake)
         feed: Dict[Any, np.ndarray] = {tower.image: images, tower.label: labels,
-                                       tower.index: np.arange(len(images), dtype=np.int64)}
+                                       tower.index: checked_indices(indices, len(images))}
         settings = {tower.seed: seed, tower.num_iter: steps, tower.steps: steps, tower.epsilon: epsilon,
                     tower.step_size: step_size}
         if targets is not None and not tower.takes_targets:
@@ -221,11 +225,22 @@ class Classifier:
         self._closed = True
         self._session.close()
 
+    def _pass(self, tensors: Sequence[tf.Tensor], feed: Dict[Any, np.ndarray]) -> Sequence[np.ndarray]:
+        """Run tensors of a single pass. The weights that they need are prepared at the first one, and kept in
+        memory."""
+        self._require_open()
+        names = ' '.join(t.name for t in tensors)
+        if names not in self._takes:
+            wanted = prepared_weights(tensors)
+            new = [t for t in wanted if t.name not in self._prepared]
+            self._prepared.update(zip([t.name for t in new], self._session.run(new)))
+            self._takes[names] = wanted
+        return self._run(tensors, feed, {t: self._prepared[t.name] for t in self._takes[names]})
+
     def _run(self, tensors: Sequence[tf.Tensor], feed: Dict[Any, np.ndarray],
              settings: Optional[Dict[Any, Any]] = None) -> Sequence[np.ndarray]:
         """Compute tensors, each with an element an image, `batch` images at a time. settings: fed to every batch."""
-        if self._closed:
-            raise ValueError(CLOSED)
+        self._require_open()
         count = len(next(iter(feed.values())))
         out = [np.empty([count] + t.shape.as_list()[1:], t.dtype.as_numpy_dtype) for t in tensors]
         for i in range(0, count, self.batch):
@@ -233,6 +248,10 @@ class Classifier:
             for whole, values in zip(out, self._session.run(list(tensors), {**part, **(settings or {})})):
                 whole[i:i + self.batch] = values
         return out
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise ValueError(CLOSED)
 
     def _warn_once(self, what: str, text: str) -> None:
         """Warn of a mistake, of which a data set's other batches make the same."""
@@ -274,3 +293,11 @@ class Classifier:
         if not np.isfinite(cotangents).all():
             raise ValueError('cotangents are finite numbers of float32; some of these are not')
         return cotangents
+
+
+def checked_indices(indices: Optional[np.ndarray], count: int) -> np.ndarray:
+    """Return indices as (count,) int64, which by default are 0, 1, ... Raises ValueError for others."""
+    checked = np.arange(count) if indices is None else np.asarray(indices)
+    if checked.shape != (count,) or checked.size and not (checked.dtype.kind in 'iu' and checked.min() >= 0):
+        raise ValueError('indices are %d whole numbers from 0 on' % count)
+    return checked.astype(np.int64)

@@ -17,7 +17,7 @@ from evaluation.preflight import inputs_of_evaluation, inputs_of_scoring
 from evaluation.preparation import default_preprocess
 from nets import DTYPES, find_network
 from runtime.command_line import Parser, end_on_interrupt, run_command
-from runtime.errors import InputError
+from runtime.errors import InputError, LaunchError
 from runtime.pixels import LARGEST_IMAGE
 from third_party.preparations import PREPARATIONS
 from training.preflight import inputs_of_training
@@ -106,7 +106,10 @@ def several(of_one: Callable[[str], Any]) -> Callable[[str], List[Any]]:
 def parse_options(arguments: List[str]) -> argparse.Namespace:
     """Return the command line as a plain object. Raises InputError for flags that are wrong or don't go together."""
     options = command_line().parse_args(arguments)
-    check_options(options)
+    try:
+        check_options(options)
+    except InputError as e:  # all ranks have the same flags
+        raise LaunchError(str(e))
     warn_of_unused(options, given_flags(arguments, options))
     options.depth = find_network(options.arch, options.depth).depth
     options.xla = options.xla or options.use_fp16xla

@@ -106,9 +106,14 @@ class Listed(NamedTuple):
 def read_manifest(path: str) -> Dict[str, Listed]:
     """Return {real path of an image: what the manifest says of it}. Raises InputError, naming the line of what is
     wrong."""
+    return {image: listed for image, (listed, _) in read_rows(path).items()}
+
+
+def read_rows(path: str) -> Dict[str, Tuple[Listed, Dict[str, str]]]:
+    """Return, as read_manifest does, what the manifest says of images, and with it their lines, {column: text}."""
     require_file(path)
     folder = os.path.realpath(os.path.dirname(os.path.abspath(path)))
-    listed: Dict[str, Listed] = {}
+    listed: Dict[str, Tuple[Listed, Dict[str, str]]] = {}
     where = path
     try:
         with open(path, newline='', encoding='utf-8-sig', errors='surrogateescape') as f:
@@ -130,7 +135,7 @@ def read_manifest(path: str) -> Dict[str, Listed]:
                 image = os.path.realpath(os.path.join(folder, values['file']))
                 if image in listed:
                     raise InputError('%s: %s is listed twice' % (where, values['file']))
-                listed[image] = listed_as(values, where)
+                listed[image] = listed_as(values, where), values
     except OSError as e:
         raise InputError('cannot read %s: %s' % (path, e.strerror))
     except csv.Error as e:

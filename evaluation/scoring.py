@@ -13,7 +13,7 @@ from evaluation.saved_images import MANIFEST, Listed
 from inference import Classifier, load_classifier
 from runtime.bars import tqdm
 from runtime.cores import usable_cores
-from runtime.errors import InputError, RunError
+from runtime.errors import InputError, NoMemory, RunError
 from runtime.files import WholeFile
 from runtime.limits import PAUSES, retried
 from runtime.printing import check_stdout, say
@@ -92,7 +92,8 @@ def read_image(path: str, image_size: int, listed: Dict[str, Listed], preparatio
     """Read an image as the network is to see it: as `preparation` makes it.
 
     A listed image was made for a network, and is what it sees already; resizing it would undo what an attack did.
-    Raises RunError where the system refuses to open files or gives no memory, and still does after all `pauses`.
+    Raises RunError where the system refuses to open files, and still does after all `pauses`. One image for which
+    there is no memory even then is too large, and the others are not.
     """
     try:
         if '\n' in path or '\r' in path:
@@ -104,7 +105,7 @@ def read_image(path: str, image_size: int, listed: Dict[str, Listed], preparatio
             raise InputError('%s has %dx%d pixels, and the manifest is for images that are ready for a network of %dx%d'
                              % (path, image.shape[1], image.shape[0], image_size, image_size))
         return path, image, ''
-    except InputError as e:
+    except (InputError, NoMemory) as e:
         return path, None, str(e)
 
 

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """Wrong flags are an InputError like any other wrong input: one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise InputError('%s (see --help)' % message)
+        raise LaunchError('%s (see --help)' % message)
 
 
 @functools.lru_cache(maxsize=None)

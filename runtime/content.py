@@ -21,6 +21,7 @@ class Content:
         self._pending: List[bytes] = []
         self._size, self._written = 0, 0  # bytes: pending, and in the file
         self._memory = bytearray()
+        self.failure: Optional[OSError] = None  # what `write` raised
         self._folders = other_folders()
         self._temporary = part_of(path)
         self._fd: Optional[int] = None
@@ -69,7 +70,11 @@ class Content:
         self._pending.append(data.encode('utf-8', 'surrogateescape') if isinstance(data, str) else data)
         self._size += len(data)
         if self._size >= BUFFER:
-            self._rescued(self._flush)
+            try:
+                self._rescued(self._flush)
+            except OSError as e:
+                self.failure = e
+                raise
 
     def finish(self) -> None:
         """Put all of it on the disk."""

@@ -6,8 +6,12 @@ class InputError(ValueError):
 
 
 class LaunchError(InputError):
-    """The job was started in a way that all of its processes find wrong, alike."""
+    """The job was started in a way, or with flags, that all of its processes find wrong, alike."""
 
 
 class RunError(RuntimeError):
     """A run that began well cannot go on: its loss is not a number, its disk is full. Its text is one line."""
+
+
+class NoMemory(RunError):
+    """There is no memory for one thing, which may be too large or come at a bad moment. Its text is one line."""

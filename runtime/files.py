@@ -38,8 +38,8 @@ class WholeFile:
                 self._content.finish()
                 self._content.put(self._path)
                 sync_folder(self._path)
-            elif isinstance(error, OSError):
-                raise error
+            elif self._content.failure:  # other errors are not this file's, whatever was done in the block
+                raise self._content.failure
         except OSError as e:
             raise cannot_write(self._path, e, self._content.kept() if self._keep and kind is None else '')
         finally:

@@ -5,7 +5,7 @@ import resource
 import time
 from typing import Callable, List, NoReturn, Optional, Sequence, TypeVar
 
-from runtime.errors import InputError, RunError
+from runtime.errors import InputError, NoMemory, RunError
 
 T = TypeVar('T')
 PAUSES = (0.1, 1.0, 5.0, 20.0)  # seconds: what another job holds may be free again soon
@@ -39,7 +39,7 @@ def retried(work: Callable[[], T], pauses: Sequence[float] = PAUSES) -> T:
     try:
         return work()
     except MemoryError as e:
-        raise RunError(refusal(e))
+        raise NoMemory(refusal(e))
 
 
 def check_open_files(number: int) -> None:

@@ -249,6 +249,13 @@ def test_no_such_file(tmp_path):
         assert path in refusal(load_classifier, path)
 
 
+@pytest.mark.parametrize('ending', ['.pth', '.pt', '.safetensors', '.pth.tar'])
+def test_a_file_of_pytorch(tmp_path, ending):
+    path = tmp_path / ('net' + ending)
+    path.write_bytes(b'any')
+    assert 'python -m tools.from_pytorch' in refusal(load_classifier, str(path))
+
+
 @pytest.mark.parametrize('damage', ['no data', 'short data', 'short index', 'empty index', 'text index'])
 def test_damaged_checkpoint_of_training(trained, tmp_path, damage):
     prefix, _ = trained

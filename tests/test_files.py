@@ -14,6 +14,7 @@ import pytest
 from evaluating import SMALL, read_table
 from photos import write_split
 
+from runtime.files import WholeFile
 from tools.mpi import read_figures
 
 NOBODY = 65534
@@ -131,6 +132,13 @@ def test_somebody_elses_file(root, place, mode, folder, writable):
 
 
 @AS_ROOT
+def test_an_error_of_another_file_is_not_this_ones(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no-such-file'), WholeFile(str(tmp_path / 'r.json')) as f:
+        f.write('half')
+        open(str(tmp_path / 'no-such-file'))
+    assert os.listdir(str(tmp_path)) == []
+
+
 def test_the_trial_leaves_a_file_as_it_is(root, place):
     """One that can be replaced alone: another user's."""
     path = os.path.join(place, 'r.json')

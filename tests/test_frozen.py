@@ -12,6 +12,7 @@ from other_cpus import call_as, check_threads
 import checkpoint
 from kernels.frozen_layers import Bottleneck, FoldedConvolution, fast_stem, fused_bottleneck
 from kernels.mode import Mode
+from kernels.prepared import prepared_weights
 from nets import Network
 from runtime.hardware import cpu_flags, session_config
 
@@ -361,3 +362,25 @@ def test_stem_and_its_gradient(height, width):
         ours, plain = run([(y, tf.gradients(y, image, upstream)[0]) for y in (ours, plain)], {image: x})
     for a, b in zip(ours, plain):
         np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+# --- what is prepared once -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('arch', helpers.ARCHITECTURES)
+def test_a_pass_takes_weights_that_were_prepared(arch, weights_of):
+    """Logits and gradient are the same with these, and others with other ones."""
+    pixels = helpers.images(3, 32).astype(np.float32) / 128 - 1
+    with tf.Graph().as_default():
+        image = tf.placeholder(tf.float32, [None, 32, 32, 3])
+        logits = Network(arch, 14, 10).logits(image, Mode())
+        wanted = [logits, tf.gradients(logits[:, 3], image)[0]]
+        weights = prepared_weights(wanted)
+        assert len(weights) == len({t.name for t in weights}) and {t.op.type for t in weights} == {'FrozenWeights'}
+        with tf.Session(config=session_config()) as session:
+            checkpoint.assign_weights(session, weights_of(arch))
+            values, expected = session.run([weights, wanted], {image: pixels})
+            same, other = [session.run(wanted, {image: pixels, **{t: factor * v for t, v in zip(weights, values)}})
+                           for factor in (np.float32(1), np.float32(0.5))]
+    for a, b, c in zip(same, expected, other):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+        assert np.abs(c - b).max() > 0.01 * np.abs(b).max()

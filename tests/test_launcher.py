@@ -156,6 +156,13 @@ def test_of_sruns_tasks_the_first_says_it(evaluation, job):
     assert done.returncode == 2 and done.stdout == done.stderr == ''
 
 
+@pytest.mark.parametrize('flags', [['--no-such-flag'], ['--results', '']])
+def test_of_sruns_tasks_the_first_says_what_is_wrong_with_the_flags(evaluation, flags):
+    done = evaluation(*flags, **STEP)
+    assert done.returncode == 2 and done.stdout == done.stderr == ''
+    refused(evaluation(*flags, **TASK), flags[0])
+
+
 @pytest.mark.parametrize('job, variables', [
     ('--eval', dict(PMI_SIZE='2', PMI_RANK='0')),
     pytest.param('--eval', dict(PMIX_RANK='1'), marks=pytest.mark.slow),

@@ -72,10 +72,11 @@ Check = Callable[[bytes, str], None]
 
 
 def examine(path: str, check: Check = check_decodable) -> Content:
-    """Read an image file, once. check: raises InputError where the file at a path, with these bytes, is no image."""
+    """Read an image file, once. check: raises InputError where the file at a path, with these bytes, is no image.
+    Raises RunError where the system refuses what that takes, and still does after some tries."""
     try:
         data = retried(lambda: read_file(path))
-        check(data, path)
+        retried(lambda: check(data, path))
     except InputError as e:
         return Content(bytes(32), str(e))
     return Content(hashlib.sha256(data).digest(), '')

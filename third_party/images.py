@@ -16,7 +16,7 @@ import jpeg_region
 import numpy as np
 from jpeg_region import decode_region, jpeg_size
 
-from runtime.errors import InputError, RunError
+from runtime.errors import InputError, NoMemory, RunError
 from runtime.limits import refusal
 
 # OpenCV's own lines on stderr about a bad file; the InputError says the same, with the file's name. What libjpeg and
@@ -46,7 +46,7 @@ def decode(path: str) -> np.ndarray:
     It may be whatever OpenCV reads: JPEG (also grey and CMYK), PNG, TIFF, WebP, BMP, PPM, JPEG 2000. Grey is repeated,
     16 bits become 8, an alpha channel is dropped, the EXIF orientation is applied. Not GIF, which OpenCV's
     wheels don't read. Raises InputError, naming the file, where it cannot be read or is not a whole image; see
-    `check_complete` for what that finds.
+    `check_complete` for what that finds. Raises NoMemory where there is none for its pixels.
     """
     return _decode_bytes(read_complete(path), path)
 
@@ -95,7 +95,7 @@ def _decode_bytes(data: bytes, path: str) -> np.ndarray:
             image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
     except cv2.error as e:  # such as more pixels than OpenCV allows
         if e.code == NO_MEMORY:
-            raise InputError('cannot decode %s: %s' % (path, refusal(MemoryError())))
+            raise NoMemory('cannot decode %s: %s' % (path, refusal(MemoryError())))
         raise InputError('%s is not a readable image: %s' % (path, getattr(e, 'err', None) or e))
     if image is None:
         raise InputError('%s is not a readable image: corrupt, or of an unknown format' % path)

@@ -14,7 +14,7 @@ import numpy as np
 from jpeg_region import MAX_PIXELS, decode_region
 from PIL import Image
 
-from runtime.errors import InputError
+from runtime.errors import InputError, NoMemory, RunError
 from runtime.limits import refusal
 from third_party import images
 from third_party.images import PNG_SIGNATURE, check_complete, quiet_decoders, read_complete
@@ -96,10 +96,10 @@ def _opened(data: bytes, path: str) -> Iterator[Image.Image]:
                 raise InputError('%s is not a readable image: %dx%d pixels are more than 2**30'
                                  % (path, image.width, image.height))
             yield image
-    except InputError:
+    except (InputError, RunError):
         raise
     except (MemoryError, cv2.error):  # all that the latter can fail for here
-        raise InputError('cannot decode %s: %s' % (path, refusal(MemoryError())))
+        raise NoMemory('cannot decode %s: %s' % (path, refusal(MemoryError())))
     except Exception:  # Pillow's decoders raise nearly all of Python's
         raise InputError('%s is not a readable image: corrupt, or of a format unknown to Pillow' % path)
 

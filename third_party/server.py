@@ -16,7 +16,7 @@ import numpy as np
 import zmq
 from zmq_ops.wire import new_message
 
-from runtime.errors import InputError
+from runtime.errors import InputError, NoMemory
 from runtime.limits import check_open_files, refusal
 from third_party.imagenet import Dataset
 from third_party.images import MIN_CROP_AREA, load_training_image
@@ -116,7 +116,7 @@ def work(inner: str, table: 'ImageTable', order: 'EndlessShuffle', settings: Set
             try:
                 load_training_image(table.path(i), rng, settings.image_size, out=images[filled],
                                     min_area=settings.min_crop_area)
-            except InputError as e:
+            except (InputError, NoMemory) as e:
                 _report_unreadable(reports, i, str(e))
                 todo[filled] = order.take(1)[0]
                 continue

@@ -19,6 +19,7 @@ import numpy as np
 from runtime.command_line import Parser, run_command
 from runtime.errors import InputError
 from runtime.files import WholeFile, check_writable
+from tools.pytorch import require_pytorch
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +35,7 @@ def convert(path: str, out: str, prefix: Optional[str] = None, drop_background: 
     if not out.endswith('.npz'):
         raise InputError('--out %s: the name of a checkpoint ends with .npz' % out)
     check_writable(out)
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise InputError('this needs PyTorch, which is not in this environment (%s): use one with '
-                         'requirements/torch.txt, such as .venv-torch' % sys.executable)
+    require_pytorch()
     from interop.from_torch import import_network
     from interop.torch_files import read_states
     network = import_network(read_states(path), path, prefix, drop_background)

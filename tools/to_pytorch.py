@@ -20,6 +20,7 @@ import numpy as np
 from runtime.command_line import Parser, run_command
 from runtime.errors import InputError, RunError
 from runtime.files import WholeFile, check_writable
+from tools.pytorch import require_pytorch
 
 if TYPE_CHECKING:
     import torch
@@ -79,11 +80,8 @@ def convert(path: str, arch: str, depth: Optional[int], out: str, onnx: Optional
         raise InputError('two of F.npz, --out and --onnx are the same file: give each another name')
     for file in filter(None, (out, onnx)):
         check_writable(file)
-    try:
-        import torch
-    except ImportError:
-        raise InputError('this needs PyTorch, which is not in this environment (%s): use one with '
-                         'requirements/torch.txt, such as .venv-torch' % sys.executable)
+    require_pytorch()
+    import torch
     if onnx:
         try:
             import onnxscript  # noqa: F401

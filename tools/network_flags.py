@@ -1,0 +1,51 @@
+"""The flags that say which network a tool loads: in one place, with the names that main.py gives them."""
+import argparse
+import os
+from typing import TYPE_CHECKING, Any, Dict
+
+from checkpoint import check_files, checkpoint_files
+from main import image_size, positive_int
+from nets import DTYPES, Network, find_network
+from runtime.errors import InputError
+from runtime.fingerprint import sha256_of_files
+
+if TYPE_CHECKING:
+    from inference import Classifier
+
+
+def add_network_flags(parser: argparse.ArgumentParser) -> None:
+    """Add what makes a network of a checkpoint, but for the checkpoint itself."""
+    network = parser.add_argument_group('network')
+    network.add_argument('--arch', default='ResNet', metavar='A', help='as of main.py (ResNet)')
+    network.add_argument('-d', '--depth', type=int, help='layers of the zoo\'s networks (50)')
+    network.add_argument('--image-size', type=image_size, default=224, metavar='S', help='height and width (224)')
+    network.add_argument('--batch', type=positive_int, default=32, help='images that are computed at once (32)')
+    network.add_argument('--dtype', choices=DTYPES, default='float32', help='what it is computed in (float32)')
+
+
+def network_of(options: argparse.Namespace) -> Network:
+    """Return the network that the flags name, with the zoo's number of classes. Raises InputError where there is
+    none."""
+    return find_network(options.arch, options.depth)._replace(image_size=options.image_size)
+
+
+def check_network(options: argparse.Namespace, path: str) -> None:
+    """Raise InputError where there is no such network or no checkpoint at `path`; TensorFlow is not loaded."""
+    if not path:
+        raise InputError('the checkpoint\'s name is empty')
+    network_of(options)
+    check_files(path)
+
+
+def load_network(options: argparse.Namespace, path: str) -> 'Classifier':
+    """Load the network that the flags name. Raises InputError as inference.load_classifier does."""
+    from inference import load_classifier
+    return load_classifier(path, options.arch, options.depth, image_size=options.image_size, batch=options.batch,
+                           dtype=options.dtype)
+
+
+def network_facts(options: argparse.Namespace, path: str) -> Dict[str, Any]:
+    """Return what the figures of such a network depend on, for a file of results."""
+    network = network_of(options)
+    return dict(arch=network.arch, depth=network.depth, image_size=options.image_size, dtype=options.dtype,
+                checkpoint=os.path.basename(path), checkpoint_sha256=sha256_of_files(checkpoint_files(path)))
