@@ -155,8 +155,8 @@ class Classifier:
 
     def attack(self, images: np.ndarray, labels: np.ndarray, targets: Optional[np.ndarray] = None, *,
                attacker: str = 'pgd', loss: str = 'ce', goal: str = 'targeted', steps: int = 10, epsilon: float = 16.,
-               step_size: float = 1., start_from_noise: bool = True,
-               seed: int = 0) -> Tuple[np.ndarray, np.ndarray]:
+               step_size: float = 1., start_from_noise: bool = True, seed: int = 0,
+               indices: Optional[np.ndarray] = None) -> Tuple[np.ndarray, np.ndarray]:
         """Attack images by an attacker of the table, or module:Class of one's own.
 
         The first attack by each attacker, loss and goal builds its graph, which takes seconds.
@@ -167,6 +167,8 @@ class Classifier:
             attacker, loss, goal: names of attacks/table.py.
             steps: 0 leaves the images as they are. epsilon, step_size: in pixels; the step used is
                 max(step_size, epsilon / steps), but for APGD, which finds its own.
+            indices: (N,) integers from 0 on, which what is random follows from instead of the positions in `images`, as
+                those of a whole set.
         Returns:
             adversarial images, float32 in [0, 255], within epsilon of `images`; (N,) int32 target labels, -1 of an
             untargeted attack.
@@ -188,7 +190,7 @@ class Classifier:
         for mistake in mistaken_attack([epsilon], step_size) if steps else ():
             self._warn_once(mistake, mistake)
         feed: Dict[Any, np.ndarray] = {tower.image: images, tower.label: labels,
-                                       tower.index: np.arange(len(images), dtype=np.int64)}
+                                       tower.index: checked_indices(indices, len(images))}
         settings = {tower.seed: seed, tower.num_iter: steps, tower.steps: steps, tower.epsilon: epsilon,
                     tower.step_size: step_size}
         if targets is not None and not tower.takes_targets:
@@ -301,3 +303,11 @@ class Classifier:
         if not np.isfinite(cotangents).all():
             raise ValueError('cotangents are finite numbers of float32; some of these are not')
         return cotangents
+
+
+def checked_indices(indices: Optional[np.ndarray], count: int) -> np.ndarray:
+    """Return indices as (count,) int64, which by default are 0, 1, ... Raises ValueError for others."""
+    checked = np.arange(count) if indices is None else np.asarray(indices)
+    if checked.shape != (count,) or checked.size and not (checked.dtype.kind in 'iu' and checked.min() >= 0):
+        raise ValueError('indices are %d whole numbers from 0 on' % count)
+    return checked.astype(np.int64)

@@ -1,4 +1,5 @@
-"""The same networks and jobs in PyTorch: a worker of pgd.py and train.py. Imports nothing of this project's networks.
+"""The same networks and jobs in PyTorch: a worker of pgd.py, attacks.py and train.py. Imports nothing of this project's
+networks.
 
     torchattacks    torchattacks' PGD as installed, on a network as one writes it; for training with an eager update
     tuned PyTorch   channels_last, BatchNorm folded into the convolutions, frozen weights, torch.compile
@@ -125,21 +126,35 @@ class ResNet(nn.Module):
         return F.linear(x.float(), self.linear.weight, self.linear.bias) if folded else self.linear(x)
 
 
+class Scaled(nn.Module):
+    """A network for pixels in [0, 1], as the libraries have them, not in [-1, 1]."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.net(x * 2 - 1)
+
+
 def torchattacks_pgd(net: nn.Module, steps: int) -> Attack:
     """Return PGD as torchattacks has it."""
-    class Scaled(nn.Module):
-        """The network for pixels in [0, 1], as torchattacks has them, not in [-1, 1]."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = net
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.net(x * 2 - 1)
-
-    attack = torchattacks.PGD(Scaled(), eps=16 / 255, alpha=max(1, 16 / steps) / 255, steps=steps, random_start=True)
+    attack = torchattacks.PGD(Scaled(net), eps=16 / 255, alpha=max(1, 16 / steps) / 255, steps=steps, random_start=True)
     attack.set_mode_targeted_by_label(quiet=True)
     return lambda image, target: attack((image + 1) / 2, target) * 2 - 1
+
+
+def untargeted(system: str, net: nn.Module, steps: int) -> Attack:
+    """Return an untargeted attack by cross-entropy as a library has it."""
+    how = dict(eps=16 / 255, steps=steps)
+    if system == 'torchattacks PGD':
+        attack = torchattacks.PGD(Scaled(net), alpha=1 / 255, random_start=True, **how)
+    elif system == 'torchattacks APGD':
+        attack = torchattacks.APGD(Scaled(net), norm='Linf', seed=0, **how)
+    else:
+        from pyautoattack.autopgd_base import APGDAttack
+        attack = APGDAttack(Scaled(net), n_iter=steps, norm='Linf', eps=16 / 255, device='cpu').perturb
+    return lambda image, label: attack((image + 1) / 2, label) * 2 - 1
 
 
 def tuned_pgd(net: ResNet, steps: int, dtype: torch.dtype, compiled: Callable[..., torch.Tensor]) -> Attack:
@@ -180,14 +195,18 @@ def prepare() -> Callable[[], float]:
     compiled = torch.compile(net) if tuned else net
 
     net.eval()
-    if not tuned:
+    if c.job == 'attacks':
+        attack = untargeted(c.system, net, c.steps)
+        with torch.no_grad():
+            target = net(image).argmax(dim=1)  # the libraries leave alone what is wrong already
+    elif not tuned:
         attack = torchattacks_pgd(net, c.steps)
     elif arch == 'ResNetDenoise' and dtype != torch.float32:
         raise SystemExit('tuned PyTorch has no denoising blocks in reduced precision here')
     else:
         attack = tuned_pgd(net, c.steps, dtype, compiled)
 
-    if c.job == 'pgd':
+    if c.job != 'train':
         net.requires_grad_(not tuned)
 
         def work() -> None:

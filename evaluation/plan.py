@@ -16,7 +16,7 @@ WORST_CASE = 'worst_case'  # the attacker of a record over several
 
 class Attack(NamedTuple):
     """An attack that is reported. The attacker is named as --attacker does it; targets, None for an untargeted one,
-    are RANDOM, LIKELIEST or 'file'."""
+    are RANDOM, LIKELIEST or 'file'; shares_steps tells whether a longer attack passes it on its way."""
     attacker: str
     strength: Strength
     loss: str = 'ce'
@@ -24,6 +24,7 @@ class Attack(NamedTuple):
     targets: Optional[str] = RANDOM
     num_targets: Optional[int] = 1
     restarts: int = 1
+    shares_steps: bool = True
 
     @property
     def num_starts(self) -> int:
@@ -85,10 +86,12 @@ def same_trajectory(strengths: Sequence[Strength]) -> List[List[Strength]]:
 def trajectories(attacks: Sequence[Attack]) -> List[Tuple[int, ...]]:
     """Group the positions of attacks, but for those without a step, of the same attacker and trajectory, by ascending
     steps."""
-    groups = []
+    groups: List[Tuple[int, ...]] = []
     for attacker in attackers_in(attacks):
         column = {attack.strength: i for i, attack in enumerate(attacks) if attack.attacker == attacker}
-        groups += [tuple(column[s] for s in group) for group in same_trajectory(list(column)) if group[0].num_iter]
+        together = [tuple(column[s] for s in group) for group in same_trajectory(list(column)) if group[0].num_iter]
+        shares = all(attack.shares_steps for attack in attacks if attack.attacker == attacker)
+        groups += together if shares else [(i,) for group in together for i in group]
     return groups
 
 

@@ -2,12 +2,12 @@
 import argparse
 import contextlib
 import logging
-from typing import Any, Dict, Iterator, Sequence
+from typing import Any, Dict, Iterator, Sequence, Type
 
 from runtime.compat import ask_for_determinism, tf
 
 import checkpoint
-from adv_model import AttackTower
+from adv_model import Attacker, AttackTower, PGDAttacker
 from attacks.table import ATTACKERS
 from evaluation.attack import Aims, attacker_sha256, check_attack, errors_of_attacker, load_attacker
 from evaluation.attack_flags import Evaluated
@@ -90,8 +90,16 @@ def find_inputs(options: argparse.Namespace, evaluated: Evaluated) -> Inputs:
     network = network._replace(num_classes=len(dataset.class_names))
     weights = checkpoint.read_checkpoint(options.load, options.weights)
     weights = checkpoint.fit_checkpoint(weights, network, options.load)
-    return Inputs(network, weights, dataset, {name: load_attacker(name) for name in options.attacker},
-                  attacks_of(options), Aims(options.targets, options.seed, evaluated.targets))
+    attackers = {name: load_attacker(name) for name in options.attacker}
+    attacks = [attack._replace(shares_steps=has_pgds_loop(attackers[attack.attacker]))
+               for attack in attacks_of(options)]
+    return Inputs(network, weights, dataset, attackers, attacks, Aims(options.targets, options.seed, evaluated.targets))
+
+
+def has_pgds_loop(attacker: Type[Attacker]) -> bool:
+    """Tell whether an attack of many steps may pass a shorter one. Where it has a loop of its own it does not."""
+    return issubclass(attacker, PGDAttacker) and all(getattr(attacker, name) is getattr(PGDAttacker, name)
+                                                     for name in ('attack', 'iterate', 'advance'))
 
 
 @contextlib.contextmanager

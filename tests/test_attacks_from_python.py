@@ -52,6 +52,16 @@ def test_pgd_is_the_default_attack(clf):
         assert np.array_equal(one, other)
 
 
+@pytest.mark.parametrize('attacker', ['pgd', 'apgd'])
+def test_indices_are_what_is_random(clf, attacker):
+    """A part of a set is attacked as it would be among the others."""
+    pixels, labels = photos(), np.arange(8)
+    whole, of_part = [clf.attack(pixels[part], labels[part], attacker=attacker, steps=1, indices=np.arange(8)[part])
+                      for part in (slice(None), [5, 2])]
+    assert np.array_equal(whole[1][[5, 2]], of_part[1])
+    assert (np.abs(whole[0][[5, 2]] - of_part[0]) < 0.01).mean() > 0.98
+
+
 def test_apgd_starts_from_noise_or_not(clf):
     pixels = photos()
     labels = clf.logits(pixels).argmax(axis=1)
@@ -86,7 +96,8 @@ def test_masked_gradients(clf, weights_of, tmp_path):
 
 @pytest.mark.parametrize('wrong, text', [
     (dict(attacker='cw'), "no attacker 'cw'"), (dict(loss='cw'), "no loss 'cw'"), (dict(goal='both'), "no goal 'both'"),
-    (dict(attacker='adv_model:NoSuch'), 'NoSuch'), (dict(goal='untargeted', targets=[1, 2]), 'has no targets')])
+    (dict(attacker='adv_model:NoSuch'), 'NoSuch'), (dict(goal='untargeted', targets=[1, 2]), 'has no targets'),
+    (dict(indices=[1]), '2 whole numbers'), (dict(indices=[-1, 0]), '2 whole numbers')])
 def test_wrong_attacks(clf, wrong, text):
     with pytest.raises(ValueError, match=text):
         clf.attack(photos(2), [0, 1], **wrong)

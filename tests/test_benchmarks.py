@@ -78,6 +78,19 @@ def test_scoring(root, tmp_path, python):
     assert len(table.read_text().splitlines()) == 2 + len(dtypes)
 
 
+def test_attacks(root, tmp_path, python):
+    """Each beside the paper's PGD, which is measured whatever is asked for."""
+    done = python(os.path.join(root, 'benchmarks', 'attacks.py'), '--network', 'ResNet-14', '--batch', '1',
+                  '--steps', '2', '--image-size', '32', '--repeats', '1', '--dtypes', 'float32', '--threads', '1',
+                  '--attacks', 'pgd dlr untargeted,apgd margin targeted', '--table', tmp_path / 'table.md')
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [line['system'] for line in lines] == ['pgd ce targeted', 'pgd dlr untargeted', 'apgd margin targeted']
+    assert all(0 < line['lowest'] <= line['image_steps_per_second'] for line in lines)
+    assert lines[0]['ratio'] == 1 and {line['baseline'] for line in lines} == {'pgd ce targeted'}
+    assert len((tmp_path / 'table.md').read_text().splitlines()) == 5
+
+
 def test_convolutions_are_counted():
     """ResNet-50 has the literature's 4.09 billion multiply-adds; a denoising block has three 1x1 convolutions, as many
     of them in each of the four groups."""
@@ -91,6 +104,9 @@ def test_convolutions_are_counted():
     ('pgd.py', ['--network', 'ResNet50'], 'ResNet-50'), ('pgd.py', ['--network', 'ResNet-²'], 'ResNet-50'),
     ('train.py', ['--dtypes', 'float8'], 'float8'), ('scoring.py', ['--dtypes', 'float16'], 'float16'),
     ('scoring.py', ['--peer', 'torch', '--torch-python', 'nowhere'], 'nowhere'),
+    ('attacks.py', ['--attacks', 'pgd ce'], 'pgd ce'),
+    ('attacks.py', ['--attacks', 'pgd cw targeted'], 'pgd cw targeted'),
+    ('attacks.py', ['--attacks', 'fgsm ce targeted'], 'fgsm'),
     ('pgd.py', ['--table', 'nowhere/table.md'], 'nowhere'),
     ('train.py', ['--plot', 'nowhere/plot.png'], 'nowhere'), ('pgd.py', ['--plot', 'plot.foo'], '.png'),
     ('pgd.py', ['--dtypes', 'float32', '--peer-dtypes', 'float64'], '--peer-dtypes'),

@@ -110,7 +110,8 @@ def test_what_does_not_fit(tiny, tiny_file, weights_file):
 
 
 @pytest.mark.parametrize('name, words', [
-    ('tiny_networks:wrong_shape', ['32, 3], not logits, (N, 1000)']), ('tiny_networks:broken', ['no such layer', 'tiny_networks.py, line ']),
+    ('tiny_networks:wrong_shape', ['32, 3], not logits, (N, 1000)']),
+    ('tiny_networks:broken', ['no such layer', 'tiny_networks.py, line ']),
     ('tiny_networks:leaves', ['failed to build the network: SystemExit']),
     ('tiny_networks:none', ['returned NoneType, not a tensor of logits, (N, 1000)']),
     ('tiny_networks:array', ['returned ndarray, not a tensor']), ('tiny_networks:number', ['is no function', 'int']),

@@ -177,6 +177,11 @@ def test_what_does_not_follow_is_no_course():
     assert course.next().positions == [i for i in range(NUM_IMAGES) if i != 3]
 
 
+def test_steps_that_are_not_shared_are_stages_of_their_own():
+    attacks = [attack._replace(shares_steps=attack.attacker == 'pgd') for attack in attacks_by(['pgd', 'apgd'])]
+    assert trajectories(attacks) == [(1, 2), (3,), (5,), (6,), (7,)]
+
+
 def test_stages_follow_one_restart_after_the_other():
     stages = stages_of(attacks_by(restarts=2, num_targets=2))
     assert [stage.start for stage in stages] == [Start(0, 0)] + [

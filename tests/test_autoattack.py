@@ -1,0 +1,107 @@
+"""AutoAttack on a network of ours, beside this project's APGD: a network of 14 layers, images of 32 pixels."""
+import argparse
+import re
+
+import helpers
+import numpy as np
+import pytest
+from photos import write_split
+
+from runtime.errors import InputError
+from third_party.batches import Batch
+from third_party.imagenet import load_dataset
+from third_party.preparations import PREPARATIONS
+from tools.autoattack import COLUMNS, ENSEMBLE, OURS, Effort, attack_batch, figures_text, measure
+
+needs_library = pytest.mark.usefixtures('library')
+
+
+@pytest.fixture(scope='module')
+def library():
+    for name in 'torch', 'pyautoattack':
+        pytest.importorskip(name, reason='the extra %s is not installed' % name)
+
+
+@pytest.fixture(scope='module')
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('data')
+    write_split(folder / 'val', 10)
+    return folder
+
+
+def accuracies(outcomes, labels):
+    return dict(zip(COLUMNS, (outcomes['prediction'] == np.asarray(labels)[:, None]).mean(axis=0)))
+
+
+@needs_library
+@pytest.mark.slow
+def test_ours_beside_the_librarys(classifier):
+    """Each attack is on what those before have left; both APGDs find about as many images."""
+    clf = classifier()
+    images = helpers.images(16, 32, seed=2)
+    labels = clf.logits(images).argmax(axis=1).astype(np.int32)
+    labels[0] = (labels[0] + 1) % 10  # one that is wrong without an attack
+    batch = Batch(images, labels, np.arange(16))
+    found = accuracies(attack_batch(clf, batch, 1.0, 0, Effort(5, 5)), labels)
+    left = [found[name] for name in ('clean',) + ENSEMBLE]
+    assert left[0] == 15 / 16 and left == sorted(left, reverse=True) and left[-1] < left[0]
+    assert found[OURS[0]] >= found[OURS[1]]
+    assert abs(found['apgd-ce'] - found[OURS[0]]) < 0.2 and abs(found['apgd-t'] - found[OURS[1]]) < 0.2
+
+
+@needs_library
+@pytest.mark.slow
+def test_masked_gradients(weights_of, tmp_path):
+    """Of logits that are a thousand times larger the cross-entropy has no gradient: APGD-CE leaves nearly all, APGD-T
+    does not."""
+    from inference import load_classifier
+    scaled = {name: value * 1000 if name.startswith('linear/') else value for name, value in weights_of().items()}
+    np.savez(tmp_path / 'masked.npz', **scaled)
+    clf = load_classifier(str(tmp_path / 'masked.npz'), arch='ResNet', depth=14, image_size=32, batch=8)
+    images = helpers.images(6, 32, seed=2)
+    labels = clf.logits(images).argmax(axis=1).astype(np.int32)
+    found = accuracies(attack_batch(clf, Batch(images, labels, np.arange(6)), 8., 0, Effort(4, 2)), labels)
+    clf.close()
+    assert min(found['apgd-ce'], found[OURS[0]]) > 0.7 and max(found['apgd-t'], found[OURS[1]]) < 0.3
+
+
+@needs_library
+def test_it_goes_on_from_its_journal(classifier, data, tmp_path, weights_file):
+    """Also with another batch: what was finished is not attacked again; of another budget the journal is refused."""
+    clf, dataset = classifier(), load_dataset(str(data), 'val')
+    options = argparse.Namespace(load=weights_file(), arch='ResNet', depth=14, image_size=32, dtype='float32', batch=4,
+                                 data=str(data), preprocess='resize', eps=2.0, seed=0, journal=str(tmp_path / 'j'))
+    how = clf, dataset, PREPARATIONS['resize'](), options, Effort(1, 1)
+    whole = measure(*how)
+    assert whole.shape == (len(dataset), len(COLUMNS))
+    lines = (tmp_path / 'j').read_bytes().splitlines(True)
+    (tmp_path / 'j').write_bytes(b''.join(lines[:3]) + lines[3][:99])  # killed in the middle of writing
+    options.batch = 6
+    continued = measure(*how)
+    assert np.array_equal(continued[:8], whole[:8])
+    assert (continued['prediction'] == whole['prediction']).mean() > 0.9
+    options.eps = 3.0
+    with pytest.raises(InputError, match='eps is 2.0 there and 3.0 here'):
+        measure(*how)
+
+
+def test_what_is_printed():
+    from evaluation.outcomes import OUTCOME
+    outcomes = np.zeros((4, len(COLUMNS)), OUTCOME)
+    for column in range(1, len(COLUMNS)):
+        outcomes['prediction'][:min(column, 3), column] = 1
+    text = figures_text(outcomes, [0, 0, 0, 0], 4.0, {'pyautoattack': '0.2.0', 'PyTorch': '2.13.0'})
+    assert text.startswith('4 images, epsilon 4, pyautoattack 0.2.0, PyTorch 2.13.0\n')
+    assert re.search(r'^AutoAttack, after apgd-t +0.500000 ', text, re.MULTILINE)
+    assert text.endswith('Clean accuracy: 1.000000\nAutoAttack robust accuracy: 0.250000')
+
+
+@pytest.mark.parametrize('flags, said', [
+    (['--eps', '0'], '--eps'), (['--eps', '4', '--data', 'nowhere'], 'nowhere'), (['--eps', '4', '--batch', '0'],
+                                                                                 '--batch'),
+    (['--eps', '4', '--subset', '21'], '--subset 21: from 1 to 10'),
+    (['--eps', '4', '--subset', 'nowhere'], '--subset nowhere'),
+    (['--eps', '4', '-d', '13'], 'no depth 13')])
+def test_bad_input(python, data, weights_file, flags, said):
+    done = python('-m', 'tools.autoattack', weights_file(), '--data', data, '-d', 14, '--image-size', 32, *flags)
+    assert done.returncode == 2 and done.stderr.count('\n') == 1 and said in done.stderr, done.stderr
