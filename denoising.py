@@ -138,7 +138,7 @@ def dot_product_over_all(theta: tf.Tensor, phi: tf.Tensor, x: tf.Tensor, mode: M
         y = product_with_itself(m, positions, left_first=left_first)
     else:
         # divided before it is summed over: float16 ends at 65504
-        y = triple_product(t, p / positions, m, left_first=left_first)
+        y = triple_product(t, p * (1 / positions), m, left_first=left_first)
     return tf.reshape(y, tf.shape(x))
 
 

@@ -102,9 +102,10 @@ def product_with_itself(x: tf.Tensor, divisor: int, *, left_first: bool) -> tf.T
         return tf.matmul(s, x) if left_first else tf.matmul(x, s)
 
     def divided(x: tf.Tensor, other: tf.Tensor) -> tf.Tensor:
+        factor = 1 / divisor  # TensorFlow 1 has no division of bfloat16 by a constant
         if x.dtype == tf.float16:  # before it is summed over: float16 ends at 65504
-            return inner(x / divisor, other)
-        return inner(x, other) / divisor
+            return inner(x * factor, other)
+        return inner(x, other) * factor
 
     @tf.custom_gradient
     def product(x: tf.Tensor) -> Tuple[tf.Tensor, Callable]:

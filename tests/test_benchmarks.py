@@ -91,6 +91,18 @@ def test_attacks(root, tmp_path, python):
     assert len((tmp_path / 'table.md').read_text().splitlines()) == 5
 
 
+def test_denoising(root, tmp_path, python):
+    table = tmp_path / 'table.md'
+    done = python(os.path.join(root, 'benchmarks', 'denoise.py'), '--operations', 'mean', '--depth', '14', '--batch',
+                  '1', '--image-size', '32', '--repeats', '1', '--steps', '1', '--threads', '1', '--table', table)
+    assert done.returncode == 0, done.stderr
+    plain, mean = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (plain['network'], mean['network']) == ('ResNet-14', 'ResNetDenoise-14-mean')
+    assert plain['ratio'] == 1 and mean['image_steps_per_second'] > 0 and mean['peak_memory_bytes'] > 1e8
+    assert [line.split('|')[1].strip() for line in table.read_text().splitlines()[2:]] == [
+        'ResNet-14', 'ResNetDenoise-14-mean']
+
+
 def test_convolutions_are_counted():
     """ResNet-50 has the literature's 4.09 billion multiply-adds; a denoising block has three 1x1 convolutions, as many
     of them in each of the four groups."""
@@ -102,6 +114,8 @@ def test_convolutions_are_counted():
 
 @pytest.mark.parametrize('script, flags, named', [
     ('pgd.py', ['--network', 'ResNet50'], 'ResNet-50'), ('pgd.py', ['--network', 'ResNet-²'], 'ResNet-50'),
+    ('denoise.py', ['--operations', 'mean,mode'], 'mode'), ('denoise.py', ['--where', 'layer'], 'layer'),
+    ('denoise.py', ['--dtype', 'float16'], 'float16'), ('denoise.py', ['--repeats', '0'], '--repeats'),
     ('train.py', ['--dtypes', 'float8'], 'float8'), ('scoring.py', ['--dtypes', 'float16'], 'float16'),
     ('scoring.py', ['--peer', 'torch', '--torch-python', 'nowhere'], 'nowhere'),
     ('attacks.py', ['--attacks', 'pgd ce'], 'pgd ce'),

@@ -92,10 +92,35 @@ def test_what_is_not_its_own_is_left_alone(root, tmp_path, python):
 
 @pytest.mark.parametrize('flags, named', [
     (['nowhere'], 'nowhere'), (['nowhere', '--only', 'VGG'], 'VGG'), (['{data}', '--val-images', '3'], '--val-images'),
-    (['{data}', '--val-images', '20'], 'has 1 photos'), ([''], 'DATA is empty')])
+    (['{data}', '--val-images', '20'], 'has 1 photos'), ([''], 'DATA is empty'),
+    (['{data}', '--networks', 'ResNet-15'], 'no depth 15'), (['{data}', '--networks', 'ResNet-14:x'], ':2'),
+    (['{data}', '--networks', 'ResNet-14-mean'], 'has no denoising blocks'),
+    (['{data}', '--epochs', '3'], '--networks')])
 def test_bad_input(root, tmp_path, python, flags, named):
     write_split(tmp_path / 'train', 10)
     write_split(tmp_path / 'val', 10)
     flags = [flag.format(data=tmp_path) for flag in flags]
     done = python(os.path.join(root, 'tools', 'cifar10.py'), *flags, '--out', tmp_path / 'out')
     assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_rows():
+    """Of networks that were named, one of which diverged."""
+    from tools.cifar10 import recipes_of, table
+    recipes = recipes_of('ResNet-14,ResNetDenoise-14-mean-block:2', 9)
+    assert [r.name for r in recipes] == ['ResNet-14-adversarial-9-epochs',
+                                         'ResNetDenoise-14-mean-block-adversarial-9-epochs-2']
+    attacks = [dict(attack_iter=k, top1_error=0.5, top1_error_interval=[0.4, 0.61], attack_success_rate=0.125)
+               for k in (0, 10, 20, 100)]
+    rows = table({recipes[0]: dict(attacks=attacks), recipes[1]: 'the loss is nan'}, intervals=True).splitlines()
+    assert '| 50.0 (40.0 to 61.0) ' in rows[2] and rows[2].count('50.0 (40.0 to 61.0) / 12.5') == 3
+    assert 'ResNetDenoise-14-mean-block' in rows[3] and 'diverged: the loss is nan' in rows[3]
+
+
+def test_what_diverged_is_told_from_what_failed(tmp_path):
+    from tools.cifar10 import divergence, recipes_of, training_log
+    recipe, = recipes_of('ResNet-14', 6)
+    for said, expected in [('the loss is nan at step 3', True), ('cannot write to x', False)]:
+        with open(training_log(recipe, str(tmp_path)), 'w') as f:
+            f.write('epoch 1\nmain.py: error: %s\n' % said)
+        assert bool(divergence(recipe, str(tmp_path))) == expected

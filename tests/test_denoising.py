@@ -147,7 +147,9 @@ def test_values_and_gradients(name, shape):
     check(name, shape, NHWC)
 
 
-@pytest.mark.parametrize('name', OPERATIONS)
+# TensorFlow 1's XLA takes long for the median's many comparisons
+@pytest.mark.parametrize('name', [pytest.param(name, marks=[pytest.mark.slow] * (name == 'median'))
+                                  for name in OPERATIONS])
 def test_values_and_gradients_in_nchw(name):
     check(name, SHAPES[0], Mode(data_format='NCHW'))
 
@@ -317,7 +319,8 @@ def test_another_operation_with_the_same_variables_is_warned_of(saved):
 
 @pytest.mark.parametrize('record', [False, True])
 @pytest.mark.parametrize('name, own', [('ResNetDenoise-14-median', 'dot-product-plain'),
-                                       ('ResNetDenoise-14-bilateral-softmax-block', None)])
+                                       pytest.param('ResNetDenoise-14-bilateral-softmax-block', None,
+                                                    marks=pytest.mark.slow)])
 def test_advice(name, own, record, saved):
     network, path = network_named('ResNetDenoise-14')._replace(num_classes=7), saved(name, record)
     with pytest.raises(InputError) as e:
