@@ -98,8 +98,8 @@ class Recorder(Callback):
             self.steps.update(('ema/' + v.op.name, a) for v, a in zip(self.averages.variables, self.averages.averages))
         if self.replays is not None:
             self.steps['perturbation'] = self.replays.perturbation
-        names = ['attack/adversarial:0', 'smoothed-loss:0']
-        self.fetched = tf.train.SessionRunArgs(self.get_tensors_maybe_in_tower(names))
+        self.fetched = tf.train.SessionRunArgs(self.get_tensors_maybe_in_tower(
+            ['attack/adversarial:0', 'smoothed-loss:0']))
 
     def _before_run(self, _):
         return self.fetched
