@@ -30,7 +30,7 @@ class Method:
     own_flags: Dict[str, Any] = {}  # of no other method, and their defaults
     goals: Tuple[str, ...] = GOALS  # that it can have, its own first
     takes_steps = True  # of --attack-iter; the others take one
-    takes_precision = True  # it attacks apart from the step that trains, so in a dtype and by a compiler of its own
+    holds_batches = False  # the step that trains on a batch also attacks it, so not in another dtype
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -127,7 +127,7 @@ class Free(Method):
     title = 'Free'
     own_flags = {'replays': 8}
     goals = ('untargeted',)  # the loss that is raised is the one that is learnt
-    takes_steps = takes_precision = False
+    takes_steps, holds_batches = False, True
 
     @classmethod
     def step_size(cls, options: argparse.Namespace) -> float:
@@ -198,8 +198,8 @@ def settle_method(options: argparse.Namespace, given: Set[str]) -> None:
     if options.attack_goal and options.attack_goal not in kind.goals:
         raise InputError('%s has no attack that is %s: leave out --attack-goal' % (named, options.attack_goal))
     options.attack_goal = options.attack_goal or kind.goals[0]
-    if not kind.takes_precision and (options.xla or options.use_fp16xla
-                                     or options.attack_dtype not in (None, 'float32')):
+    if kind.holds_batches and (options.xla or options.use_fp16xla
+                               or options.attack_dtype not in (None, 'float32')):
         raise InputError('%s has no attack apart from the training step, which is in float32: leave out '
                          '--attack-dtype, --xla and --use-fp16xla' % named)
     options.training_step_size = options.attack_step_size

@@ -52,6 +52,7 @@ class Guard(Callback):
         self.one_step, self.several, self.action = one_step, several, action
         self.directory, self.step_factor, self.saver, self.monitors = directory, step_factor, saver, monitors
         self.distance, self.good_step = earlier
+        self.batches: List[List[np.ndarray]] = []
         self.num_batches = min(MOST_BATCHES, math.ceil(IMAGES / (batch * world.size)))
 
     def _setup_graph(self) -> None:
@@ -66,8 +67,9 @@ class Guard(Callback):
                 wrong = is_wrong(self.network.logits(attacked, mode), self.label, 1)
                 self.wrong.append(tf.reduce_sum(tf.cast(wrong, tf.float32)))
 
-    def _before_train(self) -> None:
-        self.batches: List[List[np.ndarray]] = [self.trainer.draw() for _ in range(self.num_batches)]
+    def _before_epoch(self) -> None:
+        if not self.batches:  # a training that only makes up for an evaluation needs no data
+            self.batches = [self.trainer.draw() for _ in range(self.num_batches)]
 
     def measure(self) -> Tuple[float, float]:
         """Return the error on all ranks' images under one step and under several."""

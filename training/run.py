@@ -232,7 +232,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
     if world.is_chief:
         callbacks += [stopper.saver, Progress(start, total_batch=total_batch, max_epoch=options.max_epoch,
                                               micro_batches=options.accumulate, targeted=method.targeted,
-                                              attacked=method.attacks and method.takes_precision)]
+                                              attacked=method.attacks and not method.holds_batches)]
     if inputs.validation is not None:
         validation = Validation(inputs.network, inputs.validation, options.image_size, options.batch, options.max_epoch,
                                 inputs.attack.epsilon, inputs.attack.step_size, options.training_eval == 'clean',
@@ -242,7 +242,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
         callbacks.append(KeepBest(directory, options.keep_best))
     data = training_input(options, inputs.network.num_classes)
     held, replays = data, None
-    if method.replays > 1 or not method.takes_precision:
+    if method.holds_batches:
         held = HeldInput(data, options.accumulate, options.batch, options.image_size)
         replays = Replays(method.replays, held, epsilon=method.strength.epsilon,
                           step_size=method.strength.step_size * step_factor)
