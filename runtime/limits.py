@@ -8,6 +8,7 @@ from typing import Callable, List, NoReturn, Optional, Sequence, TypeVar
 from runtime.errors import InputError, NoMemory, RunError
 
 T = TypeVar('T')
+MEMORY_OF_TENSORFLOW = 2 << 30  # bytes of address space, with its threads' stacks, for the smallest network
 PAUSES = (0.1, 1.0, 5.0, 20.0)  # seconds: what another job holds may be free again soon
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
 
@@ -40,6 +41,16 @@ def retried(work: Callable[[], T], pauses: Sequence[float] = PAUSES) -> T:
         return work()
     except MemoryError as e:
         raise NoMemory(refusal(e))
+
+
+def mistaken_memory() -> List[str]:
+    """Say where this process may not have the memory that TensorFlow takes to begin: it dies of that in its own way,
+    with a stack of its functions."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft == resource.RLIM_INFINITY or soft >= MEMORY_OF_TENSORFLOW:
+        return []
+    return ['TensorFlow needs more memory than it may have here: %s; it ends with the names of functions where it gets '
+            'none' % _limit('%s KiB of memory in a process', resource.RLIMIT_AS, 'v', 1024)[0]]
 
 
 def check_open_files(number: int) -> None:

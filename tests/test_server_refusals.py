@@ -270,3 +270,11 @@ def test_an_image_that_memory_does_not_suffice_for(tmp_path, decoder, ending):
     run = subprocess.run([sys.executable, '-c', code, path], stdout=subprocess.PIPE, universal_newlines=True,
                          cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     assert re.match(r'cannot decode .*large\.\w+: Cannot allocate memory: the limit is \d+ KiB .*ulimit -v', run.stdout)
+
+
+def test_too_little_memory_for_tensorflow_is_said():
+    code = ('import resource; from runtime.limits import mistaken_memory; before = mistaken_memory()\n'
+            'resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\nprint(before, *mistaken_memory())')
+    run = subprocess.run([sys.executable, '-c', code], stdout=subprocess.PIPE, universal_newlines=True,
+                         cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    assert re.match(r'\[\] TensorFlow needs more memory .* 1048576 KiB of memory in a process \(ulimit -v\)', run.stdout)
