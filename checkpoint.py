@@ -231,6 +231,8 @@ def advice(weights: Weights, network: Network, recorded: Optional[Denoising] = N
     others = [candidate for candidate, count in all_networks(num)  # most networks need not be built to be told apart
               if count == blocks and (candidate.arch in TORCHVISION) == ('input/mean' in weights)]
     variants = [with_denoising(other, weights, recorded) for other in others]
+    if recorded:  # blocks may have no variables, so that a network without them fits too
+        variants.sort(key=lambda variant: variant.denoising != recorded)
     for other in dict.fromkeys([network._replace(num_classes=num)] + variants + others):
         candidate = network._replace(**other._asdict())  # by whatever `network` is built
         if misfits(weights, candidate):

@@ -115,15 +115,15 @@ def several(of_one: Callable[[str], Any]) -> Callable[[str], List[Any]]:
 def parse_options(arguments: List[str]) -> argparse.Namespace:
     """Return the command line as a plain object. Raises InputError for flags that are wrong or don't go together."""
     options = command_line().parse_args(arguments)
+    given = given_flags(arguments, options)
     try:
         check_options(options)
+        if not (options.eval or options.eval_directory):
+            settle_training(options, given)
+        network = network_of(options)
     except InputError as e:  # all ranks have the same flags
         raise LaunchError(str(e))
-    given = given_flags(arguments, options)
-    if not (options.eval or options.eval_directory):
-        settle_training(options, given)
     warn_of_unused(options, given)
-    network = network_of(options)
     options.depth, options.denoise = network.depth, network.denoise
     options.denoise_where, options.denoise_block = network.denoise_where, network.denoise_block
     options.xla = options.xla or options.use_fp16xla

@@ -117,10 +117,12 @@ def test_rows():
     assert 'ResNetDenoise-14-mean-block' in rows[3] and 'diverged: the loss is nan' in rows[3]
 
 
-def test_what_diverged_is_told_from_what_failed(tmp_path):
+def test_what_diverged_is_told_from_what_failed(root, tmp_path):
     from tools.cifar10 import divergence, recipes_of, training_log
     recipe, = recipes_of('ResNet-14', 6)
     for said, expected in [('the loss is nan at step 3', True), ('cannot write to x', False)]:
+        code = ('from runtime.command_line import run_command; from runtime.errors import RunError\n'
+                'def fail(): print("epoch 1"); raise RunError("%s")\nrun_command("main.py", fail)' % said)
         with open(training_log(recipe, str(tmp_path)), 'w') as f:
-            f.write('epoch 1\nmain.py: error: %s\n' % said)
+            assert subprocess.call([sys.executable, '-c', code], stdout=f, stderr=f, cwd=root) == 1
         assert bool(divergence(recipe, str(tmp_path))) == expected

@@ -135,7 +135,7 @@ def training_log(recipe: Recipe, out: str) -> str:
 def divergence(recipe: Recipe, out: str) -> str:
     """Return what a training said last where its loss or weights left all bounds, else ''."""
     with open(training_log(recipe, out), errors='replace') as f:
-        errors = re.findall(r'error: (.*)', f.read())
+        errors = re.findall(r'^main\.py: (?:error|failed): (?:rank \d+ on \S+: )?(.*)', f.read(), re.MULTILINE)
     return errors[-1] if errors and re.match(r'the (loss is|weights are not finite)', errors[-1]) else ''
 
 

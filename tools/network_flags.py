@@ -3,7 +3,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any, Dict
 
-from checkpoint import check_files, checkpoint_files
+from checkpoint import WEIGHTS, check_files, checkpoint_files
 from main import image_size, positive_int
 from nets import DTYPES, FORMS, OPERATIONS, PLACES, network_of
 from runtime.errors import InputError
@@ -22,6 +22,8 @@ def add_network_flags(parser: argparse.ArgumentParser) -> None:
     network.add_argument('--denoise-where', metavar='PLACE', help='of the blocks: %s' % ' or '.join(PLACES))
     network.add_argument('--denoise-block', metavar='FORM', help='of the blocks: %s' % ', '.join(FORMS))
     network.add_argument('--image-size', type=image_size, default=224, metavar='S', help='height and width (224)')
+    network.add_argument('--weights', choices=WEIGHTS, default='raw',
+                         help='ema: their averages, of a training with --ema')
     network.add_argument('--batch', type=positive_int, default=32, help='images that are computed at once (32)')
     network.add_argument('--dtype', choices=DTYPES, default='float32', help='what it is computed in (float32)')
 
@@ -39,7 +41,7 @@ def load_network(options: argparse.Namespace, path: str) -> 'Classifier':
     from inference import load_classifier
     return load_classifier(path, options.arch, options.depth, image_size=options.image_size, batch=options.batch,
                            dtype=options.dtype, denoise=options.denoise, denoise_where=options.denoise_where,
-                           denoise_block=options.denoise_block)
+                           denoise_block=options.denoise_block, weights=options.weights)
 
 
 def network_facts(options: argparse.Namespace, path: str) -> Dict[str, Any]:
@@ -47,4 +49,5 @@ def network_facts(options: argparse.Namespace, path: str) -> Dict[str, Any]:
     network = network_of(options)
     return dict(arch=network.arch, depth=network.depth, denoise=network.denoise, denoise_where=network.denoise_where,
                 denoise_block=network.denoise_block, image_size=options.image_size, dtype=options.dtype,
-                checkpoint=os.path.basename(path), checkpoint_sha256=sha256_of_files(checkpoint_files(path)))
+                weights=options.weights, checkpoint=os.path.basename(path),
+                checkpoint_sha256=sha256_of_files(checkpoint_files(path)))

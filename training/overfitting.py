@@ -13,6 +13,7 @@ import numpy as np
 from tensorpack import Callback, logger
 
 from adv_model import Attacker, PGDAttacker, attacked_images, is_wrong, scale_pixels
+from checkpoint import AVERAGES, DENOISING
 from kernels.mode import native_mode
 from nets import Network
 from runtime.distributed import World
@@ -25,7 +26,6 @@ STEP_FACTOR = 'training/attack_step_factor'  # in checkpoints: times which the a
 STEPS = 10
 LEAP = 0.3  # by how much the errors' distance may grow within an epoch
 IMAGES = 256  # that are attacked, on all ranks together; the errors' standard deviation is 3 points or less
-MOST_BATCHES = 16  # that a rank keeps
 ONE_STEP, SEVERAL, FOUND = ['overfitting/' + name for name in ('error-1step', 'error-%dstep' % STEPS, 'found')]
 
 
@@ -39,7 +39,7 @@ class Guard(Callback):
             checkpoint, with all that it holds but the place in the schedule, and halves the attack's steps.
         directory: of the checkpoints, the chief's. step_factor: the variable, with 'restore'. saver, monitors: the
             chief's.
-        earlier: how far the errors were apart after the epoch before, and the step at which the training begins.
+        earlier: as of earlier_measurement.
     """
 
     _chief_only = False
@@ -53,7 +53,7 @@ class Guard(Callback):
         self.directory, self.step_factor, self.saver, self.monitors = directory, step_factor, saver, monitors
         self.distance, self.good_step = earlier
         self.batches: List[List[np.ndarray]] = []
-        self.num_batches = min(MOST_BATCHES, math.ceil(IMAGES / (batch * world.size)))
+        self.num_batches = math.ceil(IMAGES / (batch * world.size))
 
     def _setup_graph(self) -> None:
         mode = native_mode()
@@ -113,7 +113,7 @@ class Guard(Callback):
             monitor.trigger_epoch()  # what was measured is in stats.json all the same
         if not self.world.is_chief:
             time.sleep(3)  # all ranks see it: one of them should say so
-        raise RunError('%s; %s. Lower --attack-step-size, or train with --method pgd' % (
+        raise RunError('%s; %s. Lower --attack-step-size, or take more steps, with --method pgd' % (
             said, 'the last checkpoint before that is %s' % good if good else
             'there is no checkpoint from before that to go back to'))
 
@@ -124,7 +124,7 @@ class Guard(Callback):
             assert self.step_factor is not None
             factor = session.run(self.step_factor) / 2
             load_variables(session, good, but=(STEP_FACTOR, 'global_step', 'learning_rate', STEPS_PER_EPOCH, OFFSET,
-                                               TOTAL_BATCH))
+                                               TOTAL_BATCH, DENOISING))
             self.step_factor.load(factor, session)
             logger.warning('%s. Going back to the weights of %s; the attack\'s steps are %g times as long as at the '
                            'beginning from now on' % (said, good, factor))
@@ -134,18 +134,30 @@ class Guard(Callback):
 
 
 def load_variables(session: tf.Session, path: str, but: Tuple[str, ...]) -> None:
-    """Give all variables of the graph that a TF checkpoint holds, but for some names, their values there."""
+    """Give all variables of the graph that a TF checkpoint holds, but for some names, their values there; averages that
+    it has none of begin with its weights."""
     reader = tf.train.load_checkpoint(path)
     for variable in tf.global_variables():
-        if variable.op.name not in but and reader.has_tensor(variable.op.name):
-            variable.load(reader.get_tensor(variable.op.name), session)
+        name = variable.op.name
+        if name.startswith(AVERAGES) and not reader.has_tensor(name):
+            name = name[len(AVERAGES):]
+        if name not in but and reader.has_tensor(name):
+            variable.load(reader.get_tensor(name), session)
 
 
-def earlier_distance(directory: str) -> float:
-    """Return how far the errors were apart in the last record of stats.json where the network did not overfit; 0 where
-    there is none."""
-    records = [r for r in read_statistics(directory) if ONE_STEP in r and SEVERAL in r and not r.get(FOUND)]
-    return records[-1][SEVERAL] - records[-1][ONE_STEP] if records else 0.0
+def earlier_measurement(directory: str, action: Optional[str], begins_at: int) -> Tuple[float, int]:
+    """Return how far the errors were apart in the last record of stats.json, and its step; with an action, in the last
+    one where the network did not overfit. (0, begins_at) where nothing was measured."""
+    measured = [r for r in read_statistics(directory) if ONE_STEP in r and SEVERAL in r]
+    records = [r for r in measured if action is None or not r.get(FOUND)]
+    if not records:
+        return 0.0, 0 if measured else begins_at
+    return records[-1][SEVERAL] - records[-1][ONE_STEP], int(records[-1]['global_step'])
+
+
+def has_step_factor(path: str) -> bool:
+    """Tell whether the attack's steps were halved in the training of a TF checkpoint, or might have been."""
+    return any(name == STEP_FACTOR for name, _ in tf.train.list_variables(path))
 
 
 def attack_step_factor() -> tf.Variable:

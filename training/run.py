@@ -2,7 +2,7 @@
 import argparse
 import logging
 import shlex
-from typing import Any, List, NamedTuple, Optional
+from typing import Any, List, NamedTuple, Optional, Tuple
 
 import runtime.compat  # noqa: F401  before tensorpack
 
@@ -49,7 +49,7 @@ from training.log_directory import (
     start_after,
 )
 from training.methods import Method, method_of
-from training.overfitting import Guard, attack_step_factor, earlier_distance, several_steps
+from training.overfitting import Guard, attack_step_factor, earlier_measurement, has_step_factor, several_steps
 from training.progress import Events, Progress, evaluation_table
 from training.records import Statistics, evaluated_epochs, forget_after
 from training.replays import HeldInput, Replays
@@ -80,7 +80,8 @@ class Plan(NamedTuple):
     schedule: LearningRate
     catch_up: bool  # with the evaluation of the epoch before
     averages_begin: bool  # with the weights that there are
-    distance: float  # how far one step's error and several steps' were apart: see overfitting.py
+    has_factor: bool  # of the attack's steps, which overfitting.py may have halved
+    measured: Tuple[float, int]  # of overfitting before, as of earlier_measurement
 
 
 def run_training(options: argparse.Namespace, classes: List[str], validation: Optional[Dataset]) -> int:
@@ -146,14 +147,15 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
     total_batch = options.batch * world.size * options.accumulate
     steps_per_epoch = options.steps_per_epoch or steps_in_epoch(images, total_batch)
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch, options.schedule)
-    start, catch_up, averages_begin, distance = Start(steps_per_epoch), False, True, 0.0
+    start, catch_up, averages_begin, has_factor, measured = Start(steps_per_epoch), False, True, False, (0.0, 0)
     # reading its checkpoints may take the chief minutes
     prepared = world.patiently(lambda: prepare_chief(options, inputs, world.size, steps_per_epoch)
                                if world.is_chief else None)
     if prepared:
         start = prepared
         averages_begin = not (start.checkpoint and has_averages(start.checkpoint))
-        distance = earlier_distance(logger.get_logger_dir())
+        has_factor = bool(start.checkpoint and has_step_factor(start.checkpoint))
+        measured = earlier_measurement(logger.get_logger_dir(), options.on_overfitting, start.global_step)
         catch_up = bool(start.checkpoint and inputs.validation and start.epoch > 1 and not start.step_of_epoch
                         and start.epoch - 1 not in evaluated_epochs(logger.get_logger_dir()))
         logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
@@ -167,7 +169,7 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
         logger.setLevel('WARNING')
     # the chief alone knows its disk
     global_step, offset, *others = world.from_chief([start.global_step, start.offset, catch_up, averages_begin,
-                                                     distance])
+                                                     has_factor, measured])
     return Plan(start._replace(global_step=global_step, offset=offset), schedule, *others)
 
 
@@ -225,7 +227,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
     if world.is_chief:
         stopper.saver = Saver(directory, options.save_every_steps, start.offset)
     monitors = [Events(start.global_step), Statistics(), ScalarPrinter()] if world.is_chief else []
-    step_factor: Any = attack_step_factor() if options.on_overfitting == 'restore' else 1.0
+    step_factor: Any = attack_step_factor() if options.on_overfitting == 'restore' or plan.has_factor else 1.0
     if options.on_overfitting or method.overfits_fast:
         callbacks.append(guard_of(options, inputs, plan, world, step_factor, saver=stopper.saver,
                                   monitors=monitors))
@@ -282,7 +284,7 @@ def guard_of(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: Wor
                  one_step=lambda: method.one_step(step_factor=step_factor, **network),
                  several=lambda: several_steps(method.strength.epsilon, method.goal, **network),
                  directory=logger.get_logger_dir(), step_factor=step_factor, **of_chief,
-                 earlier=(plan.distance, plan.start.global_step))
+                 earlier=plan.measured)
 
 
 def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSignal) -> None:
