@@ -1,5 +1,4 @@
 """AutoAttack on a network of ours, beside this project's APGD: a network of 14 layers, images of 32 pixels."""
-import argparse
 import re
 
 import helpers
@@ -11,7 +10,7 @@ from runtime.errors import InputError
 from third_party.batches import Batch
 from third_party.imagenet import load_dataset
 from third_party.preparations import PREPARATIONS
-from tools.autoattack import COLUMNS, ENSEMBLE, OURS, Effort, attack_batch, figures_text, measure
+from tools.autoattack import COLUMNS, ENSEMBLE, OURS, Effort, attack_batch, command_line, figures_text, measure
 
 needs_library = pytest.mark.usefixtures('library')
 
@@ -69,8 +68,9 @@ def test_masked_gradients(weights_of, tmp_path):
 def test_it_goes_on_from_its_journal(classifier, data, tmp_path, weights_file):
     """Also with another batch: what was finished is not attacked again; of another budget the journal is refused."""
     clf, dataset = classifier(), load_dataset(str(data), 'val')
-    options = argparse.Namespace(load=weights_file(), arch='ResNet', depth=14, image_size=32, dtype='float32', batch=4,
-                                 data=str(data), preprocess='resize', eps=2.0, seed=0, journal=str(tmp_path / 'j'))
+    options = command_line().parse_args([weights_file(), '-d', '14', '--image-size', '32', '--batch', '4', '--data',
+                                         str(data), '--preprocess', 'resize', '--eps', '2', '--journal',
+                                         str(tmp_path / 'j')])
     how = clf, dataset, PREPARATIONS['resize'](), options, Effort(1, 1)
     whole = measure(*how)
     assert whole.shape == (len(dataset), len(COLUMNS))

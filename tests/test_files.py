@@ -285,7 +285,7 @@ import logging, sys
 from evaluation.journal import Journal
 logging.basicConfig(format='%(levelname)s: %(message)s')
 try:
-    j = Journal(sys.argv[1], {}, num_images=1, num_strengths=1)
+    j = Journal(sys.argv[1], {}, num_images=1)
     print('open', j.existed)
 except Exception as e:
     sys.exit('%s: %s' % (type(e).__name__, e))

@@ -27,6 +27,7 @@ from runtime.errors import InputError, RunError
 from runtime.fingerprint import code_sha256, digest, sha256_of_files, versions
 from runtime.launcher import check_alone
 from runtime.pixels import mistaken_attack
+from runtime.printing import check_stdout, say
 from third_party.imagenet import Dataset, load_dataset
 from third_party.preparations import PREPARATIONS, Preparation
 from third_party.subset import subset
@@ -249,6 +250,7 @@ def inputs(options: argparse.Namespace) -> Dataset:
 def main() -> int:
     options = command_line().parse_args(sys.argv[1:])
     end_on_interrupt('autoattack.py')
+    check_stdout()
     dataset = inputs(options)
     libraries = library_versions()
     classifier = load_network(options, options.load)
@@ -256,7 +258,7 @@ def main() -> int:
         raise InputError('%s is of %d classes, and the data in %s has %d'
                          % (options.load, classifier.network.num_classes, options.data, len(dataset.class_names)))
     outcomes = measure(classifier, dataset, PREPARATIONS[options.preprocess](), options)
-    print(figures_text(outcomes, dataset.labels, options.eps, libraries))
+    say(figures_text(outcomes, dataset.labels, options.eps, libraries))
     return 0
 
 
