@@ -204,7 +204,7 @@ class AttackTower:
             self.attacked = made.attack(self.clean, self.label, self.attack_logits, self.index)
             return
         assert isinstance(made, PGDAttacker)
-        self.target = made.targets(self.label, self.index)
+        self.target = made.aims(self.label, self.index)
         self.targets = self.target[:, tf.newaxis]
         if self.num_targets > 1:
             others = other_targets(self.label, self.target, self.index, made.seed, self.num_targets - 1,

@@ -14,7 +14,7 @@ DECAY = 1.0  # of the sum, per step: mu in the article
 
 
 class MomentumAttacker(PGDAttacker):
-    """MI-FGSM, with PGDAttacker's parameters. Every start is the same: restarts change nothing but random targets."""
+    """MI-FGSM, with PGDAttacker's parameters. Every start is the same: a restart changes nothing."""
 
     def start(self, image: tf.Tensor, index: Optional[tf.Tensor] = None) -> tf.Tensor:
         return image

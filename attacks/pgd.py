@@ -93,7 +93,7 @@ class PGDAttacker(Attacker):
 
     def attack(self, image: tf.Tensor, label: tf.Tensor, logits: Logits,
                index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:
-        target = self.targets(label, index)
+        target = self.aims(label, index)
         return self.iterate(self.start(image, index), image, target, logits, num_iter=self.num_iter,
                             **self.known(label)), target
 
@@ -106,13 +106,12 @@ class PGDAttacker(Attacker):
         needed = self.uses_label or self.goal == 'untargeted' or LOSSES[self.loss].needs_label
         return dict(label=label) if needed else {}
 
-    def targets(self, label: tf.Tensor, index: Optional[tf.Tensor] = None) -> tf.Tensor:
-        """Draw a wrong label for each image, uniform over all of them: the paper's threat model (Section 6.1).
+    def aims(self, label: tf.Tensor, index: Optional[tf.Tensor] = None) -> tf.Tensor:
+        """Return the target labels; of an untargeted attack, also one of a subclass with its own, -1 for each."""
+        return -tf.ones_like(label) if self.goal == 'untargeted' else self.targets(label, index)
 
-        Untargeted: -1 for each.
-        """
-        if self.goal == 'untargeted':
-            return -tf.ones_like(label)
+    def targets(self, label: tf.Tensor, index: Optional[tf.Tensor] = None) -> tf.Tensor:
+        """Draw a wrong label for each image, uniform over all of them: the paper's threat model (Section 6.1)."""
         if index is None:
             shift = tf.random_uniform(tf.shape(label), 1, self.num_classes, tf.int32)
         else:

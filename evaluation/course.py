@@ -84,9 +84,13 @@ class Course:
         for column, outcome in zip(self.stages[stage].columns, outcomes.T):
             if stage == 0:
                 self._first[rows, column] = self._worst[rows, column] = outcome
-            else:
-                self._worst[rows, column] = worst_of(self.labels[rows], self._worst[rows, column], outcome)
-            self._starts[rows, column] += 1
+                self._starts[rows, column] = 1
+                continue
+            # an image may be here for another strength alone: figures of one don't depend on which others there are
+            left = ~is_decided(self.labels[rows], self._worst[rows, column])
+            at = rows[left]
+            self._worst[at, column] = worst_of(self.labels[at], self._worst[at, column], outcome[left])
+            self._starts[at, column] += 1
         self._done += len(rows)
 
     def columns(self) -> List[Column]:

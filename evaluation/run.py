@@ -4,7 +4,7 @@ import contextlib
 import logging
 from typing import Any, Dict, Iterator, Sequence, Type
 
-from runtime.compat import ask_for_determinism, tf
+from runtime.compat import ask_for_determinism, depends_on, tf
 
 import checkpoint
 from adv_model import Attacker, AttackTower, PGDAttacker
@@ -123,7 +123,10 @@ def build_tower(options: argparse.Namespace, inputs: Inputs, name: str) -> Attac
         tower = AttackTower(inputs.network, options.image_size, mode=mode, seed=options.seed, attacker=attacker,
                             loss=options.attack_loss, goal=options.attack_goal, num_targets=options.num_targets,
                             **attack_settings(options.attack_dtype, options.xla))
+        same_start = tower.takes_targets and not depends_on([tower.start], tower.seed, but_for=tower.index)
     check_attack(tower)
+    if same_start and options.restarts > 1:
+        log.warning('the attacker %s begins at the same place in every restart: all of them do the same', name)
     if not tower.takes_targets and (options.targets != RANDOM or options.num_targets > 1):
         raise InputError('the attacker %s finds its targets itself: leave out --targets and --num-targets' % name)
     return tower

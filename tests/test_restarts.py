@@ -77,26 +77,23 @@ def test_the_worst_start_counts_as_often_as_it_can_change_something(targeted):
     starts = [Start(r, t) for r in range(how['restarts']) for t in range(how['num_targets'] or 1)]
     groups = trajectories(attacks)
     assert [[attacks[i].strength.num_iter for i in group] for group in groups] == [[20, 40], [4]] * 2
-    for group in groups:
+    for i in (i for group in groups for i in group):
         for index, label in enumerate(LABELS):
-            runs = []
+            outcomes = []
             for start in starts:
-                runs.append([made_up.outcome(index, attacks[i], start) for i in group])
-                success = [any(o[1] == o[0] for o in outcomes) for outcomes in zip(*runs)]
-                error = [any(o[1] != label for o in outcomes) for outcomes in zip(*runs)]
-                if all(success if targeted else error):
+                outcomes.append(made_up.outcome(index, attacks[i], start))
+                success, error = any(o[1] == o[0] for o in outcomes), any(o[1] != label for o in outcomes)
+                if success if targeted else error:
                     break
-            for n, i in enumerate(group):
-                outcomes = [r[n] for r in runs]
-                column = columns[i]
-                worst, first = column.worst[index], column.first[index]
-                assert tuple(first)[:3] == outcomes[0][:3] and column.starts[index] == len(runs)
-                assert (worst['prediction'] == worst['target'] >= 0) == (success[n] and targeted)
-                assert (worst['prediction'] != label) == error[n]
-                assert worst['top5_correct'] == all(o[2] for o in outcomes) and worst['seconds'] == len(runs)
-                recorded = next((o for o in outcomes if o[1] == o[0]), None) if targeted else None
-                recorded = recorded or next((o for o in outcomes if o[1] != label), outcomes[0])
-                assert tuple(worst)[:2] == recorded[:2]
+            column = columns[i]
+            worst, first = column.worst[index], column.first[index]
+            assert tuple(first)[:3] == outcomes[0][:3] and column.starts[index] == len(outcomes)
+            assert (worst['prediction'] == worst['target'] >= 0) == (success and targeted)
+            assert (worst['prediction'] != label) == error
+            assert worst['top5_correct'] == all(o[2] for o in outcomes) and worst['seconds'] == len(outcomes)
+            recorded = next((o for o in outcomes if o[1] == o[0]), None) if targeted else None
+            recorded = recorded or next((o for o in outcomes if o[1] != label), outcomes[0])
+            assert tuple(worst)[:2] == recorded[:2]
     if not targeted:
         assert all(count(LABELS, column.worst).rate('successes') is None for column in columns)
     of_last = [indices for _, start, indices in made_up.ran if start == starts[-1]]
@@ -175,6 +172,16 @@ def test_what_does_not_follow_is_no_course():
     with pytest.raises(InputError, match='stage 1 with the images 2, 3, 4, ... is not'):
         course.add(1, [2, 3, 4], outcomes[:3, :2])
     assert course.next().positions == [i for i in range(NUM_IMAGES) if i != 3]
+
+
+def test_figures_of_a_strength_do_not_depend_on_the_others():
+    """Two strengths of one trajectory, and one of them alone: also top-5 errors, and how often an image was attacked."""
+    both = [Attack('pgd', strength, restarts=6) for strength in STRENGTHS[1:3]]
+    together = run(MadeUp(), both).columns()
+    for attack, column in zip(both, together):
+        alone, = run(MadeUp(), [attack]).columns()
+        assert column.starts.max() > 1 and len(set(column.starts)) > 1
+        assert np.array_equal(column.starts, alone.starts) and np.array_equal(column.worst, alone.worst)
 
 
 def test_steps_that_are_not_shared_are_stages_of_their_own():

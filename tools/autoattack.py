@@ -55,6 +55,7 @@ class Effort(NamedTuple):
 
 PUBLISHED = Effort(steps=100, queries=5000)
 
+
 def library_attacks(classifier: 'Classifier', epsilon: float, seed: int,
                     effort: Effort) -> Dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
     """Return the attacks of the ensemble, {name: function}, that take (N, S, S, 3) BGR images in [0, 255] and labels,
@@ -63,7 +64,8 @@ def library_attacks(classifier: 'Classifier', epsilon: float, seed: int,
     from pyautoattack import AutoAttack
 
     from interop.as_torch import TorchClassifier, as_pixels
-    logging.getLogger('auto-attack').setLevel(logging.WARNING)
+    if logging.getLogger('auto-attack').level != logging.ERROR:
+        logging.getLogger('auto-attack').setLevel(logging.WARNING)
     library = AutoAttack(TorchClassifier(classifier), norm='Linf', eps=epsilon / 255, seed=seed, version='standard')
     library.apgd.n_iter = library.apgd_targeted.n_iter = library.fab.n_iter = effort.steps
     library.square.n_queries = effort.queries
@@ -155,8 +157,8 @@ def measure(classifier: 'Classifier', dataset: Dataset, preparation: Preparation
     from runtime.distributed import World
     from third_party.batches import validation_batches
     journal: Optional[Journal] = None
+    contents = read_contents(dataset, World(), options.batch, preparation.check)  # a broken image is named now
     if options.journal:
-        contents = read_contents(dataset, World(), options.batch, preparation.check)
         journal = Journal(options.journal, facts_of(options, dataset, effort), num_images=len(dataset),
                           paths=dataset.paths, contents=contents)
     try:
