@@ -175,7 +175,7 @@ def test_what_does_not_follow_is_no_course():
 
 
 def test_figures_of_a_strength_do_not_depend_on_the_others():
-    """Two strengths of one trajectory, and one of them alone: also top-5 errors, and how often an image was attacked."""
+    """Two strengths of a trajectory, and one of them alone: also top-5 errors, and how often an image was attacked."""
     both = [Attack('pgd', strength, restarts=6) for strength in STRENGTHS[1:3]]
     together = run(MadeUp(), both).columns()
     for attack, column in zip(both, together):
