@@ -5,9 +5,10 @@ import os
 from runtime.compat import USES_BFLOAT16_UNITS
 
 import pytest
+from lanes import once
 from photos import write_split
 
-pytestmark = pytest.mark.slow
+pytestmark = [once, pytest.mark.slow]
 
 
 def test_data(root, tmp_path, python):

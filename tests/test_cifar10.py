@@ -8,9 +8,10 @@ import time
 
 import psutil
 import pytest
+from lanes import once
 from photos import write_split
 
-pytestmark = pytest.mark.slow
+pytestmark = [once, pytest.mark.slow]
 
 
 def table_row(text):

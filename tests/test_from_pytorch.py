@@ -6,8 +6,10 @@ import sys
 
 import numpy as np
 import pytest
+from lanes import once
 from torch_world import ROOT, needs_torch, run_torch, run_worker
 
+pytestmark = once
 IMAGENET = [[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]]
 OWN = [[0.5, 0.4, 0.3], [0.2, 0.25, 0.3]]
 

@@ -12,11 +12,12 @@ import time
 import pytest
 import slurm_cluster
 from jobs import statistics
+from lanes import once
 from photos import write_split
 
 from tools.mpi import read_figures
 
-pytestmark = pytest.mark.slow
+pytestmark = [once, pytest.mark.slow]
 
 
 @pytest.fixture(scope='module')

@@ -3,8 +3,9 @@ import os
 
 import pytest
 from helpers import ARCHITECTURES
+from lanes import once
 from test_torch_networks import write_weights
-from torch_world import needs_torch, once, run_torch, run_worker
+from torch_world import needs_torch, run_torch, run_worker
 
 pytestmark = [needs_torch, once, pytest.mark.slow]
 

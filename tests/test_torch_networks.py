@@ -4,7 +4,8 @@ import os
 import numpy as np
 import pytest
 from helpers import ARCHITECTURES, NumpyNetwork, expected_shapes, images, random_weights
-from torch_world import needs_torch, once, run_worker
+from lanes import once
+from torch_world import needs_torch, run_worker
 
 pytestmark = needs_torch
 

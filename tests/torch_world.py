@@ -6,7 +6,6 @@ they return as JSON.
 import json
 import os
 import subprocess
-import sys
 
 import pytest
 
@@ -15,8 +14,6 @@ PYTHON = os.path.join(ROOT, '.venv-torch', 'bin', 'python')
 
 needs_torch = pytest.mark.skipif(not os.path.exists(PYTHON),
                                  reason='there is no .venv-torch; `TEST_TOOLS=1 make test` makes it')
-# of what takes minutes and has nothing of a lane in it
-once = pytest.mark.skipif(sys.version_info < (3, 9), reason='the same in both lanes; runs in tf2')
 
 
 def run_torch(*arguments, cwd=ROOT, timeout=1800):
