@@ -4,6 +4,7 @@ from runtime.compat import tf
 import helpers
 import numpy as np
 import pytest
+from lanes import once
 
 from attacks.apgd import APGDAttacker
 from kernels.mode import Mode
@@ -195,8 +196,8 @@ def test_the_network_is_computed_once_a_step():
 
 
 @pytest.mark.parametrize('dtype, data_format, xla', [
-    ('bfloat16', 'NHWC', False), pytest.param('float32', 'NCHW', True, marks=pytest.mark.slow),
-    pytest.param('float16', 'NHWC', True, marks=pytest.mark.slow)])
+    ('bfloat16', 'NHWC', False), pytest.param('float32', 'NCHW', True, marks=[once, pytest.mark.slow]),
+    pytest.param('float16', 'NHWC', True, marks=[once, pytest.mark.slow])])
 def test_precisions_and_layouts(weights_of, dtype, data_format, xla):
     """On a network of the zoo, by the tower: it follows the targets that it is given, and repeats itself."""
     from adv_model import AttackTower
