@@ -186,7 +186,7 @@ class Classifier:
         if goal == 'untargeted' and targets is not None:
             raise ValueError('an untargeted attack has no targets: leave them out, or give goal=\'targeted\'')
         self._require_open()
-        if targets is not None and np.any(np.asarray(targets) == labels):
+        if targets is not None and (self._checked_labels(targets, len(images)) == labels).any():
             self._warn_once('targets', 'some images\' targets are their labels: attacked towards these, any network is '
                             'robust')
         tower = self._tower_of(attacker, loss, goal)
