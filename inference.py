@@ -186,7 +186,8 @@ class Classifier:
         if goal == 'untargeted' and targets is not None:
             raise ValueError('an untargeted attack has no targets: leave them out, or give goal=\'targeted\'')
         self._require_open()
-        if targets is not None and (self._checked_labels(targets, len(images)) == labels).any():
+        targets = None if targets is None else self._checked_labels(targets, len(images))
+        if targets is not None and (targets == labels).any():
             self._warn_once('targets', 'some images\' targets are their labels: attacked towards these, any network is '
                             'robust')
         tower = self._tower_of(attacker, loss, goal)
@@ -204,8 +205,7 @@ class Classifier:
             adversarial, towards = self._run(tower.attacked, feed, settings) if steps else \
                 (images, np.full(len(images), -1, np.int32))
         else:
-            feed[tower.towards] = towards = self._run([tower.target], feed, settings)[0] if targets is None else \
-                self._checked_labels(targets, len(images))
+            feed[tower.towards] = towards = self._run([tower.target], feed, settings)[0] if targets is None else targets
             adversarial = self._attacked(tower, feed, settings, start_from_noise) if steps else images
         if steps == 0:
             return images.copy(), towards

@@ -18,7 +18,7 @@ from typing import Callable, List
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 
-from pgd import UNIT, add_flags, check_flags, rate_of  # noqa: E402
+from pgd import UNIT, add_flags, check_flags, rate_of_attack  # noqa: E402
 from turns import (  # noqa: E402
     Configuration,
     Worker,
@@ -42,23 +42,9 @@ DEFAULT = 'pgd ce untargeted,pgd margin untargeted,pgd dlr untargeted,apgd ce un
 
 def attack_rate(c: Configuration) -> Callable[[], float]:
     """Return what measures an attack of this project, in image-steps a second."""
-    from runtime.compat import tf
-
-    import numpy as np
-
-    from kernels.mode import attack_settings
-    from nets import network_named
-    network, settings = network_named(c.network), attack_settings(c.dtype)
-    shape = [c.batch, c.image_size, c.image_size, 3]
-    image = tf.get_variable('image', initializer=np.random.RandomState(0).uniform(-1, 1, shape).astype(np.float32))
-    # of a batch size that the graph does not know, as in evaluations
-    image = tf.placeholder_with_default(image, [None] + shape[1:])
-    label = tf.placeholder_with_default(tf.range(c.batch), [None])
     attacker, loss, goal = c.system.split()
-    made = load_code('the attacker', address_of(attacker))(
-        c.steps, 16., 1., num_classes=network.num_classes, loss_scale=settings['loss_scale'], loss=loss, goal=goal)
-    adversarial, _ = made.attack(image, label, lambda x: network.logits(x, settings['attack_mode']), tf.range(c.batch))
-    return rate_of(adversarial.op, c, c.batch * c.steps)
+    made = load_code('the attacker', address_of(attacker))
+    return rate_of_attack(c, functools.partial(made, loss=loss, goal=goal), by_index=True)
 
 
 def check_attacks(attacks: List[str]) -> None:

@@ -41,6 +41,8 @@ from runtime.files import check_writable  # noqa: E402
 if TYPE_CHECKING:  # it takes seconds to load, which --help does not need
     from runtime.compat import tf
 
+    from adv_model import Attacker
+
 PLOTS = ['.png', '.pdf', '.svg']
 UNIT = 'image_steps_per_second'
 MATRIX = 2048  # rows and columns
@@ -84,24 +86,31 @@ def rate_of(op: 'tf.Operation', c: Configuration, amount: float) -> Callable[[],
 
 
 def attack_rate(c: Configuration) -> Callable[[], float]:
-    """Return what measures an attack, in image-steps a second."""
+    """Return what measures PGD, in image-steps a second."""
+    from adv_model import PGDAttacker
+    return rate_of_attack(c, PGDAttacker, plain=c.system == 'plain port')
+
+
+def rate_of_attack(c: Configuration, attacker: Callable[..., 'Attacker'], *, plain: bool = False,
+                   by_index: bool = False) -> Callable[[], float]:
+    """Return what measures an attack, in image-steps a second. attacker: takes PGDAttacker's parameters. by_index: what
+    is random follows from the images' indices, as in an evaluation."""
     from runtime.compat import tf
 
     import numpy as np
 
-    from adv_model import PGDAttacker
     from kernels.mode import attack_settings
     from nets import network_named
-    network = network_named(c.network)
-    settings = attack_settings(c.dtype)
-    mode = settings['attack_mode']._replace(plain=c.system == 'plain port')
+    network, settings = network_named(c.network), attack_settings(c.dtype)
+    mode = settings['attack_mode']._replace(plain=plain)
     shape = [c.batch, c.image_size, c.image_size, 3]
     image = tf.get_variable('image', initializer=np.random.RandomState(0).uniform(-1, 1, shape).astype(np.float32))
     # of a batch size that the graph does not know, as in training and evaluation
     image = tf.placeholder_with_default(image, [None] + shape[1:])
     label = tf.placeholder_with_default(tf.range(c.batch), [None])
-    attacker = PGDAttacker(c.steps, 16., 1., num_classes=network.num_classes, loss_scale=settings['loss_scale'])
-    adversarial, _ = attacker.attack(image, label, lambda x: network.logits(x, mode))
+    made = attacker(c.steps, 16., 1., num_classes=network.num_classes, loss_scale=settings['loss_scale'])
+    adversarial, _ = made.attack(image, label, lambda x: network.logits(x, mode),
+                                 tf.range(c.batch) if by_index else None)
     return rate_of(adversarial.op, c, c.batch * c.steps)
 
 
