@@ -56,10 +56,14 @@ def attack_record(column: Column, labels: np.ndarray, *, saved: bool = False) ->
 
 
 def write_results(path: str, facts: Dict[str, Any], attacks: List[Dict[str, Any]]) -> None:
-    """Write JSON: `facts`, and the records under `attacks`. The file is there as a whole or not at all.
-    No NaN is written: it is no JSON."""
+    """Write `facts`, and the records under `attacks`, as write_json does."""
+    write_json(path, dict(facts, attacks=attacks))
+
+
+def write_json(path: str, content: Dict[str, Any]) -> None:
+    """Write figures as JSON. The file is there as a whole or not at all. No NaN is written: it is no JSON."""
     with WholeFile(path, keep=True) as f:
-        json.dump(dict(facts, attacks=attacks), f, indent=1, sort_keys=True, allow_nan=False)
+        json.dump(content, f, indent=1, sort_keys=True, allow_nan=False)
         f.write('\n')
 
 

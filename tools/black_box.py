@@ -11,7 +11,6 @@ All-or-nothing is the paper's criterion: a photo counts as right only if the net
 version of it. Rates are accuracies, of the photos of which every attacker has a version.
 """
 import argparse
-import json
 import logging
 import os
 import sys
@@ -21,11 +20,11 @@ import numpy as np
 from tabulate import tabulate
 
 from evaluation.preparation import mistaken_preprocess
-from evaluation.results import wilson_interval
+from evaluation.results import wilson_interval, write_json
 from main import positive_int
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
-from runtime.files import WholeFile, check_folder, check_writable
+from runtime.files import check_folder, check_writable
 from runtime.printing import check_stdout, say
 from third_party.preparations import PREPARATIONS
 from tools.network_flags import add_network_flags, check_network, load_network, network_facts
@@ -253,10 +252,7 @@ def run(options: argparse.Namespace) -> int:
     figures = record(attackers, verdict)
     if options.results:
         facts = dict(network_facts(options, options.load), preprocess=options.preprocess) if options.load else {}
-        with WholeFile(options.results, keep=True) as f:
-            json.dump(dict(figures, labels=options.labels, inputs=options.inputs, **facts), f, indent=1,
-                      sort_keys=True, allow_nan=False)
-            f.write('\n')
+        write_json(options.results, dict(figures, labels=options.labels, inputs=options.inputs, **facts))
     say('%s\n%d photos; all or nothing: right on every attacker\'s version' % (table(figures), len(verdict.photos)))
     return 1 if failed else 0
 
