@@ -46,7 +46,7 @@ class TradesAttacker(PGDAttacker):
 
     def attack(self, image: tf.Tensor, label: tf.Tensor, logits: Logits,
                index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:
-        target = self.targets(label)
+        target = self.aims(label)
         clean = tf.stop_gradient(logits(image))
         return self.iterate(self.start(image), image, target, logits, num_iter=self.num_iter, clean=clean), target
 
