@@ -197,8 +197,8 @@ def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strength
     """Return (N, number of strengths) of OUTCOME. The seconds of a batch are divided among its images.
 
     before: what earlier starts did to the images, (N, number of strengths), as `effect` says it; an image is saved
-    where this start does more. Raises RunError where an attacker leaves its budget, or makes pixels that are no
-    numbers: a record would claim what was not so.
+    where this start does more. Raises RunError where an attacker leaves its budget, InputError where it makes pixels
+    that are no numbers: a record would claim what was not so.
     """
     outcomes = np.zeros((len(batch.labels), len(strengths)), OUTCOME)
     clean = session.run(tower.clean, {tower.image: batch.images})
@@ -225,11 +225,12 @@ def attack_batch(tower: AttackTower, session: tf.Session, batch: Batch, strength
 
 
 def check_budget(images: np.ndarray, clean: np.ndarray, strength: Strength, attacker: Type[Attacker]) -> None:
-    """Raise RunError where attacked images, in [-1, 1], are not within the budget or not numbers."""
+    """Check attacked images, in [-1, 1]. Raises InputError where they are not numbers, which another dtype or network
+    mends, and RunError where they are not within the budget."""
     if not np.isfinite(images).all():
-        raise RunError('the attack with %g steps and epsilon %g made pixels that are no numbers: the network\'s logits '
-                       'or their gradient overflow (more easily in float16), or the attacker\'s, %s, do'
-                       % (strength.num_iter, strength.epsilon, attacker.__name__))
+        raise InputError('the attack with %g steps and epsilon %g made pixels that are no numbers: the network\'s logits '
+                         'or their gradient overflow (more easily in float16), or the attacker\'s, %s, do'
+                         % (strength.num_iter, strength.epsilon, attacker.__name__))
     radius = strength.epsilon * PIXEL if strength.num_iter else 0.0
     change = np.abs(images - clean).max()
     if not (change <= radius + ROUNDING and np.abs(images).max() <= 1 + ROUNDING):

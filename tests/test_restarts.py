@@ -349,7 +349,7 @@ class Broken(PGDAttacker):
     (['own:Whole', '--restarts', 3, '--num-targets', 1], 0, ''),
     (['own:Whole', '--num-targets', 2], 2, 'the attacker own:Whole finds its targets itself: leave out --targets'),
     (['own:Whole', '--attack-loss', 'dlr'], 2, 'the attacker Whole takes no loss'),
-    (['pgd,own:Broken', '--restarts', 2], 1, 'pixels that are no numbers: .* or the attacker.s, Broken, do')])
+    (['pgd,own:Broken', '--restarts', 2], 2, 'pixels that are no numbers: .* or the attacker.s, Broken, do')])
 def test_attackers_of_ones_own(python, root, data, weights_file, tmp_path, flags, status, said):
     (tmp_path / 'own.py').write_text(OWN)
     done = python(os.path.join(root, 'main.py'), '--eval', '--load', weights_file(), '--data', data, '-d', 14,

@@ -111,7 +111,7 @@ def attack_batch(classifier: 'Classifier', batch: 'Batch', epsilon: float, seed:
     """Return what became of a batch, (N, columns) of OUTCOME: a column's prediction is wrong from the first attack on
     that made it so.
 
-    Raises RunError where an attack leaves its budget or makes pixels that are no numbers.
+    Raises InputError where an attack makes pixels that are no numbers, RunError where it leaves its budget.
     """
     outcomes = np.zeros((len(batch.labels), len(COLUMNS)), OUTCOME)
     outcomes['target'] = -1
@@ -123,8 +123,8 @@ def attack_batch(classifier: 'Classifier', batch: 'Batch', epsilon: float, seed:
             return predictions
         attacked = attack(left)
         if not np.isfinite(attacked).all():
-            raise RunError('%s made pixels that are no numbers: the network\'s logits or their gradient overflow'
-                           % name)
+            raise InputError('%s made pixels that are no numbers: the network\'s logits or their gradient overflow'
+                             % name)
         changed = np.abs(attacked - batch.images[left]).max()
         if not changed <= epsilon + ROUNDING:
             raise RunError('%s changed pixels by up to %.3f of 255; its budget was %g' % (name, changed, epsilon))
