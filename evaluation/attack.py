@@ -228,8 +228,8 @@ def check_budget(images: np.ndarray, clean: np.ndarray, strength: Strength, atta
     """Check attacked images, in [-1, 1]. Raises InputError where they are not numbers, which another dtype or network
     mends, and RunError where they are not within the budget."""
     if not np.isfinite(images).all():
-        raise InputError('the attack with %g steps and epsilon %g made pixels that are no numbers: the network\'s logits '
-                         'or their gradient overflow (more easily in float16), or the attacker\'s, %s, do'
+        raise InputError('the attack with %g steps and epsilon %g made pixels that are no numbers: the network\'s '
+                         'logits or their gradient overflow (more easily in float16), or the attacker\'s, %s, do'
                          % (strength.num_iter, strength.epsilon, attacker.__name__))
     radius = strength.epsilon * PIXEL if strength.num_iter else 0.0
     change = np.abs(images - clean).max()
