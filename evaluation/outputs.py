@@ -2,6 +2,7 @@
 import argparse
 import os
 import re
+from typing import List, Tuple
 
 from checkpoint import OF_PYTORCH, checkpoint_files
 from evaluation.plan import LIKELIEST, RANDOM
@@ -14,20 +15,24 @@ OTHERS = re.compile(r'.*(%s|\.index|\.meta|\.data-\d{5}-of-\d{5})$' % '|'.join(
 
 
 def check_outputs(options: argparse.Namespace) -> None:
-    """Raise InputError where a job would write to what it reads, to another kind of file that is there, or twice to the
-    same one."""
-    outputs = [(flag, getattr(options, flag)) for flag in ('results', 'per_image', 'journal') if getattr(options, flag)]
-    if options.save_adversarial:
-        outputs.append(('save_adversarial', os.path.join(options.save_adversarial, 'manifest.csv')))
-    if options.eval_directory:
-        outputs.append(('prediction_file', options.prediction_file))
-    read = [(flag, getattr(options, flag)) for flag in ('load', 'classes', 'labels', 'subset', 'targets')
-            if getattr(options, flag) not in (None, RANDOM, LIKELIEST)]
-    read += [('load', path) for path in (checkpoint_files(options.load) if options.load else [])]
-    if options.data:
-        read += [('data', os.path.join(options.data, name)) for name in ('synsets.txt', 'val.txt', 'train.txt')]
+    """Check where main.py, or a tool that has some of its flags, would write.
+
+    Raises InputError where that is what it reads, another kind of file that is there, or twice the same one.
+    """
+    given = {flag: value for flag, value in vars(options).items() if value}
+    outputs: List[Tuple[str, str]] = [
+        (flag, given[flag]) for flag in ('results', 'per_image', 'journal') if flag in given]
+    if 'save_adversarial' in given:
+        outputs.append(('save_adversarial', os.path.join(given['save_adversarial'], 'manifest.csv')))
+    if 'eval_directory' in given:
+        outputs.append(('prediction_file', given['prediction_file']))
+    read = [(flag, given[flag]) for flag in ('load', 'classes', 'labels', 'subset', 'targets')
+            if given.get(flag, RANDOM) not in (RANDOM, LIKELIEST)]
+    read += [('load', path) for path in (checkpoint_files(given['load']) if 'load' in given else [])]
+    if 'data' in given:
+        read += [('data', os.path.join(given['data'], name)) for name in ('synsets.txt', 'val.txt', 'train.txt')]
     taken = {os.path.realpath(path): flag for flag, path in read}
-    data = os.path.realpath(options.data) + os.sep if options.data else None
+    data = os.path.realpath(given['data']) + os.sep if 'data' in given else None
     for flag, path in outputs:
         path, named = os.path.realpath(path), '--' + flag.replace('_', '-')
         if path in taken:

@@ -10,7 +10,17 @@ from runtime.errors import InputError
 from third_party.batches import Batch
 from third_party.imagenet import load_dataset
 from third_party.preparations import PREPARATIONS
-from tools.autoattack import COLUMNS, ENSEMBLE, OURS, Effort, attack_batch, command_line, figures_text, measure
+from tools.autoattack import (
+    COLUMNS,
+    ENSEMBLE,
+    OURS,
+    Effort,
+    attack_batch,
+    command_line,
+    figures_text,
+    measure,
+    results_of,
+)
 
 needs_library = pytest.mark.usefixtures('library')
 
@@ -94,6 +104,9 @@ def test_what_is_printed():
     assert text.startswith('4 images, epsilon 4, pyautoattack 0.2.0, PyTorch 2.13.0\n')
     assert re.search(r'^AutoAttack, after apgd-t +0.500000 ', text, re.MULTILINE)
     assert text.endswith('Clean accuracy: 1.000000\nAutoAttack robust accuracy: 0.250000')
+    figures = results_of(outcomes, [0, 0, 0, 0])
+    assert figures['num_images'] == 4 and [a['attack'] for a in figures['attacks']] == list(COLUMNS)
+    assert [a['accuracy'] for a in figures['attacks']] == [1, 0.75, 0.5, 0.25, 0.25, 0.25, 0.25]
 
 
 @pytest.mark.parametrize('flags, said', [
@@ -101,6 +114,7 @@ def test_what_is_printed():
                                                                                  '--batch'),
     (['--eps', '4', '--subset', '21'], '--subset 21: from 1 to 10'),
     (['--eps', '4', '--subset', 'nowhere'], '--subset nowhere'),
+    (['--eps', '4', '--results', 'same', '--journal', 'same'], 'are the same file'),
     (['--eps', '4', '-d', '13'], 'no depth 13')])
 def test_bad_input(python, data, weights_file, flags, said):
     done = python('-m', 'tools.autoattack', weights_file(), '--data', data, '-d', 14, '--image-size', 32, *flags)

@@ -4,8 +4,9 @@
 
 Prints robust accuracies: after each of the ensemble's attacks (APGD-CE, APGD-T, FAB-T, Square), of which each attacks
 what the ones before it have left; the last is what leaderboards list. Beside it, of this project's APGD with the same
-losses and targets. Images are those of DIR/val, prepared as `main.py --eval` does. With --journal FILE the same command
-goes on where one was killed. Needs PyTorch and pyautoattack (requirements/extras.txt) beside TensorFlow.
+losses and targets. Images are those of DIR/val, prepared as `main.py --eval` does. --results FILE keeps the figures, as
+JSON. With --journal FILE the same command goes on where one was killed. Needs PyTorch and pyautoattack
+(requirements/extras.txt) beside TensorFlow.
 """
 import argparse
 import importlib
@@ -19,11 +20,14 @@ import numpy as np
 
 from attacks.table import check_aim
 from evaluation.outcomes import OUTCOME
+from evaluation.outputs import check_outputs
 from evaluation.preparation import default_preprocess
+from evaluation.results import wilson_interval, write_json
 from main import natural, positive_float
 from nets import find_network
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError, RunError
+from runtime.files import check_writable
 from runtime.fingerprint import code_sha256, digest, sha256_of_files, versions
 from runtime.launcher import check_alone
 from runtime.pixels import mistaken_attack
@@ -213,6 +217,16 @@ def figures_text(outcomes: np.ndarray, labels: Sequence[int], epsilon: float, li
                               'AutoAttack robust accuracy: %.6f' % accuracy[len(ENSEMBLE)]])
 
 
+def results_of(outcomes: np.ndarray, labels: Sequence[int]) -> Dict[str, Any]:
+    """Return the figures for a file of results: of each attack in its order, accuracy as a fraction, with its 95%
+    interval, and seconds."""
+    right = (outcomes['prediction'] == np.asarray(labels)[:, None]).sum(axis=0)
+    seconds = outcomes['seconds'].sum(axis=0, dtype=np.float64)
+    return dict(num_images=len(labels), attacks=[
+        dict(attack=name, accuracy=int(count) / len(labels), accuracy_interval=wilson_interval(count, len(labels)),
+             seconds=round(float(took), 3)) for name, count, took in zip(COLUMNS, right, seconds)])
+
+
 def command_line() -> Parser:
     parser = Parser(prog='autoattack.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('load', metavar='CKPT', help='an .npz file or a TF checkpoint')
@@ -222,6 +236,7 @@ def command_line() -> Parser:
     parser.add_argument('--subset', metavar='S', help='S images, spread evenly, or those of a FILE, one a line')
     parser.add_argument('--eps', type=positive_float, required=True, metavar='E', help='budget in pixels, of 255')
     parser.add_argument('--seed', type=natural, default=0, help='of all that is random (0)')
+    parser.add_argument('--results', metavar='FILE', help='where the figures go, as JSON')
     parser.add_argument('--journal', metavar='FILE', help='keeps what is finished; the same command continues from it')
     add_network_flags(parser)
     return parser
@@ -230,12 +245,15 @@ def command_line() -> Parser:
 def inputs(options: argparse.Namespace) -> Dataset:
     """Check the flags and return the images, before TensorFlow is loaded. Raises InputError for what is wrong."""
     check_alone('tools.autoattack')
-    for flag in ('data', 'classes', 'subset', 'journal'):
+    for flag in ('data', 'classes', 'subset', 'results', 'journal'):
         if getattr(options, flag) == '':  # most likely a shell variable that is not set
             raise InputError('--%s is empty' % flag)
     for mistake in mistaken_attack([options.eps], 0.0):
         log.warning('%s', mistake)
     check_network(options, options.load)
+    check_outputs(options)
+    if options.results:
+        check_writable(options.results)
     options.preprocess = options.preprocess or default_preprocess(options.arch, False)
     dataset = load_dataset(options.data, 'val', options.classes)
     check_aim('dlr', 'targeted', len(dataset.class_names))
@@ -261,6 +279,8 @@ def main() -> int:
                          % (options.load, classifier.network.num_classes, options.data, len(dataset.class_names)))
     outcomes = measure(classifier, dataset, PREPARATIONS[options.preprocess](), options)
     say(figures_text(outcomes, dataset.labels, options.eps, libraries))
+    if options.results:
+        write_json(options.results, dict(facts_of(options, dataset, PUBLISHED), **results_of(outcomes, dataset.labels)))
     return 0
 
 
