@@ -127,3 +127,37 @@ def test_what_diverged_is_told_from_what_failed(root, tmp_path):
         with open(training_log(recipe, str(tmp_path)), 'w') as f:
             assert subprocess.call([sys.executable, '-c', code], stdout=f, stderr=f, cwd=root) == 1
         assert bool(divergence(recipe, str(tmp_path))) == expected
+
+
+def test_a_table_of_methods(tmp_path):
+    from tools.cifar10_methods import Measured, Run, draw, table
+    records = {weights: dict(clean=0.25, top1_error=error, top1_error_interval=[error - 0.05, error + 0.05])
+               for weights, error in (('raw', 0.6), ('ema', 0.55))}
+    measured = {Run('ResNet-14', method, minutes, 3): Measured(minutes * 1.1, records)
+                for method in ('fast', 'pgd-7') for minutes in (10.0, 20.0)}
+    assert [c.strip() for c in table(measured).splitlines()[2].split('|')[1:-1]] == [
+        'fast', '3', '11.0', '25.0', '60.0 (55.0 to 65.0)', '25.0', '55.0 (50.0 to 60.0)']
+    draw(measured, str(tmp_path / 'methods.png'))
+    assert (tmp_path / 'methods.png').stat().st_size > 10000
+
+
+@once
+@pytest.mark.slow
+def test_a_method_is_trained_and_goes_on(root, tmp_path, python):
+    write_split(tmp_path / 'data' / 'train', 300)
+    write_split(tmp_path / 'data' / 'val', 20)
+    command = [os.path.join(root, 'tools', 'cifar10_methods.py'), tmp_path / 'data', '--out', tmp_path / 'out',
+               '--methods', 'fast', '--minutes', '0.01', '--val-images', '20']
+    done = python(*command)
+    assert done.returncode == 0, done.stderr
+    table = (tmp_path / 'out' / 'methods.md').read_text()
+    assert table in done.stdout and table.splitlines()[2].split('|')[2].strip() == '1'  # epochs
+    again = python(*command)
+    assert again.returncode == 0 and table in again.stdout and again.stdout.count('--eval') == 0, again.stderr
+
+
+@pytest.mark.parametrize('flags, named', [(['--methods', 'pgd'], 'pgd-3, pgd-7'), (['--minutes', '0'], '--minutes'),
+                                          (['--network', 'ResNet-15'], 'no depth 15')])
+def test_bad_input_of_methods(root, tmp_path, python, flags, named):
+    done = python(os.path.join(root, 'tools', 'cifar10_methods.py'), tmp_path, '--out', tmp_path / 'out', *flags)
+    assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1

@@ -14,12 +14,10 @@ network's name with :2 is a second training of it, which tells how far trainings
 has the message of that in its row, and is not trained again.
 """
 import argparse
-import logging
 import os
 import re
 import sys
-import tempfile
-from typing import IO, Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple
 
 from tabulate import tabulate
 
@@ -31,13 +29,10 @@ from nets import ARCHITECTURES, Network, find_network, is_own, network_named  # 
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile  # noqa: E402
-from runtime.locks import InUse, take_lock  # noqa: E402
+from tools.cifar10_folders import link_photos, lock  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
 
-log = logging.getLogger(__name__)
-
-NOTE = 'made-of.txt'  # in the folder of links
 MAIN = os.path.join(ROOT, 'main.py')
 DEPTH = 14
 BATCH = 128
@@ -164,81 +159,6 @@ def evaluate(recipe: Recipe, checkpoint: str, data: str, out: str) -> None:
          '--journal', results + '.journal', '--results', results + '.json'] + SHAPE, results + '-evaluation.log', out)
 
 
-def photos_by_class(folder: str) -> Dict[str, List[str]]:
-    """List the photos of a folder with a folder for each class: {class: paths}, both sorted.
-
-    Raises InputError where a folder cannot be read.
-    """
-    try:
-        classes = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith('.'))
-        return {name: sorted(os.path.join(folder, name, f) for f in os.listdir(os.path.join(folder, name))
-                             if not f.startswith('.')) for name in classes}
-    except OSError as e:
-        raise InputError('cannot read %s, which should have a folder for each class: %s' % (folder, e.strerror))
-
-
-def link_photos(data: str, out: str, val_images: int) -> str:
-    """Make the folder out/photos of links, and return it: all training photos of `data`, and `val_images` others.
-
-    Each class has as many validation photos. A folder that is there already is used where it is of the same photos.
-    Raises InputError where it is of others, where `data` has too few, and where nothing can be written.
-    """
-    train, val = [photos_by_class(os.path.join(data, split)) for split in ('train', 'val')]
-    if not train or set(train) != set(val):
-        raise InputError('%s must have the same classes, one or more, in train/ and val/' % data)
-    each = val_images // len(val)
-    if val_images < 1 or val_images % len(val):
-        raise InputError('--val-images must be a multiple of %d, the number of classes' % len(val))
-    for split, least, classes in (('train', 1, train), ('val', each, val)):
-        for name, paths in classes.items():
-            if len(paths) < least:
-                raise InputError('%s has %d photos, %d are needed (--val-images)' % (
-                    os.path.join(data, split, name), len(paths), least))
-    photos, made_of = os.path.join(out, 'photos'), 'DATA %s --val-images %d' % (data, val_images)
-    if os.path.lexists(photos):
-        try:
-            with open(os.path.join(photos, NOTE)) as f:
-                found = f.read().strip()
-        except OSError:
-            raise InputError('%s is not of this program\'s making: give another --out' % photos)
-        if found != made_of:
-            raise InputError('%s is of %s: give another --out' % (photos, found))
-        return photos
-    try:
-        part = tempfile.mkdtemp(prefix='.photos-', dir=out)
-        os.symlink(os.path.join(data, 'train'), os.path.join(part, 'train'))
-        for name, paths in val.items():
-            os.makedirs(os.path.join(part, 'val', name))
-            for path in paths[:each]:
-                os.symlink(path, os.path.join(part, 'val', name, os.path.basename(path)))
-        with open(os.path.join(part, NOTE), 'w') as f:
-            f.write(made_of + '\n')
-        os.chmod(part, 0o755)
-        os.rename(part, photos)
-    except OSError as e:
-        raise InputError('cannot write to %s: %s' % (out, e.strerror))
-    return photos
-
-
-def lock(out: str) -> IO:
-    """Make the folder, and keep other processes of this program out of it while the returned file stays open.
-
-    Raises InputError where another one is at work in it, or it cannot be made.
-    """
-    try:
-        os.makedirs(out, exist_ok=True)
-        file = open(os.path.join(out, '.lock'), 'w')
-        unlocked = take_lock(file.fileno())
-    except InUse:
-        raise InputError('another cifar10.py is at work in %s: wait for it, or give another --out' % out)
-    except OSError as e:
-        raise InputError('cannot write to %s: %s' % (out, e.strerror))
-    if unlocked:
-        log.warning('the file system of %s has no locks (%s): see to it that no other cifar10.py works there meanwhile',
-                    out, unlocked)
-    return file
-
-
 def table(results: Dict[Recipe, Any], intervals: bool = False) -> str:
     """Lay out top-1 error / attack success in percent as a table in Markdown, in the style of the model zoo.
 
@@ -283,7 +203,7 @@ def main() -> int:
     data, out = os.path.realpath(options.data), os.path.realpath(options.out)
     if (data + os.sep).startswith(out + os.sep):
         raise InputError('DATA must not lie in the folder --out: give another one')
-    locked = lock(out)
+    locked = lock(out, 'cifar10.py')
     photos = link_photos(data, out, options.val_images)
     results: Dict[Recipe, Any] = {}
     for recipe in recipes:

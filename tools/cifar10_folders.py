@@ -1,0 +1,87 @@
+"""The folders that trainings on CIFAR-10 work in: links to photos, and a lock."""
+import logging
+import os
+import tempfile
+from typing import IO, Dict, List
+
+from runtime.errors import InputError
+from runtime.locks import InUse, take_lock
+
+log = logging.getLogger(__name__)
+
+NOTE = 'made-of.txt'  # in the folder of links
+
+
+def photos_by_class(folder: str) -> Dict[str, List[str]]:
+    """List the photos of a folder with a folder for each class: {class: paths}, both sorted.
+
+    Raises InputError where a folder cannot be read.
+    """
+    try:
+        classes = sorted(e.name for e in os.scandir(folder) if e.is_dir() and not e.name.startswith('.'))
+        return {name: sorted(os.path.join(folder, name, f) for f in os.listdir(os.path.join(folder, name))
+                             if not f.startswith('.')) for name in classes}
+    except OSError as e:
+        raise InputError('cannot read %s, which should have a folder for each class: %s' % (folder, e.strerror))
+
+
+def link_photos(data: str, out: str, val_images: int) -> str:
+    """Make the folder out/photos of links, and return it: all training photos of `data`, and `val_images` others.
+
+    Each class has as many validation photos. A folder that is there already is used where it is of the same photos.
+    Raises InputError where it is of others, where `data` has too few, and where nothing can be written.
+    """
+    train, val = [photos_by_class(os.path.join(data, split)) for split in ('train', 'val')]
+    if not train or set(train) != set(val):
+        raise InputError('%s must have the same classes, one or more, in train/ and val/' % data)
+    each = val_images // len(val)
+    if val_images < 1 or val_images % len(val):
+        raise InputError('--val-images must be a multiple of %d, the number of classes' % len(val))
+    for split, least, classes in (('train', 1, train), ('val', each, val)):
+        for name, paths in classes.items():
+            if len(paths) < least:
+                raise InputError('%s has %d photos, %d are needed (--val-images)' % (
+                    os.path.join(data, split, name), len(paths), least))
+    photos, made_of = os.path.join(out, 'photos'), 'DATA %s --val-images %d' % (data, val_images)
+    if os.path.lexists(photos):
+        try:
+            with open(os.path.join(photos, NOTE)) as f:
+                found = f.read().strip()
+        except OSError:
+            raise InputError('%s is not of this program\'s making: give another --out' % photos)
+        if found != made_of:
+            raise InputError('%s is of %s: give another --out' % (photos, found))
+        return photos
+    try:
+        part = tempfile.mkdtemp(prefix='.photos-', dir=out)
+        os.symlink(os.path.join(data, 'train'), os.path.join(part, 'train'))
+        for name, paths in val.items():
+            os.makedirs(os.path.join(part, 'val', name))
+            for path in paths[:each]:
+                os.symlink(path, os.path.join(part, 'val', name, os.path.basename(path)))
+        with open(os.path.join(part, NOTE), 'w') as f:
+            f.write(made_of + '\n')
+        os.chmod(part, 0o755)
+        os.rename(part, photos)
+    except OSError as e:
+        raise InputError('cannot write to %s: %s' % (out, e.strerror))
+    return photos
+
+
+def lock(out: str, program: str) -> IO:
+    """Make the folder, and keep other processes of a program out of it while the returned file stays open.
+
+    Raises InputError where another one is at work in it, or it cannot be made.
+    """
+    try:
+        os.makedirs(out, exist_ok=True)
+        file = open(os.path.join(out, '.lock'), 'w')
+        unlocked = take_lock(file.fileno())
+    except InUse:
+        raise InputError('another %s is at work in %s: wait for it, or give another --out' % (program, out))
+    except OSError as e:
+        raise InputError('cannot write to %s: %s' % (out, e.strerror))
+    if unlocked:
+        log.warning('the file system of %s has no locks (%s): see to it that no other %s works there meanwhile',
+                    out, unlocked, program)
+    return file
