@@ -70,6 +70,7 @@ def library_attacks(classifier: 'Classifier', epsilon: float, seed: int,
     from interop.as_torch import TorchClassifier, as_pixels
     if logging.getLogger('auto-attack').level != logging.ERROR:
         logging.getLogger('auto-attack').setLevel(logging.WARNING)
+    torch.set_num_threads(1)  # the network is TensorFlow's; what PyTorch has left to do, Square's boxes, is small
     library = AutoAttack(TorchClassifier(classifier), norm='Linf', eps=epsilon / 255, seed=seed, version='standard')
     library.apgd.n_iter = library.apgd_targeted.n_iter = library.fab.n_iter = effort.steps
     library.square.n_queries = effort.queries
