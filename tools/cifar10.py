@@ -29,7 +29,7 @@ from nets import ARCHITECTURES, Network, find_network, is_own, network_named  # 
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile  # noqa: E402
-from tools.cifar10_folders import link_photos, lock  # noqa: E402
+from tools.cifar10_folders import work_in  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
 
@@ -198,13 +198,7 @@ def main() -> int:
     for name in chosen:
         if name not in [recipe.name for recipe in recipes]:
             raise InputError('--only %s: there is no such network; choose of %s' % (name, ', '.join(names)))
-    if not options.data or not options.out:
-        raise InputError('%s is empty' % ('DATA' if not options.data else '--out'))
-    data, out = os.path.realpath(options.data), os.path.realpath(options.out)
-    if (data + os.sep).startswith(out + os.sep):
-        raise InputError('DATA must not lie in the folder --out: give another one')
-    locked = lock(out, 'cifar10.py')
-    photos = link_photos(data, out, options.val_images)
+    out, photos, locked = work_in(options.data, options.out, options.val_images, 'cifar10.py')
     results: Dict[Recipe, Any] = {}
     for recipe in recipes:
         path, diverged = [os.path.join(out, recipe.name + end) for end in ('.json', '.diverged')]

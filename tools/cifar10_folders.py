@@ -2,7 +2,7 @@
 import logging
 import os
 import tempfile
-from typing import IO, Dict, List
+from typing import IO, Dict, List, Tuple
 
 from runtime.errors import InputError
 from runtime.locks import InUse, take_lock
@@ -10,6 +10,20 @@ from runtime.locks import InUse, take_lock
 log = logging.getLogger(__name__)
 
 NOTE = 'made-of.txt'  # in the folder of links
+
+
+def work_in(data: str, out: str, val_images: int, program: str) -> Tuple[str, str, IO]:
+    """Return the folder that a program works in, the folder of links in it, and its lock, a file to be kept open.
+
+    Raises InputError as `lock` and `link_photos` do, and where one folder is no name or lies in the other.
+    """
+    if not data or not out:
+        raise InputError('%s is empty' % ('DATA' if not data else '--out'))
+    data, out = os.path.realpath(data), os.path.realpath(out)
+    if (data + os.sep).startswith(out + os.sep):
+        raise InputError('DATA must not lie in the folder --out: give another one')
+    locked = lock(out, program)
+    return out, link_photos(data, out, val_images), locked
 
 
 def photos_by_class(folder: str) -> Dict[str, List[str]]:

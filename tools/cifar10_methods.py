@@ -23,8 +23,9 @@ from nets import network_named  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.printing import say  # noqa: E402
-from tools.cifar10_folders import link_photos, lock  # noqa: E402
+from tools.cifar10_folders import work_in  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
+from tools.pictures import plain_axes, save_picture  # noqa: E402
 from tools.report import read_results  # noqa: E402
 
 BATCH = 128
@@ -133,10 +134,7 @@ def table(measured: Dict[Run, Measured]) -> str:
 
 def draw(measured: Dict[Run, Measured], path: str) -> None:
     """Draw robust errors against minutes of training, to a PNG: of the weights, and dashed of their averages."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(8, 5))
+    figure, axes = plain_axes()
     for i, method in enumerate(dict.fromkeys(r.method for r in measured)):
         of_method = sorted((m for r, m in measured.items() if r.method == method), key=lambda m: m.minutes)
         for weights, style in (('raw', '-'), ('ema', '--')):
@@ -149,13 +147,8 @@ def draw(measured: Dict[Run, Measured], path: str) -> None:
                           label=method + (', averaged' if weights == 'ema' else ''))
     axes.set_xlabel('minutes of training')
     axes.set_ylabel('top-1 error under PGD-20, margin loss, %')
-    axes.grid(alpha=0.3)
-    for side in ('top', 'right'):
-        axes.spines[side].set_visible(False)
     axes.legend(fontsize=7, frameon=False, ncol=2)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120, format='png')
-    plt.close(figure)
+    save_picture(figure, path)
 
 
 def command_line() -> Parser:
@@ -181,13 +174,7 @@ def main() -> int:
         if method not in METHODS:
             raise InputError('--methods %s: there is no such method; choose of %s' % (method, ', '.join(METHODS)))
     network_named(options.network)
-    if not options.data or not options.out:
-        raise InputError('%s is empty' % ('DATA' if not options.data else '--out'))
-    data, out = os.path.realpath(options.data), os.path.realpath(options.out)
-    if (data + os.sep).startswith(out + os.sep):
-        raise InputError('DATA must not lie in the folder --out: give another one')
-    locked = lock(out, 'cifar10_methods.py')
-    photos = link_photos(data, out, options.val_images)
+    out, photos, locked = work_in(options.data, options.out, options.val_images, 'cifar10_methods.py')
     images = sum(len(files) for _, _, files in os.walk(os.path.join(photos, 'train'), followlinks=True))
     measured: Dict[Run, Measured] = {}
     for method in methods:

@@ -24,6 +24,7 @@ from third_party.imagenet import load_dataset
 from third_party.preparations import PREPARATIONS
 from tools.commands import ROOT, run
 from tools.network_flags import add_network_flags, check_network
+from tools.pictures import plain_axes, save_picture
 from tools.report import read_results
 
 MOST_TARGETS = 9  # as of AutoAttack's targeted attacks
@@ -109,10 +110,7 @@ def markdown(points: Dict[str, List[Point]], wrong: int, total: int) -> str:
 
 def draw(points: Dict[str, List[Point]], path: str) -> None:
     """Draw errors against gradient steps, to a PNG."""
-    import matplotlib
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-    figure, axes = plt.subplots(figsize=(8, 5))
+    figure, axes = plain_axes()
     for name, of_way in points.items():
         shown = [p for p in of_way if p.steps]
         axes.plot([p.gradient_steps for p in shown], [100 * p.record['top1_error'] for p in shown],
@@ -120,13 +118,8 @@ def draw(points: Dict[str, List[Point]], path: str) -> None:
     axes.set_xscale('log')
     axes.set_xlabel('gradient steps spent on an image')
     axes.set_ylabel('top-1 error, %')
-    axes.grid(alpha=0.3)
-    for side in ('top', 'right'):
-        axes.spines[side].set_visible(False)
     axes.legend(fontsize=8, frameon=False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120, format='png')
-    plt.close(figure)
+    save_picture(figure, path)
 
 
 def command_line() -> Parser:
