@@ -51,7 +51,8 @@ class Logits(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, cotangents: torch.Tensor) -> Tuple[torch.Tensor, None]:
         gradient = ctx.classifier.vjp(ctx.pixels, cotangents.cpu().numpy())
-        gradient = torch.from_numpy(255 * gradient).permute(0, 3, 1, 2).flip(1)
+        # in one piece, as PyTorch's own networks have it: some libraries take a view of it
+        gradient = torch.from_numpy(255 * gradient).permute(0, 3, 1, 2).flip(1).contiguous()
         return gradient.to(cotangents.device, ctx.dtype), None
 
 

@@ -63,7 +63,7 @@ def test_gradient_is_the_classifiers(net, clf, dtype):
     loss = torch.nn.functional.cross_entropy(net(as_torch(pixels) + delta), torch.from_numpy(labels), reduction='sum')
     first, = torch.autograd.grad(loss, delta, retain_graph=True)
     again, = torch.autograd.grad(loss, delta)
-    assert first.dtype == dtype and torch.equal(first, again)
+    assert first.dtype == dtype and torch.equal(first, again) and first.is_contiguous()
     expected = 255 * clf.loss_gradient(pixels, labels)
     np.testing.assert_allclose(as_pixels(first) / 255, expected, atol=1e-3 * np.abs(expected).max())
 
@@ -131,6 +131,15 @@ def test_foolbox_pgd_is_our_gradients(net, clf):
     attacked = as_pixels(attacked)
     assert (np.abs(attacked - steps_uphill(clf, pixels, labels, 5, 4, 16)) < 0.01).mean() > 0.98
     assert success.numpy().tolist() == (clf.logits(attacked.clip(0, 255)).argmax(axis=1) != labels).tolist()
+
+
+def test_attacks_that_take_a_view_of_the_gradient(net):
+    attacks = pytest.importorskip('torchattacks')
+    images = as_torch(photos(2)).contiguous()
+    labels = net(images).argmax(dim=1)
+    attacked = attacks.PGDL2(net, eps=4., alpha=2., steps=4)(images, labels)
+    assert 1e-3 < (attacked - images).flatten(1).norm(dim=1).max() <= 4.001
+    assert (net(attacked.detach()).argmax(dim=1) != labels).any()
 
 
 @pytest.mark.parametrize('name, options', [
