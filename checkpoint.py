@@ -143,6 +143,19 @@ def read_tf_checkpoint(path: str, *, averaged: bool = False) -> Weights:
         raise InputError('checkpoint %s can\'t be read (%s)' % (prefix, str(e).split('\n')[0]))
 
 
+def classes_in(path: str) -> Optional[int]:
+    """Return the number of classes of a network of the zoo, of an .npz file alone; None where that can't be told
+    without reading all of a checkpoint."""
+    if not path.endswith('.npz'):
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            sizes = [file[name].shape[0] for name in ('linear/b', 'linear/b:0') if name in file.files]
+    except Exception:  # it is said what is wrong with it when all of it is read
+        return None
+    return sizes[0] if sizes else None
+
+
 def num_classes(weights: Weights, path: str, network: Network) -> int:
     """Return the number of classes of the network whose weights these are, whatever `network` has."""
     sizes = sorted((weights[name].ndim, weights[name].shape[axis]) for name, axis in network.class_axes().items()

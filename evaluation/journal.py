@@ -22,7 +22,7 @@ import numpy as np
 
 from evaluation.outcomes import OUTCOME, OUTCOME_FIELDS
 from runtime.errors import InputError, RunError
-from runtime.files import sync_folder
+from runtime.files import check_not_printed_to, sync_folder
 from runtime.locks import InUse, is_locked, take_lock
 
 log = logging.getLogger(__name__)
@@ -56,6 +56,7 @@ def check_usable(path: str, facts: Callable[[], Dict[str, Any]] = dict) -> bool:
         return False
     if not os.path.isfile(path):
         raise InputError(NOT_A_FILE % path)
+    check_not_printed_to(path, path)
     if is_locked(path):
         raise InputError(IN_USE % path)
     with open(path, 'rb') as f:

@@ -6,7 +6,7 @@ said here.
 import argparse
 from typing import Dict, List, NamedTuple
 
-from checkpoint import check_files
+from checkpoint import check_files, classes_in
 from evaluation.attack_flags import Evaluated, check_attackers, evaluated_images
 from runtime.command_line import rank
 from runtime.files import check_folder, check_writable
@@ -54,5 +54,10 @@ def inputs_of_scoring(options: argparse.Namespace) -> Folder:
     paths = find_images(options.eval_directory)
     check_writable(options.prediction_file)
     check_files(options.load)
-    from evaluation.saved_images import find_manifest
-    return Folder(paths, find_manifest(options.eval_directory, options.labels))
+    from evaluation.saved_images import check_labels, check_listed, find_manifest
+    listed = find_manifest(options.eval_directory, options.labels)
+    check_listed(listed, paths, options.eval_directory)
+    num_classes = classes_in(options.load)
+    if num_classes:
+        check_labels(listed, num_classes)
+    return Folder(paths, listed)

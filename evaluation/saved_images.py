@@ -8,7 +8,7 @@ import math
 import os
 import re
 import socket
-from typing import Any, Dict, Iterable, NamedTuple, Optional, Tuple
+from typing import Any, Dict, Iterable, NamedTuple, Optional, Sequence, Tuple
 
 import cv2
 import numpy as np
@@ -107,6 +107,25 @@ def read_manifest(path: str) -> Dict[str, Listed]:
     """Return {real path of an image: what the manifest says of it}. Raises InputError, naming the line of what is
     wrong."""
     return {image: listed for image, (listed, _) in read_rows(path).items()}
+
+
+def check_listed(listed: Dict[str, Listed], paths: Sequence[str], directory: str) -> None:
+    """Raise InputError where a manifest lists none of the images below a folder."""
+    if listed and not any(os.path.realpath(path) in listed for path in paths):
+        raise InputError('the manifest lists %d images, and none of those in %s: its files are named relative to itself'
+                         % (len(listed), directory))
+
+
+def check_labels(listed: Dict[str, Listed], num_classes: int) -> None:
+    """Raise InputError, naming an image, where a manifest is of other classes than the network's."""
+    for what, fewest in (('label', 0), ('target', -1)):
+        numbers = {path: getattr(row, what) for path, row in listed.items()}
+        wrong = [path for path, number in numbers.items() if number not in range(fewest, num_classes)]
+        if wrong:
+            from_one = min(numbers.values()) == 1 and max(numbers.values()) == num_classes
+            raise InputError('the manifest gives %s the %s %d, and the network\'s classes are 0 to %d%s' % (
+                wrong[0], what, numbers[wrong[0]], num_classes - 1,
+                ': its labels begin at 1, so take 1 from each' if from_one else ''))
 
 
 def read_rows(path: str) -> Dict[str, Tuple[Listed, Dict[str, str]]]:

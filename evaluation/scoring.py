@@ -9,7 +9,7 @@ import numpy as np
 from evaluation.outcomes import OUTCOME, Figures, count
 from evaluation.preparation import mistaken_preprocess
 from evaluation.sanity import judge, sample
-from evaluation.saved_images import MANIFEST, Listed
+from evaluation.saved_images import MANIFEST, Listed, check_labels, check_listed
 from inference import Classifier, load_classifier
 from runtime.bars import tqdm
 from runtime.cores import usable_cores
@@ -128,7 +128,8 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
     others = {os.path.realpath(p) for p in (prediction_file, os.path.join(directory, MANIFEST), *ignored)}
     paths = [p for p in (find_images(directory) if paths is None else paths) if os.path.realpath(p) not in others]
     listed = listed or {}
-    check_listed(listed, paths, classifier, directory)
+    check_listed(listed, paths, directory)
+    check_labels(listed, classifier.network.num_classes)
     for suspicion in suspicions(paths, classifier, listed, preparation) if doubt else ():
         log.warning('%s', suspicion)
     scores = Scores(0, {})
@@ -171,16 +172,6 @@ def plus_chunk(scores: Scores, results: Iterable[Tuple[str, Optional[int], bool,
             outcome = as_outcome(row, prediction, in_top5)
             figures[row.strength] = figures.get(row.strength, Figures()).plus(count([row.label], outcome))
     return Scores(failed, figures)
-
-
-def check_listed(listed: Dict[str, Listed], paths: Sequence[str], classifier: Classifier, directory: str) -> None:
-    """Raise InputError where a manifest is of other classes or other images."""
-    classes = classifier.network.num_classes
-    if any(row.label not in range(classes) or row.target not in range(-1, classes) for row in listed.values()):
-        raise InputError('the manifest has labels or targets that the network, of %d classes, does not have' % classes)
-    if listed and not any(os.path.realpath(path) in listed for path in paths):
-        raise InputError('the manifest lists %d images, and none of those in %s: its files are named relative to itself'
-                         % (len(listed), directory))
 
 
 def suspicions(paths: Sequence[str], classifier: Classifier, listed: Dict[str, Listed],

@@ -39,7 +39,8 @@ class Content:
         self._fd, self._temporary, self._moved, self._written = None, '', True, 0
         for folder in self._folders:
             with contextlib.suppress(OSError):
-                self._fd, self._temporary = tempfile.mkstemp(prefix=os.path.basename(self._path) + '.', dir=folder)
+                name = shortened(os.path.basename(self._path))
+                self._fd, self._temporary = tempfile.mkstemp(prefix=name + '.', dir=folder)
                 TEMPORARY.add(self._temporary)
                 mask = os.umask(0)
                 os.umask(mask)
@@ -152,7 +153,8 @@ class Content:
         """Give the content, which could not be put in its place, a lasting one; returns where it is, '' for nowhere."""
         if not self._whole:
             return ''
-        names = ['%s.%d%s' % (self._path, os.getpid(), more) for more in [''] + ['.%d' % i for i in range(1, 10)]]
+        beside = os.path.join(os.path.dirname(self._path), shortened(os.path.basename(self._path)))
+        names = ['%s.%d%s' % (beside, os.getpid(), more) for more in [''] + ['.%d' % i for i in range(1, 10)]]
         for folder in [''] + list(other_folders()):
             if self._moved and self._temporary and folder:  # it lasts where it is
                 kept, self._temporary = self._temporary, ''
@@ -214,7 +216,12 @@ def discard_temporary() -> None:
 def part_of(path: str) -> str:
     """Return this process's name for a file that is not whole yet, beside the one that it becomes."""
     folder, name = os.path.split(path)
-    return os.path.join(folder, '.%s.%d.part' % (name, os.getpid()))
+    return os.path.join(folder, '.%s.%d.part' % (shortened(name), os.getpid()))
+
+
+def shortened(name: str) -> str:
+    """Return the beginning of a file's name, so that more fits behind it: a name has at most 255 bytes."""
+    return os.fsdecode(os.fsencode(name)[:200])
 
 
 def remove(path: str) -> None:

@@ -4,7 +4,7 @@ import os
 import tempfile
 from typing import Any, Optional
 
-from runtime.content import FULL_OR_BROKEN, Content, writable_in_place
+from runtime.content import FULL_OR_BROKEN, Content, part_of, writable_in_place
 from runtime.errors import InputError, RunError
 
 
@@ -49,7 +49,8 @@ class WholeFile:
 def check_writable(path: str) -> None:
     """Raise InputError where no file can be written: better known before the work than after it.
 
-    It is tried, but what is there stays as it is: a folder is made beside it, and the file asked to replace that.
+    It is tried, but what is there stays as it is: a file is made beside it, and where the one that is there can't be
+    written over, a folder, which that is asked to replace.
     """
     path, named = os.path.realpath(path), path
     folder = os.path.dirname(path)
@@ -59,24 +60,34 @@ def check_writable(path: str) -> None:
         raise InputError('cannot write %s: it is not a file, and would be replaced by one' % named)
     if not os.path.isdir(folder):
         raise InputError('cannot write %s: there is no folder %s' % (named, folder))
+    check_not_printed_to(path, named)
     if writable_in_place(path):
         return
+    beside = part_of(path)
     try:
-        beside = tempfile.mkdtemp(prefix='.%s.' % os.path.basename(path), dir=folder)
+        os.close(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666))
+        os.unlink(beside)
     except OSError as e:
-        raise InputError('cannot write %s: you may not write to %s (%s); give another place'
-                         % (named, folder, e.strerror))
-    try:
-        problem = problem_of_replacing(path, beside) if os.path.exists(path) else None
-    finally:
-        os.rmdir(beside)
+        raise InputError('cannot write %s: %s takes no new file (%s); give another place' % (named, folder, e.strerror))
+    problem = problem_of_replacing(path) if os.path.exists(path) else None
     if problem:
         raise InputError('cannot write %s: it can neither be written over nor replaced (%s); give another place'
                          % (named, problem))
 
 
-def problem_of_replacing(path: str, empty_folder: str) -> Optional[str]:
-    """Say why the file at `path` can't be removed from its folder, which has the other one, without doing so."""
+def check_not_printed_to(path: str, named: str) -> None:
+    """Raise InputError where this process's stdout or stderr goes to a file: it would take away what was printed."""
+    for fd, stream in ((1, 'stdout'), (2, 'stderr')):
+        try:
+            same = os.path.samestat(os.stat(path), os.fstat(fd))
+        except OSError:  # no such file, or a closed stream
+            continue
+        if same:
+            raise InputError('cannot write %s: it is the file that %s goes to; give another name' % (named, stream))
+
+
+def problem_of_replacing(path: str) -> Optional[str]:
+    """Say why the file at `path` can't be removed from its folder, which takes new ones, without doing so."""
     try:
         with open('/proc/self/mountinfo', 'rb') as f:
             mount_points = [line.split(b' ')[4] for line in f]
@@ -85,9 +96,15 @@ def problem_of_replacing(path: str, empty_folder: str) -> Optional[str]:
     if os.fsencode(path).replace(b'\\', b'\\134').replace(b' ', b'\\040') in mount_points:
         return os.strerror(errno.EBUSY)
     try:
+        empty_folder = tempfile.mkdtemp(prefix='.part.', dir=os.path.dirname(path))
+    except OSError:  # it takes files alone
+        return None
+    try:
         os.rename(path, empty_folder)  # never done: a file can't replace a folder, but that is said last
     except OSError as e:
         return None if e.errno in (errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY) else e.strerror
+    finally:
+        os.rmdir(empty_folder)
     return None
 
 

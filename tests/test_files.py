@@ -209,6 +209,38 @@ def test_what_no_place_takes_is_printed(root, refusing, place):
     assert done.stdout.startswith('checked\n') and done.stdout[len('checked\n'):] == EXPECTED
 
 
+def test_a_folder_that_takes_no_new_file_is_found_before_the_work(root, refusing, place):
+    """Where it takes folders, which are another right on some file servers."""
+    done = write(root, os.path.join(place, 'r.json'), env=refusing(create=errno.EACCES))
+    assert 'takes no new file (Permission denied)' in done.stderr and not done.stdout and not os.listdir(place)
+
+
+@pytest.mark.parametrize('length', [200, 255])
+def test_names_as_long_as_a_name_may_be(root, place, length):
+    path = os.path.join(place, 'é' * 100 + 'x' * (length - 200))
+    done = write(root, path)
+    assert done.returncode == 0 and read(path) == EXPECTED and len(os.listdir(place)) == 1, done.stderr
+    done = write(root, path, meanwhile='os.unlink(path); os.mkdir(path)')
+    assert re.search(r'its content is in \S+é', done.stderr), done.stderr
+
+
+@pytest.mark.parametrize('stream', ['stdout', 'stderr'])
+@pytest.mark.parametrize('named', ['/dev/%s', '{place}/log', '{place}/link'])
+def test_what_is_printed_is_not_replaced(root, place, stream, named):
+    path = os.path.join(place, 'log')
+    with open(path, 'w') as f:
+        f.write('precious\n')
+    os.symlink('log', os.path.join(place, 'link'))
+    named = named.format(place=place) if '{' in named else named % stream
+    with open(path, 'a') as log:
+        done = subprocess.run([sys.executable, '-c', WRITE.format(before='', meanwhile=''), named], cwd=root,
+                              stdin=subprocess.DEVNULL, timeout=60, universal_newlines=True, **dict(
+                                  dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE), **{stream: log}))
+    said = done.stderr if stream == 'stdout' else read(path)
+    assert done.returncode == 1 and 'cannot write %s: it is the file that %s goes to' % (named, stream) in said
+    assert read(path).startswith('precious\n')
+
+
 def test_what_is_kept_beside_it_takes_no_other_files_name(root, place):
     path = os.path.join(place, 'r.json')
     meanwhile = 'os.mkdir(path); open("%s.%d" % (path, os.getpid()), "w").close()'

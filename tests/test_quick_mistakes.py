@@ -32,6 +32,10 @@ def files(tmp_path_factory):
     np.savez(str(folder / 'good.npz'), x=np.zeros(1000))
     (folder / 'cut.npz').write_bytes((folder / 'good.npz').read_bytes()[:500])
     (folder / 'manifest.csv').write_text('name,class\n')
+    np.savez(str(folder / 'ten.npz'), **{'linear/b': np.zeros(10)})
+    (folder / 'elsewhere.csv').write_text('file,label\n000.jpg,1\n')
+    (folder / 'eleven.csv').write_text('file,label\n%s,10\ndata/val/c1/x.jpg,1\n'
+                                       % sorted((folder / 'data' / 'val').rglob('*.jpg'))[0].relative_to(folder))
     (folder / 'one.txt').write_text('cat\n')
     (folder / 'twice.txt').write_text('c0/000.jpg\nval/c0/000.jpg\n')
     (folder / 'full').mkdir()
@@ -98,6 +102,9 @@ CASES = [
     ('--eval-directory data --load nowhere.npz', 'no checkpoint nowhere.npz'),
     ('--eval-directory data --load good.npz --labels nowhere.csv', 'cannot read nowhere.csv'),
     ('--eval-directory data --load good.npz --labels manifest.csv', 'manifest.csv is no manifest'),
+    ('--eval-directory data --load good.npz --labels elsewhere.csv', 'lists 1 images, and none of those in data'),
+    ('--eval-directory data --load ten.npz --labels eleven.csv',
+     'gives .*/data/val/.*jpg the label 10, and the network.s classes are 0 to 9: its labels begin at 1, so take 1'),
     ('--eval-directory data --load good.npz --prediction-file nowhere/x', 'there is no folder .*nowhere'),
     ('--eval-directory data --load good.npz --arch NoSuch', 'no architecture .NoSuch.'),
     ('--data nowhere', 'there is no folder nowhere'),

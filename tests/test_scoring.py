@@ -205,7 +205,7 @@ def test_success_is_of_the_images_with_a_target(python, ready, weights_file, tmp
 
 def test_targets_of_other_classes_are_refused(python, ready, weights_file, tmp_path):
     done = scored(python, ready, weights_file(), tmp_path, 'file,label,target', lambda i: '3,10')
-    assert done.returncode == 2 and 'labels or targets that the network, of 10 classes' in done.stderr
+    assert done.returncode == 2 and 'the target 10, and the network\'s classes are 0 to 9' in done.stderr
 
 
 def test_figures_of_no_image_are_unknown(python, ready, weights_file, tmp_path):
