@@ -15,11 +15,17 @@ def default_preprocess(arch: str, eval_directory: bool) -> str:
 
 
 def mistaken_preprocess(arch: str, preprocess: str, num_classes: int, *, eval_directory: bool = False) -> List[str]:
-    """Say where a network gets photos that are prepared otherwise than those of its published figures, which are of
-    ImageNet: networks of other classes have none."""
+    """Say where a network gets photos that are prepared otherwise than those of its published figures.
+
+    These are of ImageNet: the paper's networks of other classes have none. Torchvision's are mostly trained further, for
+    any classes, on photos prepared as before.
+    """
     own = default_preprocess(arch, False)
     usual = {own, default_preprocess(arch, eval_directory)}
-    if num_classes != IMAGENET_CLASSES or nets.is_own(arch) or preprocess in usual:
+    if nets.is_own(arch) or preprocess in usual or (num_classes != IMAGENET_CLASSES and arch not in nets.TORCHVISION):
         return []
+    if arch in nets.TORCHVISION:
+        return ['networks of torchvision\'s, such as %s, are trained on photos as --preprocess torchvision prepares '
+                'them; figures with %s can\'t be compared with their published ones' % (arch, preprocess)]
     return ['the published figures of %s are of photos as --preprocess %s prepares them; those with %s can\'t be '
             'compared with them' % (arch, own, preprocess)]
