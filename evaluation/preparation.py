@@ -17,8 +17,8 @@ def default_preprocess(arch: str, eval_directory: bool) -> str:
 def mistaken_preprocess(arch: str, preprocess: str, num_classes: int, *, eval_directory: bool = False) -> List[str]:
     """Say where a network gets photos that are prepared otherwise than those of its published figures.
 
-    These are of ImageNet: the paper's networks of other classes have none. Torchvision's are mostly trained further, for
-    any classes, on photos prepared as before.
+    These are of ImageNet: the paper's networks of other classes have none. Torchvision's are mostly trained further,
+    for any classes, on photos prepared as before.
     """
     own = default_preprocess(arch, False)
     usual = {own, default_preprocess(arch, eval_directory)}
