@@ -143,17 +143,17 @@ def read_tf_checkpoint(path: str, *, averaged: bool = False) -> Weights:
         raise InputError('checkpoint %s can\'t be read (%s)' % (prefix, str(e).split('\n')[0]))
 
 
-def classes_in(path: str) -> Optional[int]:
-    """Return the number of classes of a network of the zoo, of an .npz file alone; None where that can't be told
-    without reading all of a checkpoint."""
-    if not path.endswith('.npz'):
+def classes_in(path: str, arch: str) -> Optional[int]:
+    """Return the number of classes of an .npz file of a network of the zoo; None where that can't be told without
+    reading all of a checkpoint."""
+    if is_own(arch) or not path.endswith('.npz'):
         return None
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            sizes = [file[name].shape[0] for name in ('linear/b', 'linear/b:0') if name in file.files]
-    except Exception:  # it is said what is wrong with it when all of it is read
-        return None
-    return sizes[0] if sizes else None
+    with contextlib.suppress(Exception):  # it is said what is wrong with it when all of it is read
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if variable(name[:-len('.npy')]) == LAST_LAYER[1]:
+                    return read_array(archive, name).shape[0]
+    return None
 
 
 def num_classes(weights: Weights, path: str, network: Network) -> int:

@@ -57,7 +57,7 @@ def inputs_of_scoring(options: argparse.Namespace) -> Folder:
     from evaluation.saved_images import check_labels, check_listed, find_manifest
     listed = find_manifest(options.eval_directory, options.labels)
     check_listed(listed, paths, options.eval_directory)
-    num_classes = classes_in(options.load)
+    num_classes = classes_in(options.load, options.arch)
     if num_classes:
         check_labels(listed, num_classes)
     return Folder(paths, listed)

@@ -122,7 +122,7 @@ def check_labels(listed: Dict[str, Listed], num_classes: int) -> None:
         numbers = {path: getattr(row, what) for path, row in listed.items()}
         wrong = [path for path, number in numbers.items() if number not in range(fewest, num_classes)]
         if wrong:
-            from_one = min(numbers.values()) == 1 and max(numbers.values()) == num_classes
+            from_one = what == 'label' and min(numbers.values()) == 1 and max(numbers.values()) == num_classes
             raise InputError('the manifest gives %s the %s %d, and the network\'s classes are 0 to %d%s' % (
                 wrong[0], what, numbers[wrong[0]], num_classes - 1,
                 ': its labels begin at 1, so take 1 from each' if from_one else ''))

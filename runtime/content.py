@@ -1,6 +1,7 @@
 """The content of a file until it is whole: in a temporary file, and where a disk is full in another place."""
 import contextlib
 import errno
+import hashlib
 import os
 import sys
 import tempfile
@@ -220,8 +221,22 @@ def part_of(path: str) -> str:
 
 
 def shortened(name: str) -> str:
-    """Return the beginning of a file's name, so that more fits behind it: a name has at most 255 bytes."""
-    return os.fsdecode(os.fsencode(name)[:200])
+    """Return a file's name, or where that is long its beginning and a digest of it, so that more fits behind: a name
+    has at most 255 bytes."""
+    data = os.fsencode(name)
+    if len(data) <= 200:
+        return name
+    # no part of a character, which some file systems refuse
+    beginning = data[:180].decode('utf-8', 'ignore').encode() if is_utf8(data) else data[:180]
+    return os.fsdecode(beginning) + '.' + hashlib.sha256(data).hexdigest()[:12]
+
+
+def is_utf8(data: bytes) -> bool:
+    try:
+        data.decode('utf-8')
+        return True
+    except UnicodeDecodeError:
+        return False
 
 
 def remove(path: str) -> None:

@@ -1,10 +1,11 @@
 """Files that are there as a whole or not at all, whatever happens while they are written."""
+import contextlib
 import errno
 import os
 import tempfile
 from typing import Any, Optional
 
-from runtime.content import FULL_OR_BROKEN, Content, part_of, writable_in_place
+from runtime.content import FULL_OR_BROKEN, Content, remove, writable_in_place
 from runtime.errors import InputError, RunError
 
 
@@ -63,12 +64,14 @@ def check_writable(path: str) -> None:
     check_not_printed_to(path, named)
     if writable_in_place(path):
         return
-    beside = part_of(path)
     try:
-        os.close(os.open(beside, os.O_RDWR | os.O_CREAT, 0o666))
-        os.unlink(beside)
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)  # its name may be too long
+        fd, beside = tempfile.mkstemp(prefix='.part.', dir=folder)
+        os.close(fd)
     except OSError as e:
         raise InputError('cannot write %s: %s takes no new file (%s); give another place' % (named, folder, e.strerror))
+    remove(beside)
     problem = problem_of_replacing(path) if os.path.exists(path) else None
     if problem:
         raise InputError('cannot write %s: it can neither be written over nor replaced (%s); give another place'

@@ -17,6 +17,7 @@ from tools.autoattack import (
     Effort,
     attack_batch,
     command_line,
+    facts_of,
     figures_text,
     measure,
     results_of,
@@ -81,18 +82,21 @@ def test_it_goes_on_from_its_journal(classifier, data, tmp_path, weights_file):
     options = command_line().parse_args([weights_file(), '-d', '14', '--image-size', '32', '--batch', '4', '--data',
                                          str(data), '--preprocess', 'resize', '--eps', '2', '--journal',
                                          str(tmp_path / 'j')])
-    how = clf, dataset, PREPARATIONS['resize'](), options, Effort(1, 1)
-    whole = measure(*how)
+    effort = Effort(1, 1)
+
+    def attacked():
+        return measure(clf, dataset, PREPARATIONS['resize'](), options, facts_of(options, dataset, effort), effort)
+    whole = attacked()
     assert whole.shape == (len(dataset), len(COLUMNS))
     lines = (tmp_path / 'j').read_bytes().splitlines(True)
     (tmp_path / 'j').write_bytes(b''.join(lines[:3]) + lines[3][:99])  # killed in the middle of writing
     options.batch = 6
-    continued = measure(*how)
+    continued = attacked()
     assert np.array_equal(continued[:8], whole[:8])
     assert (continued['prediction'] == whole['prediction']).mean() > 0.9
     options.eps = 3.0
     with pytest.raises(InputError, match='eps is 2.0 there and 3.0 here'):
-        measure(*how)
+        attacked()
 
 
 def test_what_is_printed():

@@ -215,13 +215,18 @@ def test_a_folder_that_takes_no_new_file_is_found_before_the_work(root, refusing
     assert 'takes no new file (Permission denied)' in done.stderr and not done.stdout and not os.listdir(place)
 
 
-@pytest.mark.parametrize('length', [200, 255])
+@pytest.mark.parametrize('length', [201, 255])
 def test_names_as_long_as_a_name_may_be(root, place, length):
-    path = os.path.join(place, 'é' * 100 + 'x' * (length - 200))
+    path = os.path.join(place, 'x' + 'é' * 100 + 'x' * (length - 201))
     done = write(root, path)
     assert done.returncode == 0 and read(path) == EXPECTED and len(os.listdir(place)) == 1, done.stderr
     done = write(root, path, meanwhile='os.unlink(path); os.mkdir(path)')
     assert re.search(r'its content is in \S+é', done.stderr), done.stderr
+
+
+def test_a_name_that_is_too_long_is_found_before_the_work(root, place):
+    done = write(root, os.path.join(place, 'x' * 256))
+    assert 'File name too long' in done.stderr and not done.stdout and not os.listdir(place)
 
 
 @pytest.mark.parametrize('stream', ['stdout', 'stderr'])

@@ -153,8 +153,9 @@ def attack_batch(classifier: 'Classifier', batch: 'Batch', epsilon: float, seed:
 
 
 def measure(classifier: 'Classifier', dataset: Dataset, preparation: Preparation, options: argparse.Namespace,
-            effort: Effort = PUBLISHED) -> np.ndarray:
-    """Attack all images; return (N, columns) of OUTCOME. Goes on from options.journal, and keeps each batch there."""
+            facts: Dict[str, Any], effort: Effort = PUBLISHED) -> np.ndarray:
+    """Attack all images; return (N, columns) of OUTCOME. Goes on from options.journal, which is of these facts, and
+    keeps each batch there."""
     from evaluation.attack import parts_of
     from evaluation.contents import read_contents
     from evaluation.journal import Journal
@@ -164,7 +165,7 @@ def measure(classifier: 'Classifier', dataset: Dataset, preparation: Preparation
     journal: Optional[Journal] = None
     contents = read_contents(dataset, World(), options.batch, preparation.check)  # a broken image is named now
     if options.journal:
-        journal = Journal(options.journal, facts_of(options, dataset, effort), num_images=len(dataset),
+        journal = Journal(options.journal, facts, num_images=len(dataset),
                           paths=dataset.paths, contents=contents)
     try:
         done = [outcomes for _, _, outcomes in journal.replay()] if journal else []
@@ -278,10 +279,13 @@ def main() -> int:
     if classifier.network.num_classes != len(dataset.class_names):
         raise InputError('%s is of %d classes, and the data in %s has %d'
                          % (options.load, classifier.network.num_classes, options.data, len(dataset.class_names)))
-    outcomes = measure(classifier, dataset, PREPARATIONS[options.preprocess](), options)
-    say(figures_text(outcomes, dataset.labels, options.eps, libraries))
-    if options.results:
-        write_json(options.results, dict(facts_of(options, dataset, PUBLISHED), **results_of(outcomes, dataset.labels)))
+    facts = facts_of(options, dataset, PUBLISHED)
+    outcomes = measure(classifier, dataset, PREPARATIONS[options.preprocess](), options, facts)
+    try:
+        say(figures_text(outcomes, dataset.labels, options.eps, libraries))
+    finally:
+        if options.results:
+            write_json(options.results, dict(facts, **results_of(outcomes, dataset.labels)))
     return 0
 
 
