@@ -11,6 +11,8 @@ import pytest
 from lanes import once
 from photos import write_split
 
+from runtime.errors import InputError
+
 pytestmark = [once, pytest.mark.slow]
 
 
@@ -119,26 +121,39 @@ def test_rows():
 
 
 def test_what_diverged_is_told_from_what_failed(root, tmp_path):
-    from tools.cifar10 import divergence, recipes_of, training_log
-    recipe, = recipes_of('ResNet-14', 6)
+    from tools.cifar10_folders import divergence
+    path = str(tmp_path / 'training.log')
+    assert divergence(path) == ''
     for said, expected in [('the loss is nan at step 3', True), ('cannot write to x', False)]:
         code = ('from runtime.command_line import run_command; from runtime.errors import RunError\n'
                 'def fail(): print("epoch 1"); raise RunError("%s")\nrun_command("main.py", fail)' % said)
-        with open(training_log(recipe, str(tmp_path)), 'w') as f:
+        with open(path, 'w') as f:
             assert subprocess.call([sys.executable, '-c', code], stdout=f, stderr=f, cwd=root) == 1
-        assert bool(divergence(recipe, str(tmp_path))) == expected
+        assert bool(divergence(path)) == expected
 
 
-def test_a_table_of_methods(tmp_path):
+def test_a_table_of_methods():
     from tools.cifar10_methods import Measured, Run, draw, table
     records = {weights: dict(clean=0.25, top1_error=error, top1_error_interval=[error - 0.05, error + 0.05])
                for weights, error in (('raw', 0.6), ('ema', 0.55))}
-    measured = {Run('ResNet-14', method, minutes, 3): Measured(minutes * 1.1, records)
-                for method in ('fast', 'pgd-7') for minutes in (10.0, 20.0)}
+    measured = {Run('ResNet-14', method, 0.4, epochs): Measured(epochs * 11., records)
+                for method in ('fast', 'pgd-7') for epochs in (1, 2)}
+    measured[Run('ResNet-14', 'trades', 0.4, 1)] = 'the loss is nan'
     assert [c.strip() for c in table(measured).splitlines()[2].split('|')[1:-1]] == [
-        'fast', '3', '11.0', '25.0', '60.0 (55.0 to 65.0)', '25.0', '55.0 (50.0 to 60.0)']
-    draw(measured, str(tmp_path / 'methods.png'))
-    assert (tmp_path / 'methods.png').stat().st_size > 10000
+        'fast', '1', '11.0', '25.0', '60.0 (55.0 to 65.0)', '25.0', '55.0 (50.0 to 60.0)']
+    assert 'diverged: the loss is nan' in table(measured).splitlines()[-1]
+    assert len(draw(measured)) > 10000
+
+
+def test_minutes_of_a_training(tmp_path):
+    """One epoch's rate is missing: its process was killed."""
+    from tools.cifar10_methods import BATCH, RATE, seconds_and_steps
+    records = [{'global_step': 10, RATE: 2 * BATCH}, {'global_step': 20}, {'global_step': 30, RATE: BATCH}]
+    (tmp_path / 'stats.json').write_text(json.dumps(records))
+    assert seconds_and_steps(str(tmp_path)) == (5 * 1.5 + 10 * 1.5, 30)
+    (tmp_path / 'stats.json').write_text(json.dumps(records[1:2]))
+    with pytest.raises(InputError, match='how long'):
+        seconds_and_steps(str(tmp_path))
 
 
 @once

@@ -1,6 +1,7 @@
 """The table of all attacks on a network: tools.compare_attacks."""
 import json
 import os
+import shutil
 
 import pytest
 from lanes import once
@@ -26,7 +27,7 @@ def test_wrong_images_of_a_table(tmp_path):
     (tmp_path / 'r.csv').write_text('index,label,attack_iter,prediction\n'
                                     '0,1,10,1\n0,1,100,2\n4,1,10,2\n4,1,100,1\n7,3,10,\n7,3,100,3\n9,0,10,0\n')
     assert wrong_images(str(tmp_path / 'r.csv'), 10) == {'4', '7'}
-    assert wrong_images(str(tmp_path / 'r.csv'), 100) == {'0', '4', '7'}
+    assert wrong_images(str(tmp_path / 'r.csv'), 100) == {'0'}
 
 
 @once
@@ -49,9 +50,20 @@ def test_a_network_is_attacked_in_several_ways_and_goes_on(python, weights_file,
 
 @pytest.mark.parametrize('flags, said', [
     (['--only', 'pgd'], '--only pgd: there is no such way; choose of paper, ce'),
-    (['--eps', '0'], "'0' is not a positive number"), (['--subset', 'missing'], 'there is no such file')])
+    (['--eps', '0'], "'0' is not a positive number"), (['--subset', 'missing'], 'there is no such file'),
+    (['--subset', '11'], '--subset 11: from 1 to 10'), (['--classes', ''], '--classes is empty'),
+    (['--out', '{file}'], 'cannot write to'), (['--classes', '{classes}'], 'needs 4 classes, and the network has 3')])
 def test_bad_input(python, weights_file, tmp_path, flags, said):
+    """Before the first attack, and without a folder of results."""
     write_split(tmp_path / 'data' / 'val', 10)
+    (tmp_path / 'file').write_text('')
+    folders = sorted((tmp_path / 'data' / 'val').iterdir())
+    (tmp_path / 'classes').write_text(''.join(folder.name + '\n' for folder in folders[:3]))
+    if '{classes}' in flags:
+        for folder in folders[3:]:
+            shutil.rmtree(str(folder))
+    flags = [flag.format(file=tmp_path / 'file', classes=tmp_path / 'classes') for flag in flags]
     done = python('-m', 'tools.compare_attacks', weights_file(), '-d', 14, '--image-size', 32, '--data',
                   tmp_path / 'data', '--eps', 2, '--out', tmp_path / 'out', *flags)
-    assert done.returncode == 2 and said in done.stderr and 'Traceback' not in done.stderr, done.stderr
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count('\n') == 1, done.stderr
+    assert not (tmp_path / 'out').exists() and not done.stdout

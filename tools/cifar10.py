@@ -15,7 +15,6 @@ has the message of that in its row, and is not trained again.
 """
 import argparse
 import os
-import re
 import sys
 from typing import Any, Dict, List, NamedTuple
 
@@ -29,7 +28,7 @@ from nets import ARCHITECTURES, Network, find_network, is_own, network_named  # 
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile  # noqa: E402
-from tools.cifar10_folders import work_in  # noqa: E402
+from tools.cifar10_folders import divergence, finished_checkpoint, work_in  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
 
@@ -102,8 +101,7 @@ def attack_dtype() -> str:
 
 def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
     """Train a network, or go on; returns its checkpoint. Raises InputError where it was stopped before its end."""
-    from training.log_directory import LogName, newest_complete  # as above
-    from training.records import evaluated_epochs
+    from training.log_directory import LogName  # as above
     run([sys.executable, MAIN, '--data', data, '--endpoint', endpoint, *recipe.network.flags, '--batch', str(BATCH),
          '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
          '--attack-dtype', attack_dtype() if recipe.attack_iter else 'float32', '--max-epoch', str(recipe.max_epoch),
@@ -113,25 +111,11 @@ def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
     network = recipe.network
     log = os.path.join(out, LogName(network.arch, network.depth, BATCH, 1, attack, recipe.suffix,
                                     network.variant).path())
-    epochs = max(evaluated_epochs(log), default=0)
-    if epochs < recipe.max_epoch:
-        raise InputError('the training was stopped after %d of %d epochs: give the same command again, and it goes on'
-                         % (epochs, recipe.max_epoch))
-    checkpoint = newest_complete(log)
-    if checkpoint is None:
-        raise InputError('there is no complete checkpoint in %s' % log)
-    return checkpoint
+    return finished_checkpoint(log, recipe.max_epoch)
 
 
 def training_log(recipe: Recipe, out: str) -> str:
     return os.path.join(out, recipe.name + '-training.log')
-
-
-def divergence(recipe: Recipe, out: str) -> str:
-    """Return what a training said last where its loss or weights left all bounds, else ''."""
-    with open(training_log(recipe, out), errors='replace') as f:
-        errors = re.findall(r'^main\.py: (?:error|failed): (?:rank \d+ on \S+: )?(.*)', f.read(), re.MULTILINE)
-    return errors[-1] if errors and re.match(r'the (loss is|weights are not finite)', errors[-1]) else ''
 
 
 def make_results(recipe: Recipe, photos: str, out: str) -> None:
@@ -142,7 +126,7 @@ def make_results(recipe: Recipe, photos: str, out: str) -> None:
         with data_server(photos, flags, os.path.join(out, 'server.log'), out) as endpoint:
             checkpoint = train(recipe, photos, endpoint, out)
     except InputError:
-        said = divergence(recipe, out) if os.path.exists(training_log(recipe, out)) else ''
+        said = divergence(training_log(recipe, out))
         if not said:
             raise
         with WholeFile(os.path.join(out, recipe.name + '.diverged')) as f:

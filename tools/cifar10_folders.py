@@ -1,6 +1,7 @@
-"""The folders that trainings on CIFAR-10 work in: links to photos, and a lock."""
+"""What trainings on CIFAR-10 share: the folder that they work in, links to photos, and how a training ended."""
 import logging
 import os
+import re
 import tempfile
 from typing import IO, Dict, List, Tuple
 
@@ -99,3 +100,27 @@ def lock(out: str, program: str) -> IO:
         log.warning('the file system of %s has no locks (%s): see to it that no other %s works there meanwhile',
                     out, unlocked, program)
     return file
+
+
+def finished_checkpoint(log_directory: str, max_epoch: int) -> str:
+    """Return the last checkpoint of a training. Raises InputError where it was stopped before its end."""
+    from training.log_directory import newest_complete  # with TensorFlow: wrong flags are told without
+    from training.records import evaluated_epochs
+    epochs = max(evaluated_epochs(log_directory), default=0)
+    if epochs < max_epoch:
+        raise InputError('the training was stopped after %d of %d epochs: give the same command again, and it goes on'
+                         % (epochs, max_epoch))
+    checkpoint = newest_complete(log_directory)
+    if checkpoint is None:
+        raise InputError('there is no complete checkpoint in %s' % log_directory)
+    return checkpoint
+
+
+def divergence(log: str) -> str:
+    """Return what a training, whose output is in a file, said last where its loss or weights left all bounds, else an
+    empty text."""
+    if not os.path.exists(log):
+        return ''
+    with open(log, errors='replace') as f:
+        errors = re.findall(r'^main\.py: (?:error|failed): (?:rank \d+ on \S+: )?(.*)', f.read(), re.MULTILINE)
+    return errors[-1] if errors and re.match(r'the (loss is|weights are not finite)', errors[-1]) else ''

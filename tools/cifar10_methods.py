@@ -11,7 +11,7 @@ the results, methods.md, a table, and methods.png. The same command, given again
 import argparse
 import os
 import sys
-from typing import Any, Dict, List, NamedTuple
+from typing import Any, Dict, List, NamedTuple, Tuple, Union
 
 from tabulate import tabulate
 
@@ -19,17 +19,21 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from main import parse_options, positive_float, positive_int, several  # noqa: E402
-from nets import network_named  # noqa: E402
+from nets import is_own, network_named  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
-from runtime.printing import say  # noqa: E402
-from tools.cifar10_folders import work_in  # noqa: E402
+from runtime.files import WholeFile, check_writable  # noqa: E402
+from runtime.launcher import check_alone  # noqa: E402
+from runtime.printing import check_stdout, say  # noqa: E402
+from third_party.imagenet import count_images  # noqa: E402
+from tools.cifar10_folders import divergence, finished_checkpoint, work_in  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
-from tools.pictures import plain_axes, save_picture  # noqa: E402
+from tools.pictures import plain_axes, png_of  # noqa: E402
 from tools.report import read_results  # noqa: E402
 
 BATCH = 128
 PROBE_STEPS = 40
+RATE = 'Throughput (samples/sec)'  # in stats.json
 EPSILON = 8
 SHAPE = ['--image-size', '32']
 UNTARGETED = ['--attack-goal', 'untargeted']
@@ -47,15 +51,27 @@ METHODS: Dict[str, List[str]] = {
 
 
 class Run(NamedTuple):
-    """A training: a method, the minutes that are wished for, and the epochs that they are."""
+    """A training."""
     network: str
     method: str
-    minutes: float
+    base_lr: float
     epochs: int
 
     @property
+    def suffix(self) -> str:
+        return 'lr%s-%d-epochs' % (self.base_lr, self.epochs)
+
+    @property
     def name(self) -> str:
-        return '%s-%s-%g-minutes' % (self.network, self.method, self.minutes)
+        """Name its files, by all that makes it another one."""
+        return '%s-%s-%s' % (self.network, self.method, self.suffix)
+
+    @property
+    def flags(self) -> List[str]:
+        """Return the flags of main.py that train."""
+        return [*network_named(self.network).flags, '--batch', str(BATCH), '--attack-epsilon', str(EPSILON),
+                '--max-epoch', str(self.epochs), '--base-lr', str(self.base_lr), '--schedule', 'cyclic',
+                '--ema', '0.99', '--training-eval', 'clean', '--logdir', self.suffix] + SHAPE + METHODS[self.method]
 
 
 class Measured(NamedTuple):
@@ -64,79 +80,101 @@ class Measured(NamedTuple):
     records: Dict[str, Dict[str, Any]]
 
 
-def training_flags(what: Run, suffix: str, base_lr: float) -> List[str]:
-    """Return the flags of main.py that train."""
-    return [*network_named(what.network).flags, '--batch', str(BATCH), '--attack-epsilon', str(EPSILON),
-            '--max-epoch', str(what.epochs), '--base-lr', '%g' % base_lr, '--schedule', 'cyclic', '--ema', '0.99',
-            '--training-eval', 'clean', '--logdir', suffix] + SHAPE + METHODS[what.method]
-
-
-def train(flags: List[str], photos: str, log: str, out: str) -> str:
-    """Train, or go on; return the log directory."""
+def log_directory(flags: List[str], photos: str, out: str) -> str:
+    """Return the log directory of a training with these flags."""
     from training.log_directory import log_directory_of  # with TensorFlow: wrong flags are told without
+    return os.path.join(out, log_directory_of(parse_options(['--data', photos] + flags), 1))
+
+
+def train(flags: List[str], photos: str, log: str, out: str) -> None:
+    """Train, or go on."""
     server = ['--batch', str(BATCH), '--workers', '1', '--min-crop-area', '0.5'] + SHAPE
     with data_server(photos, server, os.path.join(out, 'server.log'), out) as endpoint:
-        command = ['--data', photos, '--endpoint', endpoint] + flags
-        run([sys.executable, os.path.join(ROOT, 'main.py')] + command + ['--resume'], log, out)
-    return os.path.join(out, log_directory_of(parse_options(command), 1))
+        run([sys.executable, os.path.join(ROOT, 'main.py'), '--data', photos, '--endpoint', endpoint] + flags
+            + ['--resume'], log, out)
 
 
-def images_per_second(network: str, method: str, photos: str, out: str, base_lr: float) -> float:
+def seconds_and_steps(log: str) -> Tuple[float, int]:
+    """Return the seconds that a training's epochs took, without what is between them, and its steps.
+
+    An epoch of which the seconds were not written, as its process was killed, took as long as the others. Raises
+    InputError where there is no epoch.
+    """
+    from training.records import read_statistics
+    records = read_statistics(log)
+    before, known, seconds = 0, 0, 0.0
+    for record in records:
+        steps, before = record['global_step'] - before, record['global_step']
+        if RATE in record:
+            known, seconds = known + steps, seconds + steps * BATCH / record[RATE]
+    if not known:
+        raise InputError('%s doesn\'t say how long its training took: remove it, and give the same command again' % log)
+    return seconds * before / known, before
+
+
+def images_per_second(probe: Run, photos: str, out: str) -> float:
     """Return how many images a second of training takes, of a short one."""
-    from training.records import read_statistics
-    flags = training_flags(Run(network, method, 0, 1), 'probe', base_lr) + ['--steps-per-epoch', str(PROBE_STEPS)]
-    log = train(flags, photos, os.path.join(out, '%s-%s-probe.log' % (network, method)), out)
-    return read_statistics(log)[-1]['Throughput (samples/sec)']
+    flags = probe._replace(epochs=1).flags + ['--steps-per-epoch', str(PROBE_STEPS)]
+    flags[flags.index('--logdir') + 1] = 'probe'
+    log = log_directory(flags, photos, out)
+    if not os.path.exists(os.path.join(log, 'stats.json')):
+        train(flags, photos, os.path.join(out, '%s-%s-probe.log' % (probe.network, probe.method)), out)
+    seconds, steps = seconds_and_steps(log)
+    return steps * BATCH / seconds
 
 
-def minutes_of(log: str) -> float:
-    """Return the minutes that a training's epochs took, without what is between them."""
-    from training.records import read_statistics
-    records = [r for r in read_statistics(log) if 'Throughput (samples/sec)' in r]
-    steps = [r['global_step'] for r in records]
-    return sum((step - before) * BATCH / r['Throughput (samples/sec)']
-               for r, step, before in zip(records, steps, [0] + steps)) / 60
-
-
-def measure(what: Run, photos: str, out: str, base_lr: float) -> Measured:
-    """Train and attack: OUT/NAME-raw.json and OUT/NAME-ema.json."""
-    from training.log_directory import newest_complete
+def measure(what: Run, photos: str, out: str) -> Union[str, Measured]:
+    """Train and attack: OUT/NAME-raw.json and OUT/NAME-ema.json. Return what the training said where it diverged, which
+    OUT/NAME.diverged keeps."""
     path = os.path.join(out, what.name)
-    log = train(training_flags(what, '%g-minutes' % what.minutes, base_lr), photos,
-                path + '-training.log', out)
-    checkpoint = newest_complete(log)
-    if checkpoint is None:
-        raise InputError('there is no complete checkpoint in %s' % log)
-    records = {}
-    for weights in ('raw', 'ema'):
-        results = '%s-%s.json' % (path, weights)
-        if not os.path.exists(results):
+    if os.path.exists(path + '.diverged'):
+        with open(path + '.diverged') as f:
+            return f.read().strip()
+    log = log_directory(what.flags, photos, out)
+    results = {weights: '%s-%s.json' % (path, weights) for weights in ('raw', 'ema')}
+    if not all(map(os.path.exists, results.values())):
+        try:
+            train(what.flags, photos, path + '-training.log', out)
+        except InputError:
+            said = divergence(path + '-training.log')
+            if not said:
+                raise
+            with WholeFile(path + '.diverged') as f:
+                f.write(said + '\n')
+            return said
+        checkpoint = finished_checkpoint(log, what.epochs)
+        for weights, file in results.items():
             run([sys.executable, os.path.join(ROOT, 'main.py'), '--eval', '--load', checkpoint, '--weights', weights,
                  '--data', photos, *network_named(what.network).flags, '--batch', '200', '--attack-iter', '0,20',
                  '--attack-epsilon', str(EPSILON), '--attack-step-size', '2', '--attack-loss', 'margin', *UNTARGETED,
-                 '--results', results] + SHAPE, path + '-evaluation.log', out)
-        clean, attacked = sorted(read_results(results)['attacks'], key=lambda r: r['attack_iter'])
+                 '--results', file] + SHAPE, path + '-evaluation.log', out)
+    records = {}
+    for weights, file in results.items():
+        clean, attacked = sorted(read_results(file)['attacks'], key=lambda r: r['attack_iter'])
         records[weights] = dict(attacked, clean=clean['top1_error'])
-    return Measured(minutes_of(log), records)
+    return Measured(seconds_and_steps(log)[0] / 60, records)
 
 
-def table(measured: Dict[Run, Measured]) -> str:
+def table(measured: Dict[Run, Union[str, Measured]]) -> str:
     """Lay out errors in percent as a table in Markdown, with 95% intervals."""
     def cells(record: Dict[str, Any]) -> List[str]:
         low, high = record['top1_error_interval']
         return ['%.1f' % (100 * record['clean']),
                 '%.1f (%.1f to %.1f)' % (100 * record['top1_error'], 100 * low, 100 * high)]
-    rows = [[r.method, r.epochs, '%.1f' % m.minutes] + cells(m.records['raw']) + cells(m.records['ema'])
+    rows = [[r.method, r.epochs] + (['', 'diverged: ' + m] if isinstance(m, str) else
+                                    ['%.1f' % m.minutes] + cells(m.records['raw']) + cells(m.records['ema']))
             for r, m in measured.items()]
     return tabulate(rows, ['method', 'epochs', 'minutes', 'clean', 'PGD-20, margin', 'clean, averaged weights',
                            'PGD-20, averaged weights'], tablefmt='github', disable_numparse=True)
 
 
-def draw(measured: Dict[Run, Measured], path: str) -> None:
-    """Draw robust errors against minutes of training, to a PNG: of the weights, and dashed of their averages."""
+def draw(measured: Dict[Run, Union[str, Measured]]) -> bytes:
+    """Draw robust errors against minutes of training, of the weights, and dashed of their averages; return the bytes
+    of a PNG."""
     figure, axes = plain_axes()
     for i, method in enumerate(dict.fromkeys(r.method for r in measured)):
-        of_method = sorted((m for r, m in measured.items() if r.method == method), key=lambda m: m.minutes)
+        of_method = sorted((m for r, m in measured.items() if r.method == method and isinstance(m, Measured)),
+                           key=lambda m: m.minutes)
         for weights, style in (('raw', '-'), ('ema', '--')):
             rates = [m.records[weights]['top1_error'] for m in of_method]
             ends = [m.records[weights]['top1_error_interval'] for m in of_method]
@@ -148,7 +186,7 @@ def draw(measured: Dict[Run, Measured], path: str) -> None:
     axes.set_xlabel('minutes of training')
     axes.set_ylabel('top-1 error under PGD-20, margin loss, %')
     axes.legend(fontsize=7, frameon=False, ncol=2)
-    save_picture(figure, path)
+    return png_of(figure)
 
 
 def command_line() -> Parser:
@@ -169,28 +207,32 @@ def command_line() -> Parser:
 
 def main() -> int:
     options = command_line().parse_args(sys.argv[1:])
+    check_alone('cifar10_methods.py')
+    check_stdout()
     methods = list(dict.fromkeys(options.methods.split(',')))
     for method in methods:
         if method not in METHODS:
             raise InputError('--methods %s: there is no such method; choose of %s' % (method, ', '.join(METHODS)))
-    network_named(options.network)
+    if is_own(network_named(options.network).arch):
+        raise InputError('--network %s: it is one of the zoo\'s' % options.network)
     out, photos, locked = work_in(options.data, options.out, options.val_images, 'cifar10_methods.py')
-    images = sum(len(files) for _, _, files in os.walk(os.path.join(photos, 'train'), followlinks=True))
-    measured: Dict[Run, Measured] = {}
+    made, picture = [os.path.join(out, 'methods' + end) for end in ('.md', '.png')]
+    for path in (made, picture):
+        check_writable(path)
+    images = count_images(photos, 'train')
+    measured: Dict[Run, Union[str, Measured]] = {}
     for method in methods:
-        rate = images_per_second(options.network, method, photos, out, options.base_lr)
+        probe = Run(options.network, method, options.base_lr, 1)
+        rate = images_per_second(probe, photos, out)
         for minutes in options.minutes:
-            what = Run(options.network, method, minutes, max(1, round(minutes * 60 * rate / images)))
-            measured[what] = measure(what, photos, out, options.base_lr)
-    text = table(measured)
-    try:
-        with open(os.path.join(out, 'methods.md'), 'w') as f:
-            f.write(text + '\n')
-        draw(measured, os.path.join(out, 'methods.png'))
-    except OSError as e:
-        raise InputError('cannot write to %s: %s' % (out, e.strerror))
+            what = probe._replace(epochs=max(1, round(minutes * 60 * rate / images)))
+            measured[what] = measure(what, photos, out)
+            with WholeFile(made) as f:
+                f.write(table(measured) + '\n')
+    with WholeFile(picture) as f:
+        f.write(draw(measured))
     locked.close()
-    say(text)
+    say(table(measured))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What demo.py and cifar10.py run: commands that are printed first, and a data server."""
+"""What demo.py, cifar10.py and others run: commands that are printed first, and a data server."""
 import contextlib
 import os
 import shlex
@@ -30,9 +30,13 @@ def run(command: Sequence[str], log: str, folder: str = ROOT) -> str:
     """
     show(command, folder=folder)
     start = time.time()
-    with open(log, 'a') as f, subprocess.Popen(
+    try:
+        written = open(log, 'a', errors='surrogateescape')
+    except OSError as e:
+        raise InputError('cannot write %s: %s' % (log, e.strerror))
+    with written as f, subprocess.Popen(
             command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=f,
-            universal_newlines=True) as process:
+            universal_newlines=True, errors='surrogateescape') as process:
         try:
             stdout = process.communicate()[0]
         except BaseException:  # this program is to end, and the command with it: a training saves what it has
@@ -44,7 +48,7 @@ def run(command: Sequence[str], log: str, folder: str = ROOT) -> str:
             raise
         f.write(stdout)
     if process.returncode:
-        with open(log) as f:
+        with open(log, errors='surrogateescape') as f:
             sys.stderr.write(f.read()[-3000:])
         raise InputError('the command above failed with status %d; its output is in %s' % (process.returncode, log))
     print('  %.0f s' % (time.time() - start), flush=True)

@@ -8,24 +8,30 @@ steps times starts. The same command, given again, goes on where it was interrup
 """
 import argparse
 import csv
+import logging
 import os
+import signal
 import sys
 from typing import Any, Dict, List, NamedTuple, Set
 
 from tabulate import tabulate
 
+from evaluation.attack_flags import evaluated_images
 from evaluation.results import wilson_interval
-from main import natural, positive_float, positive_int, several
-from nets import network_of
+from main import natural, parse_options, positive_float, positive_int, several
 from runtime.command_line import Parser, run_command
 from runtime.errors import InputError
+from runtime.files import WholeFile, check_folder, check_writable
+from runtime.launcher import check_alone
 from runtime.printing import check_stdout, say
 from third_party.imagenet import load_dataset
 from third_party.preparations import PREPARATIONS
-from tools.commands import ROOT, run
+from tools.commands import ROOT, run, stop
 from tools.network_flags import add_network_flags, check_network
-from tools.pictures import plain_axes, save_picture
+from tools.pictures import plain_axes, png_of
 from tools.report import read_results
+
+log = logging.getLogger(__name__)
 
 MOST_TARGETS = 9  # as of AutoAttack's targeted attacks
 UNTARGETED = ('--attack-goal', 'untargeted')
@@ -65,27 +71,27 @@ def points_of(results: Dict[str, Any]) -> List[Point]:
 
 
 def wrong_images(per_image: str, steps: int) -> Set[str]:
-    """Return the indices of the images that attacks of up to `steps` steps made wrong, of a table of main.py's."""
+    """Return the indices of the images that the attack of so many steps made wrong, of a table of main.py's."""
     with open(per_image, newline='', encoding='utf-8', errors='surrogateescape') as f:
         return {row['index'] for row in csv.DictReader(f)
-                if row['prediction'] != row['label'] and int(row['attack_iter']) <= steps}
+                if row['prediction'] != row['label'] and int(row['attack_iter']) == steps}
 
 
-def evaluate(name: str, options: argparse.Namespace, num_classes: int) -> None:
-    """Attack the network in one way: OUT/NAME.json and OUT/NAME.csv. Raises InputError where that fails."""
+def evaluation(name: str, options: argparse.Namespace, num_classes: int) -> List[str]:
+    """Return the flags of main.py that attack in one way: to OUT/NAME.json and OUT/NAME.csv."""
     path = os.path.join(options.out, name)
     flags = WAYS[name].flags + (['--num-targets', str(min(MOST_TARGETS, num_classes - 1))]
                                 if '--targets' in WAYS[name].flags else [])
-    network = ['--denoise', options.denoise, '--denoise-where', options.denoise_where, '--denoise-block',
-               options.denoise_block, '-d', options.depth, '--classes', options.classes, '--subset', options.subset,
-               '--preprocess', options.preprocess]
-    given = [str(word) for pair in zip(network[::2], network[1::2]) if pair[1] is not None for word in pair]
-    run([sys.executable, os.path.join(ROOT, 'main.py'), '--eval', '--load', options.load, '--data', options.data,
-         '--arch', options.arch, '--image-size', str(options.image_size), '--batch', str(options.batch),
-         '--weights', options.weights, '--dtype', options.dtype, '--seed', str(options.seed),
-         '--attack-epsilon', '%g' % options.eps, '--attack-step-size', '%g' % options.step_size,
-         '--attack-iter', ','.join(map(str, options.steps)), '--journal', path + '.journal',
-         '--per-image', path + '.csv', '--results', path + '.json'] + given + flags, path + '.log')
+    optional = {'-d': options.depth, '--denoise': options.denoise, '--denoise-where': options.denoise_where,
+                '--denoise-block': options.denoise_block, '--classes': options.classes, '--subset': options.subset,
+                '--preprocess': options.preprocess}
+    given = [str(word) for pair in optional.items() if pair[1] is not None for word in pair]
+    return ['--eval', '--load', options.load, '--data', options.data, '--arch', options.arch,
+            '--image-size', str(options.image_size), '--batch', str(options.batch), '--weights', options.weights,
+            '--dtype', options.dtype, '--attack-dtype', options.dtype, '--seed', str(options.seed),
+            '--attack-epsilon', str(options.eps), '--attack-step-size', str(options.step_size),
+            '--attack-iter', ','.join(map(str, options.steps)), '--journal', path + '.journal',
+            '--per-image', path + '.csv', '--results', path + '.json'] + given + flags
 
 
 def markdown(points: Dict[str, List[Point]], wrong: int, total: int) -> str:
@@ -108,18 +114,17 @@ def markdown(points: Dict[str, List[Point]], wrong: int, total: int) -> str:
                     tablefmt='github', disable_numparse=True)
 
 
-def draw(points: Dict[str, List[Point]], path: str) -> None:
-    """Draw errors against gradient steps, to a PNG."""
+def draw(points: Dict[str, List[Point]]) -> bytes:
+    """Draw errors against gradient steps; return the bytes of a PNG."""
     figure, axes = plain_axes()
     for name, of_way in points.items():
-        shown = [p for p in of_way if p.steps]
-        axes.plot([p.gradient_steps for p in shown], [100 * p.record['top1_error'] for p in shown],
+        axes.plot([p.gradient_steps for p in of_way], [100 * p.record['top1_error'] for p in of_way],
                   marker='o', markersize=4, label=WAYS[name].title)
     axes.set_xscale('log')
     axes.set_xlabel('gradient steps spent on an image')
     axes.set_ylabel('top-1 error, %')
     axes.legend(fontsize=8, frameon=False)
-    save_picture(figure, path)
+    return png_of(figure)
 
 
 def command_line() -> Parser:
@@ -141,40 +146,56 @@ def command_line() -> Parser:
     return parser
 
 
-def main() -> int:
-    options = command_line().parse_args(sys.argv[1:])
-    check_stdout()
+def ways_of(options: argparse.Namespace) -> List[str]:
+    """Check the flags, before the first attack; return the ways. Raises InputError for what is wrong."""
+    check_alone('tools.compare_attacks')
+    for flag in ('data', 'out', 'classes', 'subset'):
+        if getattr(options, flag) == '':  # most likely a shell variable that is not set
+            raise InputError('--%s is empty' % flag)
     chosen = list(dict.fromkeys(options.only.split(',')))
     for name in chosen:
         if name not in WAYS:
             raise InputError('--only %s: there is no such way; choose of %s' % (name, ', '.join(WAYS)))
-    network_of(options)
     check_network(options, options.load)
+    dataset = load_dataset(options.data, 'val', options.classes)
+    for name in chosen:
+        given = parse_options(evaluation(name, options, len(dataset.class_names)))
+        evaluated_images(given, dataset)
+    check_folder(options.out, 'cannot write to %s: %s')
+    return chosen
+
+
+def main() -> int:
+    options = command_line().parse_args(sys.argv[1:])
+    check_stdout()
+    signal.signal(signal.SIGTERM, stop)  # ends the command that runs, too
+    chosen = ways_of(options)
+    os.makedirs(options.out, exist_ok=True)
+    table, picture = [os.path.join(options.out, 'attacks' + end) for end in ('.md', '.png')]
+    for path in (table, picture):
+        check_writable(path)
     num_classes = len(load_dataset(options.data, 'val', options.classes).class_names)
-    for flag in ('load', 'data', 'out', 'classes'):  # the commands run in the checkout
-        if getattr(options, flag):
-            setattr(options, flag, os.path.abspath(getattr(options, flag)))
-    if options.subset and not options.subset.isdecimal():
-        options.subset = os.path.abspath(options.subset)
-    try:
-        os.makedirs(options.out, exist_ok=True)
-    except OSError as e:
-        raise InputError('cannot write to %s: %s' % (options.out, e.strerror))
     points: Dict[str, List[Point]] = {}
     wrong: Set[str] = set()
+    warned: Set[str] = set()
+    text = ''
     for name in chosen:
-        evaluate(name, options, num_classes)
         path = os.path.join(options.out, name)
-        points[name] = points_of(read_results(path + '.json'))
+        run([sys.executable, os.path.join(ROOT, 'main.py')] + evaluation(name, options, num_classes), path + '.log',
+            os.getcwd())
+        results = read_results(path + '.json')
+        for warning in results.get('warnings', []):
+            if warning not in warned:
+                log.warning('%s', warning)
+                warned.add(warning)
+        points[name] = points_of(results)
         wrong |= wrong_images(path + '.csv', max(options.steps))
-    table = markdown(points, len(wrong), points[chosen[0]][0].record['num_images'])
-    try:
-        with open(os.path.join(options.out, 'attacks.md'), 'w') as f:
-            f.write(table + '\n')
-        draw(points, os.path.join(options.out, 'attacks.png'))
-    except OSError as e:
-        raise InputError('cannot write to %s: %s' % (options.out, e.strerror))
-    say(table)
+        text = markdown(points, len(wrong), results['attacks'][0]['num_images'])
+        with WholeFile(table) as f:
+            f.write(text + '\n')
+    with WholeFile(picture) as f:
+        f.write(draw(points))
+    say(text)
     return 0
 
 

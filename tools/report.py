@@ -9,7 +9,6 @@ the page shows some of them beside the clean ones and the difference.
 import argparse
 import base64
 import csv
-import io
 import itertools
 import json
 import os
@@ -29,6 +28,7 @@ from runtime.files import require_file
 from runtime.printing import check_stdout, say
 from third_party.images import decode
 from third_party.preparations import PREPARATIONS, Preparation
+from tools.pictures import make_plain, png_of
 
 EXAMPLES = 6
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html.j2')
@@ -135,17 +135,11 @@ def draw(curves: List[Curve]) -> bytes:
         panel.set_xlabel('attack steps')
         panel.set_ylabel(label)
         panel.set_ylim(0, 102)
-        panel.grid(alpha=0.3)
-        for side in ('top', 'right'):
-            panel.spines[side].set_visible(False)
-    figure.tight_layout()
+        make_plain(panel)
     # below the panels, where no number of curves hides them
     figure.legend(*axes[0].get_legend_handles_labels(), loc='upper center', bbox_to_anchor=(0.5, 0), ncol=3, fontsize=8,
                   frameon=False)
-    picture = io.BytesIO()
-    figure.savefig(picture, dpi=120, format='png', bbox_inches='tight')
-    plt.close(figure)
-    return picture.getvalue()
+    return png_of(figure, bbox_inches='tight')
 
 
 def data_address(png: bytes) -> str:
