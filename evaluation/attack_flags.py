@@ -42,6 +42,8 @@ def check_attack_flags(options: argparse.Namespace) -> None:
         raise InputError('--num-targets %d goes with --targets random or likeliest: a file has one target for each '
                          'image' % options.num_targets)
     for attacker in options.attacker or []:
+        if not attacker:
+            raise InputError('--attacker %s: there is no name between two commas' % ','.join(options.attacker))
         if ':' not in attacker and attacker not in ATTACKERS:
             raise InputError('the attacker %s can\'t be used: one of %s, or module:Class is expected, such as %s'
                              % (attacker, ', '.join(ATTACKERS), EXAMPLE))
@@ -65,7 +67,8 @@ def evaluated_images(options: argparse.Namespace, whole: Dataset) -> Evaluated:
     for flag, value in (('subset', options.subset), ('targets', options.targets)):
         known = value is None or value in (RANDOM, LIKELIEST) or flag == 'subset' and value.isdecimal()
         if not known and not os.path.exists(value):
-            raise InputError('--%s %s: there is no such file' % (flag, value))
+            raise InputError('--%s %s: there is no such file, and it is not %s' % (
+                flag, value, 'a number of images' if flag == 'subset' else ' or '.join((RANDOM, LIKELIEST))))
     dataset = subset(whole, options.data, options.subset) if options.subset else whole
     from_file = options.targets not in (RANDOM, LIKELIEST)
     return Evaluated(dataset, read_targets(options.targets, whole, dataset, options.data) if from_file else {})

@@ -8,6 +8,7 @@ import argparse
 import itertools
 from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
+from attacks.table import WITHOUT_STEP_SIZE
 from evaluation.outcomes import Strength
 
 RANDOM, LIKELIEST = 'random', 'likeliest'  # --targets; anything else is a file
@@ -25,6 +26,12 @@ class Attack(NamedTuple):
     num_targets: Optional[int] = 1
     restarts: int = 1
     shares_steps: bool = True
+
+    @property
+    def step_used(self) -> Optional[float]:
+        """Return the step size, in pixels; None where the attacker finds it itself, and of several attackers."""
+        known = self.attacker not in (*WITHOUT_STEP_SIZE, WORST_CASE) or not self.strength.num_iter
+        return self.strength.step_used if known else None
 
     @property
     def num_starts(self) -> int:

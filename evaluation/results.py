@@ -40,7 +40,7 @@ def attack_record(column: Column, labels: np.ndarray, *, saved: bool = False) ->
     attack, figures, first = column.attack, count(labels, column.worst), count(labels, column.first)
     strength, seconds = attack.strength, figures.seconds
     record: Dict[str, Any] = dict(attack_iter=strength.num_iter, epsilon=strength.epsilon,
-                                  step_size=strength.step_used, num_images=figures.num_images)
+                                  step_size=attack.step_used, num_images=figures.num_images)
     for prefix in ['', 'saved_'] if saved else ['']:
         for name, counted in RATES:
             rate, total = figures.rate(prefix + counted), figures.total(prefix + counted)

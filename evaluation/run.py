@@ -137,8 +137,10 @@ def figures_text(columns: Sequence[Column], labels: Sequence[int], *, saved: boo
     lines, several = [], len({column.attack.attacker for column in columns}) > 1
     for column in columns:
         attack, figures = column.attack, count(labels, column.worst)
-        lines.append('%d images, %d attack steps, epsilon %g, step size %g%s' % (
-            figures.num_images, attack.strength.num_iter, attack.strength.epsilon, attack.strength.step_used,
+        step = attack.step_used
+        lines.append('%d images, %d attack steps, epsilon %g, step size %s%s' % (
+            figures.num_images, attack.strength.num_iter, attack.strength.epsilon,
+            'n/a' if step is None else '%g' % step,
             (', ' + attack.attacker if several or attack.attacker in set(ATTACKERS) - {'pgd'} else '') +
             (how_attacked(attack._asdict()) if attack.strength.num_iter else '')))
         if saved:

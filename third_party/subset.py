@@ -34,8 +34,8 @@ def subset(dataset: Dataset, data_dir: str, which: str) -> Dataset:
 
 
 class Names:
-    """Finds images by their paths within a validation set's folder, or by their files' names alone where only one has
-    it.
+    """Finds images by their paths, also within a validation set's folder, or by their files' names alone where only
+    one has it.
 
     A `val/` may stand in front, and where the set has no class folders, that of a class.
     """
@@ -44,6 +44,7 @@ class Names:
         self._top = os.path.join(data_dir, 'val')
         paths = [os.path.relpath(path, self._top) for path in dataset.paths]
         self._by_path = {path: i for i, path in enumerate(paths)}
+        self._as_listed = {os.path.normpath(path): i for i, path in enumerate(dataset.paths)}  # as --per-image has them
         self._by_name: Dict[str, List[int]] = {}
         for i, path in enumerate(paths):
             self._by_name.setdefault(os.path.basename(path), []).append(i)
@@ -53,8 +54,9 @@ class Names:
         path = os.path.normpath(name)
         if path not in self._by_path and path.startswith('val' + os.sep):
             path = path[len('val' + os.sep):]
-        if path in self._by_path:
-            return self._by_path[path]
+        for known in (self._by_path, self._as_listed):
+            if path in known:
+                return known[path]
         folder, name_alone = os.path.split(path)
         found = self._by_name.get(name_alone, [])
         if folder and name_alone not in self._by_path:  # of another class, in a set that has folders of classes

@@ -33,8 +33,8 @@ from tools.pictures import make_plain, png_of
 EXAMPLES = 6
 TEMPLATE = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'report.html.j2')
 PANELS = [('top1_error', 'top-1 error, %'), ('attack_success_rate', 'attack success, %')]
-NUMBERS = ('attack_iter', 'epsilon', 'step_size', 'num_images')
-RATES = ('top1_error', 'top5_error', 'attack_success_rate')
+NUMBERS = ('attack_iter', 'epsilon', 'num_images')
+OR_NULL = ('top1_error', 'top5_error', 'attack_success_rate', 'step_size')  # where they can't be known
 
 
 class Curve(NamedTuple):
@@ -65,7 +65,7 @@ def read_results(path: str) -> Dict[str, Any]:
         for record in results['attacks']:
             for key in NUMBERS:
                 float(record[key])
-            for key in RATES:  # null where it can't be known, and its interval too
+            for key in OR_NULL:
                 if record[key] is not None:
                     float(record[key])
             for key, _ in PANELS:
