@@ -49,7 +49,7 @@ def target_lines(**changed):
     ('--restarts 10001', '--restarts is at most 10000'), ('--num-targets 0', '\'0\' is not a whole number from 1'),
     ('--num-targets 10', '--num-targets 10: an image has 9 wrong classes'),
     ('--attacker pgd,apdg', 'the attacker apdg can\'t be used: one of pgd, momentum, apgd, or module:Class'),
-    ('--attacker pgd,', 'the attacker  can\'t be used'), ('--attacker=', '--attacker is empty'),
+    ('--attacker pgd,', 'there is no name between two commas'), ('--attacker=', '--attacker is empty'),
     ('--targets=', '--targets is empty'), ('--subset=', '--subset is empty'),
     ('--attack-goal untargeted --targets likeliest', '--targets goes with targeted attacks'),
     ('--attack-goal untargeted --num-targets 1', '--num-targets goes with targeted attacks'),
