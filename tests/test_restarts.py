@@ -290,6 +290,7 @@ def test_several_attackers_and_their_worst_case(root, data, weights_file, tmp_pa
     records = json.loads((tmp_path / 'r.json').read_text())['attacks']
     assert [(r['attacker'], r['attack_iter']) for r in records] == [
         (a, k) for a in ('pgd', 'momentum') for k in (0, 3, 6)] + [('worst_case', 3), ('worst_case', 6)]
+    assert [r['step_size'] for r in records] == [0, 1, 1, 0, 1, 1, None, None]
     rows = read_table(tmp_path / 'i.csv')
     assert [(r['attacker'], int(r['attack_iter'])) for r in rows[:8]] == [
         (r['attacker'], r['attack_iter']) for r in records]
@@ -301,7 +302,7 @@ def test_several_attackers_and_their_worst_case(root, data, weights_file, tmp_pa
     for name, figure in [('top1_error', 'Top1 Error'), ('attack_success_rate', 'Attack Success Rate')]:
         assert records[7][name] >= max(r[name] for r in records[:7] if r[name] is not None)
         assert read_figures(done.stdout)[figure] == pytest.approx(records[7][name], abs=1e-6)
-    assert '6 attack steps, epsilon 1.5, step size 1, worst_case, 2 targets\n' in done.stdout
+    assert '6 attack steps, epsilon 1.5, step size n/a, worst_case, 2 targets\n' in done.stdout
     manifest = read_table(tmp_path / 'saved' / 'manifest.csv')
     assert len(manifest) == 6 * 30 == len({r['file'] for r in manifest}) and manifest[5]['attacker'] == 'momentum'
     done = python('main.py', '--eval-directory', tmp_path / 'saved', '--labels', tmp_path / 'saved' / 'manifest.csv',
@@ -310,6 +311,11 @@ def test_several_attackers_and_their_worst_case(root, data, weights_file, tmp_pa
     assert python('-m', 'tools.report', tmp_path / 'r.json', '--out', tmp_path / 'out').returncode == 0
     page = (tmp_path / 'out' / 'report.html').read_text()
     assert all('ResNet-14, %s' % name in page for name in ('pgd', 'momentum', 'worst case'))
+
+
+def test_an_attacker_that_finds_its_step_size_reports_none():
+    for attacker, steps, used in (('pgd', 4, 2.0), ('apgd', 4, None), ('apgd', 0, 0.0)):
+        assert Attack(attacker, Strength(steps, 8.0)).step_used == used
 
 
 def test_without_a_target_there_is_no_success(root, data, weights_file, tmp_path):
