@@ -7,7 +7,7 @@ from helpers import ARCHITECTURES, NumpyNetwork, expected_shapes, images, random
 from lanes import once
 from torch_world import needs_torch, run_worker
 
-pytestmark = needs_torch
+pytestmark = [needs_torch, once]
 
 SIZES = 32, 45  # SAME is another padding where a size is odd
 WORKER = 'torch_networks_worker.py'
@@ -106,7 +106,6 @@ def test_what_does_not_fit_is_named(computed, case, said):
 
 
 @pytest.mark.slow
-@once
 def test_deep_networks(tmp_path):
     weights = write_weights(tmp_path, [(arch, depth) for arch in ARCHITECTURES for depth in (50, 101, 152)])
     inputs = write_inputs(tmp_path, SIZES[:1])
@@ -114,7 +113,6 @@ def test_deep_networks(tmp_path):
 
 
 @pytest.mark.slow
-@once
 def test_rest_of_torchvision_and_inductor(tmp_path):
     results = run_worker(WORKER, tmp_path, 'rest_of_torchvision', 'inductor')
     assert len(results['rest_of_torchvision']) == 8
@@ -123,7 +121,6 @@ def test_rest_of_torchvision_and_inductor(tmp_path):
 
 
 @pytest.mark.slow
-@once
 def test_published_code(tmp_path, reference_dir):
     """In float32 the published gradient itself is 1.4e-3 of its norm from float64's where denoising is cubic in the
     features: there the reference's own tolerance holds."""
