@@ -226,17 +226,8 @@ def shortened(name: str) -> str:
     data = os.fsencode(name)
     if len(data) <= 200:
         return name
-    # no part of a character, which some file systems refuse
-    beginning = data[:180].decode('utf-8', 'ignore').encode() if is_utf8(data) else data[:180]
-    return os.fsdecode(beginning) + '.' + hashlib.sha256(data).hexdigest()[:12]
-
-
-def is_utf8(data: bytes) -> bool:
-    try:
-        data.decode('utf-8')
-        return True
-    except UnicodeDecodeError:
-        return False
+    beginning = data[:180].decode('utf-8', 'ignore')  # no part of a character, which some file systems refuse
+    return beginning + '.' + hashlib.sha256(data).hexdigest()[:12]
 
 
 def remove(path: str) -> None:

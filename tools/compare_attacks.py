@@ -19,6 +19,7 @@ from tabulate import tabulate
 from evaluation.attack_flags import evaluated_images
 from evaluation.results import wilson_interval
 from main import natural, parse_options, positive_float, positive_int, several
+from nets import network_of
 from runtime.command_line import Parser, run_command
 from runtime.errors import InputError
 from runtime.files import WholeFile, check_folder, check_writable
@@ -82,11 +83,9 @@ def evaluation(name: str, options: argparse.Namespace, num_classes: int) -> List
     path = os.path.join(options.out, name)
     flags = WAYS[name].flags + (['--num-targets', str(min(MOST_TARGETS, num_classes - 1))]
                                 if '--targets' in WAYS[name].flags else [])
-    optional = {'-d': options.depth, '--denoise': options.denoise, '--denoise-where': options.denoise_where,
-                '--denoise-block': options.denoise_block, '--classes': options.classes, '--subset': options.subset,
-                '--preprocess': options.preprocess}
-    given = [str(word) for pair in optional.items() if pair[1] is not None for word in pair]
-    return ['--eval', '--load', options.load, '--data', options.data, '--arch', options.arch,
+    optional = {'--classes': options.classes, '--subset': options.subset, '--preprocess': options.preprocess}
+    given = [word for pair in optional.items() if pair[1] is not None for word in pair]
+    return ['--eval', '--load', options.load, '--data', options.data, *network_of(options).flags,
             '--image-size', str(options.image_size), '--batch', str(options.batch), '--weights', options.weights,
             '--dtype', options.dtype, '--attack-dtype', options.dtype, '--seed', str(options.seed),
             '--attack-epsilon', str(options.eps), '--attack-step-size', str(options.step_size),
@@ -146,8 +145,8 @@ def command_line() -> Parser:
     return parser
 
 
-def ways_of(options: argparse.Namespace) -> List[str]:
-    """Check the flags, before the first attack; return the ways. Raises InputError for what is wrong."""
+def evaluations(options: argparse.Namespace) -> Dict[str, List[str]]:
+    """Check the flags, before the first attack; return those of main.py, by way. Raises InputError for wrong ones."""
     check_alone('tools.compare_attacks')
     for flag in ('data', 'out', 'classes', 'subset'):
         if getattr(options, flag) == '':  # most likely a shell variable that is not set
@@ -158,31 +157,29 @@ def ways_of(options: argparse.Namespace) -> List[str]:
             raise InputError('--only %s: there is no such way; choose of %s' % (name, ', '.join(WAYS)))
     check_network(options, options.load)
     dataset = load_dataset(options.data, 'val', options.classes)
-    for name in chosen:
-        given = parse_options(evaluation(name, options, len(dataset.class_names)))
-        evaluated_images(given, dataset)
+    commands = {name: evaluation(name, options, len(dataset.class_names)) for name in chosen}
+    for command in commands.values():
+        evaluated_images(parse_options(command), dataset)
     check_folder(options.out, 'cannot write to %s: %s')
-    return chosen
+    return commands
 
 
 def main() -> int:
     options = command_line().parse_args(sys.argv[1:])
     check_stdout()
     signal.signal(signal.SIGTERM, stop)  # ends the command that runs, too
-    chosen = ways_of(options)
+    commands = evaluations(options)
     os.makedirs(options.out, exist_ok=True)
     table, picture = [os.path.join(options.out, 'attacks' + end) for end in ('.md', '.png')]
     for path in (table, picture):
         check_writable(path)
-    num_classes = len(load_dataset(options.data, 'val', options.classes).class_names)
     points: Dict[str, List[Point]] = {}
     wrong: Set[str] = set()
     warned: Set[str] = set()
     text = ''
-    for name in chosen:
+    for name, command in commands.items():
         path = os.path.join(options.out, name)
-        run([sys.executable, os.path.join(ROOT, 'main.py')] + evaluation(name, options, num_classes), path + '.log',
-            os.getcwd())
+        run([sys.executable, os.path.join(ROOT, 'main.py')] + command, path + '.log', os.getcwd())
         results = read_results(path + '.json')
         for warning in results.get('warnings', []):
             if warning not in warned:
