@@ -57,6 +57,13 @@ class Forked:
     def kill(self):
         self.send_signal(signal.SIGKILL)
 
+    def end(self):
+        """Have it write where its threads are to its stderr, and end it."""
+        self.send_signal(signal.SIGUSR2)  # of faulthandler
+        self._process.join(2)
+        self.kill()
+        self.wait()
+
 
 def start_main(*arguments, **options):
     """Start `python main.py ARGUMENTS`; returns it as Forked, which has the options."""
@@ -80,10 +87,7 @@ def run_python(*command, timeout=300, **options):
         try:
             process.wait(timeout)
         except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGUSR2)  # faulthandler says where its threads are
-            process._process.join(2)
-            process.kill()
-            process.wait()
+            process.end()
             raise AssertionError('%s still ran after %d s.\n%s%s' % (
                 ' '.join(process.args), timeout, *[_read(path)[-20000:] for path in outputs]))
         return subprocess.CompletedProcess(process.args, process.returncode, *[_read(path) for path in outputs])

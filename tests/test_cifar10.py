@@ -88,9 +88,11 @@ def test_what_is_not_its_own_is_left_alone(root, tmp_path, python):
         assert done.returncode == 2 and said in done.stderr and len(done.stderr.splitlines()) == 1
         assert sorted(tmp_path.rglob('*.jpg')) == before
     with open(str(out / '.lock'), 'w') as locked:
+        locked.write('cifar10_methods.py\n')
+        locked.flush()
         fcntl.flock(locked, fcntl.LOCK_EX)
         done = python(script, data, '--out', out, '--val-images', '10')
-        assert done.returncode == 2 and 'another cifar10.py is at work' in done.stderr
+        assert done.returncode == 2 and 'another cifar10_methods.py is at work' in done.stderr
 
 
 @pytest.mark.parametrize('flags, named', [

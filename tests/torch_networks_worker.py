@@ -149,8 +149,8 @@ def refusals():
 
 # --- torchvision -----------------------------------------------------------------------------------------------------
 
-def against_torchvision(archs):
-    """Compare with torchvision's own networks: {arch: (error of logits, of gradients)}, each at two sizes."""
+def against_torchvision(archs, sizes):
+    """Compare with torchvision's own networks: {arch: (error of logits, of gradients)}, each at these sizes."""
     results = {}
     mean, std = [torch.tensor(v).view(3, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
     for number, arch in enumerate(archs):
@@ -161,7 +161,7 @@ def against_torchvision(archs):
         ours = load_network(arch + '.npz', arch)
         os.unlink(arch + '.npz')
         results[arch] = []
-        for size in 64, 75:
+        for size in sizes:
             torch.manual_seed(size)
             images, cotangents = torch.rand(2, 3, size, size), torch.randn(2, 1000)
 
@@ -174,11 +174,12 @@ def against_torchvision(archs):
 
 
 def some_of_torchvision():
-    return against_torchvision(['resnet18', 'resnext50_32x4d'])
+    return against_torchvision(['resnet18', 'resnext50_32x4d'], (64, 75))
 
 
 def rest_of_torchvision():
-    return against_torchvision([arch for arch in TORCHVISION if arch not in ('resnet18', 'resnext50_32x4d')])
+    return against_torchvision([arch for arch in TORCHVISION if arch not in ('resnet18', 'resnext50_32x4d')],
+                               (75,))
 
 
 # --- the published code ----------------------------------------------------------------------------------------------

@@ -28,18 +28,16 @@ from nets import ARCHITECTURES, Network, find_network, is_own, network_named  # 
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile  # noqa: E402
-from tools.cifar10_folders import divergence, finished_checkpoint, work_in  # noqa: E402
-from tools.commands import data_server, run  # noqa: E402
+from tools.cifar10_folders import BATCH, SHAPE, divergence, finished_checkpoint, served, work_in  # noqa: E402
+from tools.commands import run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
 
 MAIN = os.path.join(ROOT, 'main.py')
 DEPTH = 14
-BATCH = 128
 ATTACK_ITER = 3  # of adversarial training
 EPOCHS, STANDARD_EPOCHS = 6, 4
 EPSILON = 8
 STEPS = (0, 10, 20, 100)
-SHAPE = ['--image-size', '32']
 
 
 class Recipe(NamedTuple):
@@ -121,9 +119,8 @@ def training_log(recipe: Recipe, out: str) -> str:
 def make_results(recipe: Recipe, photos: str, out: str) -> None:
     """Train and evaluate a network: out/NAME.json, or out/NAME.diverged where the training did. Raises InputError where
     something else ended it."""
-    flags = ['--batch', str(BATCH), '--workers', '1', '--min-crop-area', '0.5'] + SHAPE
     try:
-        with data_server(photos, flags, os.path.join(out, 'server.log'), out) as endpoint:
+        with served(photos, out) as endpoint:
             checkpoint = train(recipe, photos, endpoint, out)
     except InputError:
         said = divergence(training_log(recipe, out))

@@ -1,16 +1,25 @@
-"""What trainings on CIFAR-10 share: the folder that they work in, links to photos, and how a training ended."""
+"""What trainings on CIFAR-10 share: their folder, the photos in it and their server, and how a training ended."""
 import logging
 import os
 import re
 import tempfile
-from typing import IO, Dict, List, Tuple
+from typing import IO, ContextManager, Dict, List, Tuple
 
 from runtime.errors import InputError
 from runtime.locks import InUse, take_lock
+from tools.commands import data_server
 
 log = logging.getLogger(__name__)
 
 NOTE = 'made-of.txt'  # in the folder of links
+SHAPE = ['--image-size', '32']
+BATCH = 128
+
+
+def served(photos: str, out: str) -> ContextManager[str]:
+    """Serve the photos to trainings by a data server, which writes to out/server.log: with its endpoint."""
+    flags = ['--batch', str(BATCH), '--workers', '1', '--min-crop-area', '0.5'] + SHAPE
+    return data_server(photos, flags, os.path.join(out, 'server.log'), out)
 
 
 def work_in(data: str, out: str, val_images: int, program: str) -> Tuple[str, str, IO]:
@@ -84,21 +93,27 @@ def link_photos(data: str, out: str, val_images: int) -> str:
 
 
 def lock(out: str, program: str) -> IO:
-    """Make the folder, and keep other processes of a program out of it while the returned file stays open.
+    """Make the folder, and keep others of these programs out of it while the returned file stays open.
 
-    Raises InputError where another one is at work in it, or it cannot be made.
+    program: its name, for those. Raises InputError where another one is at work in it, or it cannot be made.
     """
     try:
         os.makedirs(out, exist_ok=True)
-        file = open(os.path.join(out, '.lock'), 'w')
-        unlocked = take_lock(file.fileno())
-    except InUse:
-        raise InputError('another %s is at work in %s: wait for it, or give another --out' % (program, out))
+        file = open(os.path.join(out, '.lock'), 'a+')
+        try:
+            unlocked = take_lock(file.fileno())
+        except InUse:
+            file.seek(0)
+            raise InputError('another %s is at work in %s: wait for it, or give another --out' % (
+                file.read().strip() or 'program', out))
+        file.truncate(0)
+        file.write(program + '\n')
+        file.flush()
     except OSError as e:
         raise InputError('cannot write to %s: %s' % (out, e.strerror))
     if unlocked:
-        log.warning('the file system of %s has no locks (%s): see to it that no other %s works there meanwhile',
-                    out, unlocked, program)
+        log.warning('the file system of %s has no locks (%s): see to it that no other program works there meanwhile',
+                    out, unlocked)
     return file
 
 

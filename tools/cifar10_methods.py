@@ -26,16 +26,14 @@ from runtime.files import WholeFile, check_writable  # noqa: E402
 from runtime.launcher import check_alone  # noqa: E402
 from runtime.printing import check_stdout, say  # noqa: E402
 from third_party.imagenet import count_images  # noqa: E402
-from tools.cifar10_folders import divergence, finished_checkpoint, work_in  # noqa: E402
-from tools.commands import data_server, run  # noqa: E402
+from tools.cifar10_folders import BATCH, SHAPE, divergence, finished_checkpoint, served, work_in  # noqa: E402
+from tools.commands import run  # noqa: E402
 from tools.pictures import plain_axes, png_of  # noqa: E402
 from tools.report import read_results  # noqa: E402
 
-BATCH = 128
 PROBE_STEPS = 40
 RATE = 'Throughput (samples/sec)'  # in stats.json
 EPSILON = 8
-SHAPE = ['--image-size', '32']
 UNTARGETED = ['--attack-goal', 'untargeted']
 
 # name -> flags of main.py
@@ -88,8 +86,7 @@ def log_directory(flags: List[str], photos: str, out: str) -> str:
 
 def train(flags: List[str], photos: str, log: str, out: str) -> None:
     """Train, or go on."""
-    server = ['--batch', str(BATCH), '--workers', '1', '--min-crop-area', '0.5'] + SHAPE
-    with data_server(photos, server, os.path.join(out, 'server.log'), out) as endpoint:
+    with served(photos, out) as endpoint:
         run([sys.executable, os.path.join(ROOT, 'main.py'), '--data', photos, '--endpoint', endpoint] + flags
             + ['--resume'], log, out)
 
