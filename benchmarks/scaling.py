@@ -2,6 +2,7 @@
 """How a training scales to many GPUs: a model of it, and the measurement of an allreduce here.
 
     python benchmarks/scaling.py                                      the table of the model, as JSON lines
+    python benchmarks/scaling.py --methods                            hours of each method on one machine, in Markdown
     mpirun -np N ... python benchmarks/scaling.py --allreduce BYTES   Horovod's allreduce over these ranks, a JSON line
 
 docs/scaling.md explains both.
@@ -13,7 +14,9 @@ import os
 import statistics
 import sys
 import time
-from typing import Dict, List, NamedTuple
+from typing import Dict, List, NamedTuple, Tuple
+
+from tabulate import tabulate
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
@@ -24,6 +27,51 @@ IMAGES, VALIDATION, EPOCHS, BATCH, GPUS_PER_NODE = 1281167, 50000, 110, 32, 8
 IMAGE_BYTES = 224 * 224 * 3
 FUSION_BYTES = 64 * 2 ** 20  # Horovod's buffer
 HOP_SECONDS = 20e-6  # of a ring, a message's latency
+
+
+# Wong et al.'s schedule for ImageNet: small photos first, the last epochs with larger ones
+PROGRESSIVE = [(6, 128), (6, 224), (3, 288)]
+
+
+class Method(NamedTuple):
+    """A method of training, of training/methods.py, as its authors use it for ImageNet.
+
+    passes: image-steps that an image takes in an epoch. phases: epochs, and the side of their images in pixels.
+    """
+    title: str
+    passes: float
+    phases: List[Tuple[int, int]]
+
+
+METHODS = [
+    Method('pgd, 30 steps (the paper)', 31.5, [(EPOCHS, 224)]),
+    Method('pgd, 10 steps', 11.5, [(EPOCHS, 224)]),
+    Method('trades, 10 steps', 13.5, [(EPOCHS, 224)]),  # two losses, of clean images and of attacked ones
+    Method('free, 4 replays, 92 / 4 epochs', 4 * 1.5, [(23, 224)]),
+    Method('fast, 15 epochs', 2.5, [(15, 224)]),
+    Method('fast, 6 epochs at 128, 6 at 224, 3 at 288', 2.5, PROGRESSIVE),
+    Method('pgd, 3 steps, 6 epochs at 128, 6 at 224, 3 at 288', 4.5, PROGRESSIVE),
+    Method('standard training', 1.5, [(EPOCHS, 224)]),
+]
+
+
+def method_hours(method: Method, gpu_rate: float, gpus: int) -> float:
+    """Return the hours of a training without its evaluations.
+
+    gpu_rate: image-steps a second of a GPU at 224x224; an image-step takes time in proportion to the pixels.
+    """
+    pixels = sum(epochs * (size / 224) ** 2 for epochs, size in method.phases)
+    return IMAGES * method.passes * pixels / (gpu_rate * gpus) / 3600
+
+
+def methods_table(gpu_rate: float) -> str:
+    """Lay out the hours of each method on 1 and 8 GPUs as a table in Markdown."""
+    def rounded(hours: float) -> str:
+        return '%.*f' % (hours < 100, hours)
+    rows = [[m.title, '%.1f' % m.passes, sum(epochs for epochs, _ in m.phases)]
+            + [rounded(method_hours(m, gpu_rate, gpus)) for gpus in (1, GPUS_PER_NODE)] for m in METHODS]
+    return tabulate(rows, ['method', 'image-steps an image and epoch', 'epochs', 'hours, 1 GPU', 'hours, 8 GPUs'],
+                    tablefmt='github', disable_numparse=True)
 
 
 class Job(NamedTuple):
@@ -112,6 +160,7 @@ def measure_allreduce(size: int, repeats: int) -> None:
 def main() -> int:
     parser = Parser(prog='scaling.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--allreduce', type=int, metavar='BYTES', help='measure it over the ranks that mpirun started')
+    parser.add_argument('--methods', action='store_true', help='hours of each method of training on 1 and 8 GPUs')
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--parameters', type=int, default=60192808, help='of the network (ResNet-152)')
     parser.add_argument('--attack-iter', type=int, default=30)
@@ -120,6 +169,9 @@ def main() -> int:
     options = parser.parse_args()
     if options.allreduce:
         measure_allreduce(options.allreduce, options.repeats)
+        return 0
+    if options.methods:
+        print(methods_table(options.gpu_rate))
         return 0
     for gpus in (8, 16, 32, 64, 128, 256, 512, 1024):
         for gigabits in (10, 25, 100):

@@ -46,6 +46,27 @@ def test_scaling(root, python):
         assert slow['exposed_share'] >= middle['exposed_share'] >= fast['exposed_share']
 
 
+def test_hours_of_methods(root, python):
+    """The paper's method beside the model of many GPUs; twice as fast a GPU takes half of the hours."""
+    script = os.path.join(root, 'benchmarks', 'scaling.py')
+    tables = []
+    for rate in '185.2', '370.4':
+        done = python(script, '--methods', '--gpu-rate', rate)
+        assert done.returncode == 0, done.stderr
+        rows = [[cell.strip() for cell in line.split('|')[1:-1]] for line in done.stdout.splitlines()[2:]]
+        tables.append({row[0]: [float(cell) for cell in row[1:]] for row in rows})
+    slow, fast = tables
+    steps, epochs, one, eight = slow['pgd, 30 steps (the paper)']
+    model = [json.loads(line) for line in python(script).stdout.splitlines()][0]
+    assert (steps, epochs) == (31.5, 110) and eight == pytest.approx(model['training_hours'], rel=2e-2)
+    assert one == pytest.approx(8 * eight, rel=2e-2)
+    for title, (*_, hours, _) in slow.items():
+        assert fast[title][2] == pytest.approx(hours / 2, rel=2e-2)
+    # 128 x 128 pixels are 0.327 of 224 x 224, 288 x 288 are 1.653 of them
+    wanted = slow['fast, 15 epochs'][2] * (6 * 0.327 + 6 + 3 * 1.653) / 15
+    assert slow['fast, 6 epochs at 128, 6 at 224, 3 at 288'][2] == pytest.approx(wanted, rel=2e-2)
+
+
 @pytest.mark.parametrize('script, unit, steps', [('pgd.py', 'image_steps_per_second', '--steps'),
                                                  ('train.py', 'images_per_second', '--attack-iter')])
 def test_attack_and_training_step(script, unit, steps, root, tmp_path, python):
