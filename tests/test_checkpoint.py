@@ -57,6 +57,20 @@ def test_npz(tmp_path, save, suffix):
     assert_same(checkpoint.read_checkpoint(path), expected)
 
 
+def test_classes_are_counted_without_reading_all(tmp_path, weights_of, weights_file):
+    """Where that is possible; what can't be read is said later, of all of it."""
+    suffixed, torn, text = [str(tmp_path / name) for name in ('suffixed.npz', 'torn.npz', 'text.npz')]
+    np.savez(suffixed, **{name + ':0': value for name, value in weights_of(classes=7).items()})
+    with open(suffixed, 'rb') as f, open(torn, 'wb') as part:
+        part.write(f.read(1000))
+    with open(text, 'w') as f:
+        f.write('no archive')
+    for path, arch, classes in [(weights_file(), 'ResNet', 10), (suffixed, 'ResNet', 7), (torn, 'ResNet', None),
+                                (text, 'ResNet', None), (weights_file(), 'some.module:function', None),
+                                (str(tmp_path / 'model-5'), 'ResNet', None)]:
+        assert checkpoint.classes_in(path, arch) == classes, path
+
+
 @pytest.mark.parametrize('dtype', [np.float16, np.float64])
 def test_weights_of_another_precision_become_float32(dtype, weights_of):
     network, expected = Network('ResNet', 14, 10), weights_of('ResNet')
