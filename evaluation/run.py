@@ -67,7 +67,7 @@ def run_evaluation(options: argparse.Namespace, evaluated: Evaluated) -> int:
     how: Dict[str, Any] = dict(image_size=options.image_size, batch=options.batch, preparation=preparation)
     with attacked_network(options, inputs, world) as arms, records:
         # also where a journal is continued: its results are those of the whole set, with all that is to be said of it
-        for suspicion in suspicions(next(iter(arms.towers.values())), arms.session, inputs.dataset, world, **how):
+        for suspicion in suspicions(arms.predict, inputs.dataset, world, **how):
             log.warning('%s', suspicion)
             warnings.append(suspicion)
         for stage, positions, outcomes in run_stages(arms, records.course, inputs.attacks, inputs.dataset, world,

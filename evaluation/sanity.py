@@ -3,13 +3,10 @@
 A sample of the validation images is classified clean, as they are and with their channels swapped. What looks wrong is
 a warning, not an error: a bad network may be what somebody wants to measure.
 """
-from typing import List, Sequence
-
-from runtime.compat import tf
+from typing import Callable, List, Sequence
 
 import numpy as np
 
-from adv_model import AttackTower
 from runtime.distributed import World
 from third_party.batches import validation_batches
 from third_party.imagenet import Dataset
@@ -23,9 +20,12 @@ HIGH_ERROR = 0.95
 SIGNIFICANT = 3.3  # standard deviations: one false alarm in two thousand
 
 
-def suspicions(tower: AttackTower, session: tf.Session, dataset: Dataset, world: World, *, image_size: int,
+def suspicions(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, world: World, *, image_size: int,
                batch: int, preparation: Preparation) -> List[str]:
-    """Say what looks wrong, one sentence each; nothing where all looks well. All ranks must call it."""
+    """Say what looks wrong, one sentence each; nothing where all looks well. All ranks must call it.
+
+    predict: the network, (N, S, S, 3) uint8 BGR images -> (N,) labels.
+    """
     positions = sample(range(len(dataset)))
     mine = positions[world.rank::world.size]
     parts = [mine[i:i + batch] for i in range(0, len(mine), batch)]
@@ -41,7 +41,7 @@ def suspicions(tower: AttackTower, session: tf.Session, dataset: Dataset, world:
 
     looking = preparation._replace(cut=cut_and_look)
     for b in validation_batches(dataset, parts, image_size=image_size, preparation=looking):
-        seen = [session.run(tower.prediction, {tower.image: pixels}) for pixels in (b.images, b.images[..., ::-1])]
+        seen = [predict(pixels) for pixels in (b.images, b.images[..., ::-1])]
         rows.append(np.stack([b.labels] + seen, axis=1).astype(np.int64))
     found = judge(*world.gather(np.concatenate(rows)).T)
     if world.sum(sum(ready)) == len(positions) and world.sum(sum(changed)):

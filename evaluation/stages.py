@@ -24,6 +24,11 @@ class Arms(NamedTuple):
     savers: Mapping[str, Saver]
     aims: Aims
 
+    def predict(self, images: np.ndarray) -> np.ndarray:
+        """Return the labels, (N,), that the network gives to a batch, -1 where its logits are no numbers."""
+        tower = next(iter(self.towers.values()))
+        return self.session.run(tower.prediction, {tower.image: images})
+
     def attack(self, attacks: List[Attack], start: Start, batch: Batch, before: Optional[np.ndarray]) -> np.ndarray:
         """Return what becomes of a batch, (N, number of attacks) of OUTCOME. before: as of attack_batch."""
         outcomes = np.zeros((len(batch.labels), len(attacks)), OUTCOME)

@@ -1,4 +1,5 @@
 """AutoAttack on a network of ours, beside this project's APGD: a network of 14 layers, images of 32 pixels."""
+import json
 import re
 
 import helpers
@@ -10,18 +11,8 @@ from runtime.errors import InputError
 from third_party.batches import Batch
 from third_party.imagenet import load_dataset
 from third_party.preparations import PREPARATIONS
-from tools.autoattack import (
-    COLUMNS,
-    ENSEMBLE,
-    OURS,
-    Effort,
-    attack_batch,
-    command_line,
-    facts_of,
-    figures_text,
-    measure,
-    results_of,
-)
+from tools.autoattack import command_line, facts_of, figures_text, masked, measure, results_of, run
+from tools.ensemble import COLUMNS, OURS, STANDARD, Effort, Ensemble
 
 needs_library = pytest.mark.usefixtures('library')
 
@@ -39,6 +30,15 @@ def data(tmp_path_factory):
     return folder
 
 
+def attack_batch(classifier, batch, *arguments):
+    """Attack a batch by one attack after the other; return (N, columns) of OUTCOME."""
+    ensemble, found = Ensemble(classifier, *arguments), []
+    for column, name in enumerate(COLUMNS):
+        before = found[0 if name == OURS[0] else column - 1]['prediction'] if column else None
+        found.append(ensemble.attack(column, batch, before))
+    return np.stack(found, axis=1)
+
+
 def accuracies(outcomes, labels):
     return dict(zip(COLUMNS, (outcomes['prediction'] == np.asarray(labels)[:, None]).mean(axis=0)))
 
@@ -53,7 +53,7 @@ def test_ours_beside_the_librarys(classifier):
     labels[0] = (labels[0] + 1) % 10  # one that is wrong without an attack
     batch = Batch(images, labels, np.arange(16))
     found = accuracies(attack_batch(clf, batch, 1.0, 0, Effort(5, 5)), labels)
-    left = [found[name] for name in ('clean',) + ENSEMBLE]
+    left = [found[name] for name in ('clean',) + STANDARD]
     assert left[0] == 15 / 16 and left == sorted(left, reverse=True) and left[-1] < left[0]
     assert found[OURS[0]] >= found[OURS[1]]
     assert abs(found['apgd-ce'] - found[OURS[0]]) < 0.2 and abs(found['apgd-t'] - found[OURS[1]]) < 0.2
@@ -89,14 +89,53 @@ def test_it_goes_on_from_its_journal(classifier, data, tmp_path, weights_file):
     whole = attacked()
     assert whole.shape == (len(dataset), len(COLUMNS))
     lines = (tmp_path / 'j').read_bytes().splitlines(True)
-    (tmp_path / 'j').write_bytes(b''.join(lines[:3]) + lines[3][:99])  # killed in the middle of writing
+    assert len(lines) == 1 + 3 * len(COLUMNS)  # batches of 4, 4 and 2, by each attack
+    kept = lines[:1 + 3 + 2]  # killed in the middle of writing the first attack's third batch
+    (tmp_path / 'j').write_bytes(b''.join(kept) + lines[len(kept)][:99])
     options.batch = 6
     continued = attacked()
-    assert np.array_equal(continued[:8], whole[:8])
+    assert np.array_equal(continued[:, 0], whole[:, 0]) and np.array_equal(continued[:8, 1], whole[:8, 1])
+    assert (tmp_path / 'j').read_bytes().startswith(b''.join(kept))
     assert (continued['prediction'] == whole['prediction']).mean() > 0.9
     options.eps = 3.0
     with pytest.raises(InputError, match='eps is 2.0 there and 3.0 here'):
         attacked()
+
+
+@needs_library
+def test_figures_are_printed_and_kept(data, tmp_path, weights_file, capsys):
+    """Alike; and what is doubtful, in the file."""
+    flags = [weights_file(), '-d', '14', '--image-size', '32', '--batch', '5', '--data', str(data), '--eps', '0.5',
+             '--subset', '9', '--results', str(tmp_path / 'r.json')]
+    assert run(command_line().parse_args(flags), Effort(2, 2)) == 0
+    said, results = capsys.readouterr().out, json.loads((tmp_path / 'r.json').read_text())
+    assert said.startswith('9 images, epsilon 0.5, pyautoattack')
+    for record in results['attacks']:
+        assert re.search('%s +%.6f' % (re.escape(record['attack']), record['accuracy']), said)
+    assert (results['batch'], results['subset'], results['num_images']) == (5, '9', 9)
+    assert 'epsilon 0.5 is below one pixel' in results['warnings'][0]
+
+
+@needs_library
+@pytest.mark.parametrize('name', ['apgd-ce', OURS[0]])
+def test_logits_that_overflow(weights_of, tmp_path, name):
+    from inference import load_classifier
+    weights = weights_of()
+    weights['linear/W'] = weights['linear/W'] / np.abs(weights['linear/W']).max() * np.float32(3e38)
+    np.savez(tmp_path / 'w.npz', **weights)
+    clf = load_classifier(str(tmp_path / 'w.npz'), arch='ResNet', depth=14, image_size=32, batch=4)
+    batch = Batch(helpers.images(4, 32), np.zeros(4, np.int32), np.arange(4))
+    with pytest.raises(InputError, match='%s made pixels that are no numbers' % name):
+        Ensemble(clf, 8., 0, Effort(2, 2)).attack(COLUMNS.index(name), batch, np.zeros(4, np.int32))
+    clf.close()
+
+
+def test_masked_gradients_are_said():
+    from evaluation.outcomes import OUTCOME
+    outcomes = np.zeros((10, len(COLUMNS)), OUTCOME)
+    assert masked(outcomes, [0] * 10) == []
+    outcomes['prediction'][3:, COLUMNS.index('square'):] = 1
+    assert '70.0 points' in masked(outcomes, [0] * 10)[0]
 
 
 def test_what_is_printed():

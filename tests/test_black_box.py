@@ -198,7 +198,9 @@ def test_predictions_of_windows_and_with_empty_lines(tmp_path):
     (['.', '--labels', 'manifest.csv'], 'is a folder: give the network'),
     (['A.txt', '--labels', 'manifest.csv', '--load', 'x.npz'], 'none is given'),
     (['A.txt', '--labels', 'manifest.csv', '--keep', 'kept'], 'none is given'),
-    (['A.txt', '--labels', 'manifest.csv', '--results', 'A.txt'], 'is a file that is read'),
+    (['A.txt', '--labels', 'manifest.csv', '--results', 'A.txt'], '--results and A.txt are the same file'),
+    (['A.txt', '--labels', 'manifest.csv', '--results', 'w.npz'], '--results would replace'),
+    (['.', '--labels', 'manifest.csv', '--load', 'w.npz', '--results', 'w.npz'], '--results and --load are the same'),
     (['A.txt', '--labels', 'manifest.csv', '--results', 'no/such.json'], 'there is no folder'),
     (['A.txt', '--labels', 'manifest.csv', '--classes', '0'], 'is not a whole number from 1'),
     (['A.txt', '--labels', 'manifest.csv', '--classes', '9'], 'has the label 9, and there are 9 classes'),
@@ -217,6 +219,7 @@ def test_bad_input(tmp_path, monkeypatch, arguments, said):
     write_lines(tmp_path / 'other.csv', ['file,label', '0.png,4'])
     write_lines(tmp_path / 'twice.csv', ['file,label', 'p/0.png,4', 'q/0.png,4'])
     write_lines(tmp_path / 'unlike.csv', ['file,label,path', '0.png,3,x', '1.png,4,x'])
+    (tmp_path / 'w.npz').write_text('what somebody made')
     before = sorted(os.listdir('.'))
     with pytest.raises(InputError) as info:
         options = options_of(*arguments)
@@ -295,9 +298,11 @@ def test_an_image_that_cannot_be_read_is_missing(judged, folders, tmp_path, weig
     manifest = write_lines(tmp_path / 'm.csv', ['file,label'] + ['%d.png,%d' % row for row in enumerate(folders['A'])])
     arguments = [tmp_path / 'A', tmp_path / 'B', '--labels', manifest, '--load', weights_file(), '-d', '14',
                  '--image-size', '32']
-    with pytest.raises(InputError, match='B lacks 1 of the 12 photos of --labels, such as 3.png'):
-        black_box.collect(options_of(*arguments))
-    assert str(tmp_path / 'B' / '3.png') in caplog.text
+    with pytest.raises(InputError, match='B/3.png.*--allow-missing leaves out') as info:
+        black_box.collect(options_of(*arguments, '--keep', tmp_path / 'kept'))
+    assert '\n' not in str(info.value) and not list((tmp_path / 'kept').iterdir()), 'none was scored'
+    with pytest.raises(InputError, match='--keep.*A.txt lies among the images'):
+        black_box.collect(options_of(*arguments, '--keep', tmp_path / 'B'))
     attackers, predictions, originals, failed = black_box.collect(options_of('--allow-missing', *arguments))
     verdict = black_box.judge(originals, predictions)
     assert failed == 1 and len(verdict.photos) == 11 and list(verdict.right[0]) == [True] * 11

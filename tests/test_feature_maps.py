@@ -152,6 +152,19 @@ def test_labels_that_are_given(weights_file, classifier):
         feature_maps.attack(classifier('ResNetDenoise'), clean, options)
 
 
+def test_an_attack_that_overflows(two_photos, weights_of, tmp_path):
+    """The pixels are no numbers, and so is what would be measured."""
+    from inference import load_classifier
+    weights = weights_of('ResNetDenoise')
+    weights['linear/W'] = weights['linear/W'] / np.abs(weights['linear/W']).max() * np.float32(3e38)
+    np.savez(str(tmp_path / 'w.npz'), **weights)
+    clf = load_classifier(str(tmp_path / 'w.npz'), arch='ResNetDenoise', depth=14, image_size=32, batch=2)
+    options = feature_maps.parse_options(['w.npz', '--arch', 'ResNetDenoise', '--image'] + two_photos + SMALL)
+    with pytest.raises(InputError, match='one, caf.*no numbers'):
+        feature_maps.attack(clf, feature_maps.read_images(options), options)
+    clf.close()
+
+
 def test_blocks_that_are_drawn():
     names = ['b%d' % i for i in range(9)]
     assert feature_maps.chosen_blocks(names, None) == ['b0', 'b2', 'b5', 'b8']
@@ -164,7 +177,11 @@ def test_blocks_that_are_drawn():
     (['--attack-iter', '0'], 'is not a whole number from 1'), (['--attack-epsilon', '0'], 'is not a positive number'),
     (['--label', '-1'], 'is not a whole number from 0'), (['--out', ''], 'empty'),
     (['--out', 'maps.png'], 'is one picture, and there are 2 images'),
-    (['--out', '.'], 'would write over the image'), (['--out', 'two.jpg'], 'cannot write to --out two.jpg'),
+    (['--out', '.'], 'would replace ./one, caf\udce9.png'), (['--out', 'two.jpg'], 'cannot write to --out two.jpg'),
+    (['--out', 'd.PNG', '--image', 'two.jpg', '--results', 'd.PNG'], '--results and --out are the same file'),
+    (['--results', 'two.jpg'], '--results and --image are the same file'),
+    (['--results', 'other.npz'], '--results would replace'),
+    (['--image', 'a/0.png', 'b/0.png', '1-0.jpg'], 'two images would have the picture feature-maps/1-0.png'),
     (['--results', 'no/r.json'], 'there is no folder'), (['--load', 'x'], 'unrecognized arguments'),
     (['--arch', 'ResNetDenoised'], 'no architecture'), (['-d', '15'], 'no depth 15'),
     (['--arch', 'ResNet'], 'ResNet-14 has no denoising block'),
@@ -174,6 +191,7 @@ def test_blocks_that_are_drawn():
 ])
 def test_bad_input(two_photos, tmp_path, monkeypatch, weights_file, arguments, said):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / 'other.npz').write_text('what somebody made')
     before = sorted(os.listdir('.'))
     with pytest.raises(InputError) as info:
         feature_maps.run(feature_maps.parse_options(

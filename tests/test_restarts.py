@@ -268,16 +268,24 @@ def test_a_saved_image_is_that_of_the_start_that_is_recorded(restarted, single, 
 
 
 @pytest.mark.parametrize('count', [1, 2])
-def test_killed_in_the_third_restart_and_continued(root, data, weights_file, restarted, tmp_path, count):
+def test_killed_in_the_third_restart_and_continued(root, data, weights_file, restarted, single, tmp_path, count):
     lines = (restarted / 'j').read_bytes().splitlines(True)
     stages = [json.loads(line[9:].decode()).get('stage', -1) for line in lines]
-    cut = stages.index(5) + 1  # two stages of each restart: an epsilon each
+    cut = stages.index(3) + 1  # two stages of each restart: an epsilon each
     (tmp_path / 'j').write_bytes(b''.join(lines[:cut]) + lines[cut][:30])
+    done = json.loads(lines[cut - 1][9:].decode())['positions']
+    rows, files = read_table(restarted / 'i.csv'), [r['file'] for r in read_table(restarted / 'saved' / 'manifest.csv')]
+    # those that a later start made a success: there are the images of the first start
+    late = [name for row, name in zip(rows, files) if row['success'] == '1' and int(row['starts']) > 2
+            and int(row['index']) not in done]
+    assert late
     (tmp_path / 'saved').mkdir()
-    for name in os.listdir(str(restarted / 'saved')):
-        if name.endswith('.png'):
-            (tmp_path / 'saved' / name).write_bytes((restarted / 'saved' / name).read_bytes())
+    for name in files:
+        folder = single if name in late else restarted
+        (tmp_path / 'saved' / name).write_bytes((folder / 'saved' / name).read_bytes())
     evaluate(root, ranks(count), data, weights_file(), *RESTARTS, *kept_in(tmp_path))
+    for name in late:
+        assert (tmp_path / 'saved' / name).read_bytes() != (single / 'saved' / name).read_bytes()
     assert (tmp_path / 'i.csv').read_text() == (restarted / 'i.csv').read_text()
     continued = (tmp_path / 'j').read_bytes().splitlines(True)
     assert continued[:cut] == lines[:cut]

@@ -19,6 +19,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 from tabulate import tabulate
 
+from evaluation.outputs import Named, check_places, files_of_checkpoint
 from evaluation.preparation import mistaken_preprocess
 from evaluation.results import wilson_interval, write_json
 from main import positive_int
@@ -26,13 +27,15 @@ from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
 from runtime.files import check_folder, check_writable
 from runtime.printing import check_stdout, say
-from third_party.preparations import PREPARATIONS
+from third_party.batches import contents
+from third_party.preparations import PREPARATIONS, Preparation
 from tools.network_flags import add_network_flags, check_network, load_network, network_facts
 from tools.originals import Attacker, Originals, find_originals, read_manifests
 from tools.predictions import NO_LABEL, classify, images_of, names_for, read_predictions, write_predictions
 
 log = logging.getLogger(__name__)
 
+NAMED = 10  # at most, of files that can't be decoded
 UNLIKELY = 1e-6  # that predictions of the same labels look like those of others
 
 
@@ -173,10 +176,15 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     if twice:
         raise InputError('%s is given twice' % twice[0])
     if options.results:
-        if os.path.realpath(options.results) in real + [os.path.realpath(path) for path in options.labels]:
-            raise InputError('--results %s is a file that is read: give another name' % options.results)
+        check_places([('--results', options.results)], what_is_read(options))
         check_writable(options.results)
     return options
+
+
+def what_is_read(options: argparse.Namespace) -> List[Named]:
+    """List the files that are read, but for folders' images, for check_places."""
+    return [(path, path) for path in options.inputs] + [('--labels', path) for path in options.labels] + \
+        files_of_checkpoint('--load', options.load)
 
 
 def collect(options: argparse.Namespace) -> Tuple[List[Attacker], List[Sequence[int]], Originals, int]:
@@ -203,6 +211,9 @@ def collect(options: argparse.Namespace) -> Tuple[List[Attacker], List[Sequence[
             for i in folders if options.keep}
     check_kept(options, list(kept.values()))
     check_network(options, options.load)
+    if not options.allow_missing:
+        check_readable([attackers[i] for i in folders], [originals.versions[i] for i in folders],
+                       PREPARATIONS[options.preprocess]())
     classifier = load_network(options, options.load)
     classes = classifier.network.num_classes
     options.classes = min(classes, options.classes or classes)
@@ -223,15 +234,24 @@ def collect(options: argparse.Namespace) -> Tuple[List[Attacker], List[Sequence[
     return attackers, predictions, originals_of() if failed else originals, failed
 
 
+def check_readable(attackers: Sequence[Attacker], versions: Sequence[Dict[str, int]], preparation: Preparation) -> None:
+    """Raise InputError, before any is scored, where versions of photos are files that can't be decoded."""
+    problems = []
+    for attacker, of_one in zip(attackers, versions):
+        paths = [attacker.paths[position] for position in of_one.values()]
+        problems += [content.problem for content in contents(paths, preparation.check) if content.problem]
+    if problems:
+        more = ' and %d others' % (len(problems) - NAMED) if len(problems) > NAMED else ''
+        raise InputError('%s%s; --allow-missing leaves out their photos' % ('; '.join(problems[:NAMED]), more))
+
+
 def check_kept(options: argparse.Namespace, paths: Sequence[str]) -> None:
     """Make the folder of --keep. Raises InputError where files of predictions can't be written to it, or would take the
     place of what is read."""
     if not options.keep:
         return
-    taken = {os.path.realpath(path) for path in options.inputs + options.labels}
-    both = [path for path in paths if os.path.realpath(path) in taken]
-    if both:
-        raise InputError('--keep would write %s, which is read: give another folder' % both[0])
+    check_places([('--keep\'s %s' % path, path) for path in paths], what_is_read(options),
+                 [(path, path) for path in options.inputs if os.path.isdir(path)])
     check_folder(options.keep, 'cannot write to --keep %s: %s')
     os.makedirs(options.keep, exist_ok=True)
     for path in paths:
@@ -250,10 +270,12 @@ def run(options: argparse.Namespace) -> int:
             log.warning('%s lacks %d of the %d photos of --labels, and has %d images that it doesn\'t list',
                         attacker.name, len(missing), len(originals.labels), len(unlisted))
     figures = record(attackers, verdict)
-    if options.results:
-        facts = dict(network_facts(options, options.load), preprocess=options.preprocess) if options.load else {}
-        write_json(options.results, dict(figures, labels=options.labels, inputs=options.inputs, **facts))
-    say('%s\n%d photos; all or nothing: right on every attacker\'s version' % (table(figures), len(verdict.photos)))
+    try:
+        say('%s\n%d photos; all or nothing: right on every attacker\'s version' % (table(figures), len(verdict.photos)))
+    finally:
+        if options.results:
+            facts = dict(network_facts(options, options.load), preprocess=options.preprocess) if options.load else {}
+            write_json(options.results, dict(figures, labels=options.labels, inputs=options.inputs, **facts))
     return 1 if failed else 0
 
 

@@ -7,16 +7,17 @@ before and after the block, mean |attacked - clean| over mean |clean|, both of a
 picture for each image: channels before and after blocks, of the clean and of the attacked image, in one scale.
 """
 import argparse
-import json
 import logging
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 from tabulate import tabulate
 
+from evaluation.outputs import check_places, files_of_checkpoint
 from evaluation.preparation import default_preprocess, mistaken_preprocess
+from evaluation.results import write_json
 from main import natural, positive_float, positive_int
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
@@ -151,9 +152,13 @@ def picture_paths(images: Sequence[str], out: str) -> List[str]:
         paths = [os.path.join(out, '%s.png' % (stem if stems.count(stem) == 1 else '%d-%s' % (i, stem)))
                  for i, stem in enumerate(stems)]
         check_folder(out, 'cannot write to --out %s: %s')
-    over = {os.path.realpath(image) for image in images} & {os.path.realpath(path) for path in paths}
-    if over:
-        raise InputError('--out would write over the image %s: give another place' % sorted(over)[0])
+    twice = [path for path in paths if paths.count(path) > 1]
+    if twice:
+        raise InputError('two images would have the picture %s: rename one' % twice[0])
+    photos = {os.path.dirname(os.path.realpath(image)) for image in images}
+    among = [path for path in paths if os.path.dirname(os.path.realpath(path)) in photos and os.path.exists(path)]
+    if among:  # it may be a photo
+        raise InputError('--out would replace %s, which lies among the images: give another place' % among[0])
     for path in paths:
         if os.path.isdir(out) or paths == [out]:
             check_writable(path)
@@ -193,6 +198,9 @@ def attack(classifier: 'Classifier', images: np.ndarray, options: argparse.Names
     attacked, targets = classifier.pgd(images, labels.astype(np.int32), steps=options.attack_iter,
                                        epsilon=options.attack_epsilon, step_size=options.attack_step_size,
                                        seed=options.seed)
+    if not np.isfinite(attacked).all():
+        raise InputError('%s: the attack made pixels that are no numbers: the network\'s logits or their gradient '
+                         'overflow' % options.image[int(np.argmin(np.isfinite(attacked).all(axis=(1, 2, 3))))])
     return labels, predictions, targets, attacked, classifier.classify(attacked, zeros)[0]
 
 
@@ -201,6 +209,9 @@ def run(options: argparse.Namespace) -> int:
     check_stdout()
     paths = picture_paths(options.image, options.out)
     if options.results:
+        check_places([('--results', options.results)],
+                     [('--image', path) for path in options.image] + [('--out', path) for path in paths]
+                     + files_of_checkpoint('the checkpoint', options.checkpoint))
         check_writable(options.results)
     check_network(options, options.checkpoint)
     images = read_images(options)
@@ -218,28 +229,28 @@ def run(options: argparse.Namespace) -> int:
     classifier.close()
     ratios, shown = measure(maps, images, attacked, chosen, options.channels)
     maps.close()
+    of_images = [dict(image=image, label=int(labels[i]), prediction=int(predictions[i]), target=int(targets[i]),
+                      attacked_prediction=int(after[i]), picture=path)
+                 for i, (image, path) in enumerate(zip(options.image, paths))]
+    try:
+        say('\n'.join('%(picture)s: %(image)s, label %(label)d, target %(target)d; seen as %(prediction)d, attacked as '
+                      '%(attacked_prediction)d' % row for row in of_images))
+        say('\n%s' % table(ratios, maps.shapes))
+        say('\n%d images, %d attack steps, epsilon %g; noise: mean |attacked - clean| over mean |clean|'
+            % (len(images), options.attack_iter, options.attack_epsilon))
+    finally:
+        if options.results:
+            write_json(options.results, dict(
+                network_facts(options, options.checkpoint), blocks=[r._asdict() for r in ratios], images=of_images,
+                attack_iter=options.attack_iter, epsilon=options.attack_epsilon, step_size=options.attack_step_size,
+                seed=options.seed, preprocess=options.preprocess))
     if os.path.dirname(paths[0]):
         os.makedirs(os.path.dirname(paths[0]), exist_ok=True)
-    of_images: List[Dict[str, Any]] = []
-    for i, (image, path) in enumerate(zip(options.image, paths)):
-        of_images.append(dict(image=image, label=int(labels[i]), prediction=int(predictions[i]),
-                              target=int(targets[i]), attacked_prediction=int(after[i]), picture=path))
+    for i, path in enumerate(paths):
         subject = Subject('seen as %d' % predictions[i], 'target %d, seen as %d' % (targets[i], after[i]),
                           images[i], attacked[i])
         with WholeFile(path, 'wb') as f:
             f.write(picture_of(subject, shown[i]))
-    if options.results:
-        with WholeFile(options.results) as f:
-            json.dump(dict(network_facts(options, options.checkpoint), blocks=[r._asdict() for r in ratios],
-                           images=of_images, attack_iter=options.attack_iter, epsilon=options.attack_epsilon,
-                           step_size=options.attack_step_size, seed=options.seed, preprocess=options.preprocess),
-                      f, indent=1, sort_keys=True, allow_nan=False)
-            f.write('\n')
-    say('\n'.join('%(picture)s: %(image)s, label %(label)d, target %(target)d; seen as %(prediction)d, attacked as '
-                  '%(attacked_prediction)d' % row for row in of_images))
-    say('\n%s' % table(ratios, maps.shapes))
-    say('\n%d images, %d attack steps, epsilon %g; noise: mean |attacked - clean| over mean |clean|'
-        % (len(images), options.attack_iter, options.attack_epsilon))
     return 0
 
 
