@@ -54,6 +54,7 @@ class APGDAttacker(PGDAttacker):
     """
 
     uses_label = True
+    finds_step_size = True
 
     def iterate(self, start: tf.Tensor, image: tf.Tensor, target: tf.Tensor, logits: Logits, *, num_iter: Any,
                 **known: tf.Tensor) -> tf.Tensor:

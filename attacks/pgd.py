@@ -26,6 +26,8 @@ def pixels(value: Any) -> Any:
 class Attacker(ABC):
     """Makes adversarial images of a batch. Subclasses give `attack`."""
 
+    finds_step_size = False  # whether the step size that is asked for is of no matter
+
     @abstractmethod
     def attack(self, image: tf.Tensor, label: tf.Tensor, logits: Logits,
                index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:

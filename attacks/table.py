@@ -14,9 +14,6 @@ ATTACKERS: Dict[str, str] = {
     'apgd': 'attacks.apgd:APGDAttacker',
 }
 
-# Those that find the step size themselves
-WITHOUT_STEP_SIZE = ('apgd',)
-
 # What an attack wants: that an image is taken for its target label, or for any but its own
 GOALS = ('targeted', 'untargeted')
 

@@ -8,7 +8,6 @@ import argparse
 import itertools
 from typing import Any, List, Mapping, NamedTuple, Optional, Sequence, Tuple
 
-from attacks.table import WITHOUT_STEP_SIZE
 from evaluation.outcomes import Strength
 
 RANDOM, LIKELIEST = 'random', 'likeliest'  # --targets; anything else is a file
@@ -17,7 +16,8 @@ WORST_CASE = 'worst_case'  # the attacker of a record over several
 
 class Attack(NamedTuple):
     """An attack that is reported. The attacker is named as --attacker does it; targets, None for an untargeted one,
-    are RANDOM, LIKELIEST or 'file'; shares_steps tells whether a longer attack passes it on its way."""
+    are RANDOM, LIKELIEST or 'file'; shares_steps tells whether a longer attack passes it on its way, finds_step_size
+    whether the attacker does."""
     attacker: str
     strength: Strength
     loss: str = 'ce'
@@ -26,11 +26,12 @@ class Attack(NamedTuple):
     num_targets: Optional[int] = 1
     restarts: int = 1
     shares_steps: bool = True
+    finds_step_size: bool = False
 
     @property
     def step_used(self) -> Optional[float]:
         """Return the step size, in pixels; None where the attacker finds it itself, and of several attackers."""
-        known = self.attacker not in (*WITHOUT_STEP_SIZE, WORST_CASE) or not self.strength.num_iter
+        known = not (self.finds_step_size or self.attacker == WORST_CASE) or not self.strength.num_iter
         return self.strength.step_used if known else None
 
     @property

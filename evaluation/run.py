@@ -91,7 +91,8 @@ def find_inputs(options: argparse.Namespace, evaluated: Evaluated) -> Inputs:
     weights = checkpoint.read_checkpoint(options.load, options.weights)
     weights = checkpoint.fit_checkpoint(weights, network, options.load)
     attackers = {name: load_attacker(name) for name in options.attacker}
-    attacks = [attack._replace(shares_steps=has_pgds_loop(attackers[attack.attacker]))
+    attacks = [attack._replace(shares_steps=has_pgds_loop(attackers[attack.attacker]),
+                               finds_step_size=attackers[attack.attacker].finds_step_size)
                for attack in attacks_of(options)]
     return Inputs(network, weights, dataset, attackers, attacks, Aims(options.targets, options.seed, evaluated.targets))
 

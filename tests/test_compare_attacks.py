@@ -7,7 +7,8 @@ import pytest
 from lanes import once
 from photos import write_split
 
-from tools.compare_attacks import WAYS, markdown, points_of, wrong_images
+from main import parse_options
+from tools.compare_attacks import WAYS, command_line, evaluation, markdown, points_of, wrong_images
 
 RECORD = dict(epsilon=8.0, num_images=4, top1_error=0.5, top1_error_interval=[0.15, 0.85], attack_success_rate=None)
 
@@ -46,6 +47,24 @@ def test_a_network_is_attacked_in_several_ways_and_goes_on(python, weights_file,
                                                                                                   'likeliest')
     assert os.path.getsize(tmp_path / 'out' / 'attacks.png') > 10000
     assert python(*command).stdout.splitlines()[-5:] == table.splitlines()  # of the journals
+    # another seed's is told before the first way has run
+    other = python(*command, '--seed', 1)
+    assert other.returncode == 2 and 'seed is 0 there and 1 here' in other.stderr and not other.stdout
+
+
+def test_flags_reach_every_way():
+    options = command_line().parse_args(
+        ['w.npz', '--data', 'd', '--out', 'o', '--eps', '3', '--arch', 'ResNetDenoise', '-d', '50', '--denoise', 'mean',
+         '--denoise-where', 'block', '--dtype', 'bfloat16', '--weights', 'ema', '--seed', '7', '--batch', '5',
+         '--step-size', '0.5', '--steps', '2,4', '--preprocess', 'resize'])
+    for name in WAYS:
+        given = parse_options(evaluation(name, options, 1000))
+        assert (given.arch, given.depth, given.denoise, given.denoise_where) == ('ResNetDenoise', 50, 'mean', 'block')
+        assert (given.dtype, given.attack_dtype, given.weights, given.seed, given.batch) == (
+            'bfloat16', 'bfloat16', 'ema', 7, 5)
+        assert (given.attack_step_size, given.attack_epsilon, given.attack_iter, given.preprocess) == (
+            0.5, [3.0], [2, 4], 'resize')
+        assert given.results == 'o/%s.json' % name and given.journal == 'o/%s.journal' % name
 
 
 @pytest.mark.parametrize('flags, said', [

@@ -322,8 +322,8 @@ def test_several_attackers_and_their_worst_case(root, data, weights_file, tmp_pa
 
 
 def test_an_attacker_that_finds_its_step_size_reports_none():
-    for attacker, steps, used in (('pgd', 4, 2.0), ('apgd', 4, None), ('apgd', 0, 0.0)):
-        assert Attack(attacker, Strength(steps, 8.0)).step_used == used
+    for finds, steps, used in ((False, 4, 2.0), (True, 4, None), (True, 0, 0.0)):
+        assert Attack('some.module:Class', Strength(steps, 8.0), finds_step_size=finds).step_used == used
 
 
 def test_without_a_target_there_is_no_success(root, data, weights_file, tmp_path):

@@ -17,6 +17,7 @@ from typing import Any, Dict, List, NamedTuple, Set
 from tabulate import tabulate
 
 from evaluation.attack_flags import evaluated_images
+from evaluation.preflight import check_places
 from evaluation.results import wilson_interval
 from main import natural, parse_options, positive_float, positive_int, several
 from nets import network_of
@@ -24,6 +25,7 @@ from runtime.command_line import Parser, run_command
 from runtime.errors import InputError
 from runtime.files import WholeFile, check_folder, check_writable
 from runtime.launcher import check_alone
+from runtime.pixels import mistaken_attack
 from runtime.printing import check_stdout, say
 from third_party.imagenet import load_dataset
 from third_party.preparations import PREPARATIONS
@@ -158,9 +160,12 @@ def evaluations(options: argparse.Namespace) -> Dict[str, List[str]]:
     check_network(options, options.load)
     dataset = load_dataset(options.data, 'val', options.classes)
     commands = {name: evaluation(name, options, len(dataset.class_names)) for name in chosen}
-    for command in commands.values():
-        evaluated_images(parse_options(command), dataset)
     check_folder(options.out, 'cannot write to %s: %s')
+    for command in commands.values():
+        of_way = parse_options(command)
+        evaluated = evaluated_images(of_way, dataset)
+        if os.path.isdir(options.out):  # what an earlier run left there may be of something else
+            check_places(of_way, evaluated)
     return commands
 
 
@@ -175,7 +180,9 @@ def main() -> int:
         check_writable(path)
     points: Dict[str, List[Point]] = {}
     wrong: Set[str] = set()
-    warned: Set[str] = set()
+    warned = set(mistaken_attack([options.eps], options.step_size))  # each is said once, these before the first attack
+    for warning in warned:
+        log.warning('%s', warning)
     text = ''
     for name, command in commands.items():
         path = os.path.join(options.out, name)
