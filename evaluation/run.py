@@ -2,7 +2,7 @@
 import argparse
 import contextlib
 import logging
-from typing import Any, Dict, Iterator, Sequence, Type
+from typing import Any, Dict, Iterator, List, Sequence, Type
 
 from runtime.compat import ask_for_determinism, depends_on, tf
 
@@ -67,7 +67,7 @@ def run_evaluation(options: argparse.Namespace, evaluated: Evaluated) -> int:
     how: Dict[str, Any] = dict(image_size=options.image_size, batch=options.batch, preparation=preparation)
     with attacked_network(options, inputs, world) as arms, records:
         # also where a journal is continued: its results are those of the whole set, with all that is to be said of it
-        for suspicion in suspicions(arms.predict, inputs.dataset, world, **how):
+        for suspicion in repeated_starts(arms, options) + suspicions(arms.predict, inputs.dataset, world, **how):
             log.warning('%s', suspicion)
             warnings.append(suspicion)
         for stage, positions, outcomes in run_stages(arms, records.course, inputs.attacks, inputs.dataset, world,
@@ -124,13 +124,17 @@ def build_tower(options: argparse.Namespace, inputs: Inputs, name: str) -> Attac
         tower = AttackTower(inputs.network, options.image_size, mode=mode, seed=options.seed, attacker=attacker,
                             loss=options.attack_loss, goal=options.attack_goal, num_targets=options.num_targets,
                             **attack_settings(options.attack_dtype, options.xla))
-        same_start = tower.takes_targets and not depends_on([tower.start], tower.seed, but_for=tower.index)
     check_attack(tower)
-    if same_start and options.restarts > 1:
-        log.warning('the attacker %s begins at the same place in every restart: all of them do the same', name)
     if not tower.takes_targets and (options.targets != RANDOM or options.num_targets > 1):
         raise InputError('the attacker %s finds its targets itself: leave out --targets and --num-targets' % name)
     return tower
+
+
+def repeated_starts(arms: Arms, options: argparse.Namespace) -> List[str]:
+    """Say of which attackers restarts are of no use."""
+    return ['the attacker %s begins at the same place in every restart: all of them do the same' % name
+            for name, tower in arms.towers.items() if options.restarts > 1 and tower.takes_targets
+            and not depends_on([tower.start], tower.seed, but_for=tower.index)]
 
 
 def figures_text(columns: Sequence[Column], labels: Sequence[int], *, saved: bool) -> str:

@@ -1,6 +1,7 @@
 """The all-or-nothing criterion of black-box attacks: tools.black_box on files of predictions and on folders."""
 import json
 import os
+import re
 
 import cv2
 import numpy as np
@@ -8,9 +9,10 @@ import pytest
 from photos import photographs
 
 from evaluation.results import wilson_interval
-from runtime.errors import InputError
+from runtime.errors import InputError, RunError
+from third_party.preparations import PREPARATIONS
 from tools import black_box
-from tools.predictions import read_predictions
+from tools.predictions import classify, kept_file, read_predictions
 
 # label, and what the network says of the versions of three attackers. By hand: A is right on 4 of 6, B on 4, C on 3;
 # all of them on 0 and 5 alone.
@@ -307,6 +309,25 @@ def test_an_image_that_cannot_be_read_is_missing(judged, folders, tmp_path, weig
     verdict = black_box.judge(originals, predictions)
     assert failed == 1 and len(verdict.photos) == 11 and list(verdict.right[0]) == [True] * 11
     assert list(verdict.right[1]) == [folders['A'][i] == folders['B'][i] for i in range(12) if i != 3]
+
+
+def test_what_was_scored_before_a_failure_is_kept(folders, tmp_path, classifier, caplog):
+    class Failing:
+        """Fails with its second batch."""
+        image_size, batch, calls = 32, 5, 0
+
+        def classify(self, images, labels):
+            self.calls += 1
+            if self.calls == 2:
+                raise RunError('no memory')
+            return classifier().classify(images, labels)
+
+    paths = [str(tmp_path / 'A' / ('%d.png' % i)) for i in range(12)]
+    with pytest.raises(RunError), kept_file(str(tmp_path / 'kept.txt')) as out:
+        classify(Failing(), paths, {}, PREPARATIONS['resize'](), out)
+    kept = re.search('the predictions so far are in (.*)', caplog.text).group(1)
+    assert not (tmp_path / 'kept.txt').exists()
+    assert read_predictions(kept) == (paths[:5], [int(label) for label in folders['A'][:5]])
 
 
 def test_a_network_without_the_manifests_classes(folders, tmp_path, weights_file):

@@ -326,6 +326,15 @@ def test_an_attacker_that_finds_its_step_size_reports_none():
         assert Attack('some.module:Class', Strength(steps, 8.0), finds_step_size=finds).step_used == used
 
 
+def test_restarts_that_do_the_same_are_said(python, data, weights_file, tmp_path):
+    done = python('main.py', '--eval', '--load', weights_file(), '-d', 14, '--image-size', 32, '--data', data,
+                  '--subset', 5, '--attack-iter', 1, '--attacker', 'pgd,momentum', '--restarts', 2,
+                  '--results', tmp_path / 'r.json')
+    said = 'the attacker momentum begins at the same place in every restart: all of them do the same'
+    assert done.returncode == 0 and 'main.py: warning: %s\n' % said in done.stderr, done.stderr
+    assert json.loads((tmp_path / 'r.json').read_text())['warnings'].count(said) == 1
+
+
 def test_without_a_target_there_is_no_success(root, data, weights_file, tmp_path):
     done = evaluate(root, alone, data, weights_file(), *FLAGS, '--attack-goal', 'untargeted', '--attack-loss', 'margin',
                     '--restarts', 2, '--results', tmp_path / 'r.json', '--per-image', tmp_path / 'i.csv')

@@ -31,7 +31,7 @@ from third_party.batches import contents
 from third_party.preparations import PREPARATIONS, Preparation
 from tools.network_flags import add_network_flags, check_network, load_network, network_facts
 from tools.originals import Attacker, Originals, find_originals, read_manifests
-from tools.predictions import NO_LABEL, classify, images_of, names_for, read_predictions, write_predictions
+from tools.predictions import NO_LABEL, classify, images_of, kept_file, names_for, read_predictions
 
 log = logging.getLogger(__name__)
 
@@ -224,11 +224,10 @@ def collect(options: argparse.Namespace) -> Tuple[List[Attacker], List[Sequence[
     listed = {image: row.listed for image, row in rows.items()}
     for i in folders:
         paths = attackers[i].paths
-        read, predictions[i] = classify(classifier, paths, listed, PREPARATIONS[options.preprocess]())
+        with kept_file(kept.get(i)) as out:
+            read, predictions[i] = classify(classifier, paths, listed, PREPARATIONS[options.preprocess](), out)
         failed += len(paths) - len(read)
         attackers[i] = attackers[i]._replace(paths=read)
-        if i in kept:
-            write_predictions(kept[i], read, predictions[i])
         if not read:
             raise InputError('no image of %s could be read' % attackers[i].name)
     return attackers, predictions, originals_of() if failed else originals, failed

@@ -1,8 +1,9 @@
 """What `tools.black_box` judges: an attacker's predictions in a file, or a network's of the images in a folder."""
+import contextlib
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Dict, List, Sequence, Tuple
+from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
 
 from evaluation.saved_images import MANIFEST, Listed
 from runtime.errors import InputError
@@ -67,11 +68,12 @@ def names_for(inputs: Sequence[str]) -> List[str]:
     return names if len(set(names)) == len(names) else [os.path.normpath(path) for path in inputs]
 
 
-def classify(classifier: 'Classifier', paths: Sequence[str], listed: Dict[str, Listed],
-             preparation: Preparation) -> Tuple[List[str], List[int]]:
+def classify(classifier: 'Classifier', paths: Sequence[str], listed: Dict[str, Listed], preparation: Preparation,
+             out: Optional[TextIO] = None) -> Tuple[List[str], List[int]]:
     """Return the images that can be read, and their labels: NO_LABEL where logits are no numbers.
 
-    Images are read as `main.py --eval-directory` reads them; those that can't be are named by warnings.
+    Images are read as `main.py --eval-directory` reads them; those that can't be are named by warnings. out: gets a
+    line `path,label` for each, which read_predictions reads.
     """
     from evaluation.scoring import classified, in_chunks, read_image
     from runtime.bars import tqdm
@@ -89,12 +91,22 @@ def classify(classifier: 'Classifier', paths: Sequence[str], listed: Dict[str, L
                 else:
                     read.append(path)
                     labels.append(prediction)
+                    if out:
+                        out.write('%s,%d\n' % (path, prediction))
             bar.update(len(chunk))
     return read, labels
 
 
-def write_predictions(path: str, paths: Sequence[str], labels: Sequence[int]) -> None:
-    """Write lines `path,label` that read_predictions reads. Raises InputError or RunError where that can't be done."""
+@contextlib.contextmanager
+def kept_file(path: Optional[str]) -> Iterator[Optional[TextIO]]:
+    """Give the file of predictions, which is there when all are; without a path none. Where they end early, it is said
+    which file has those so far. Raises InputError or RunError where it can't be written."""
+    if path is None:
+        yield None
+        return
     with WholeFile(path, keep=True) as f:
-        for image, label in zip(paths, labels):
-            f.write('%s,%d\n' % (image, label))
+        try:
+            yield f
+        except BaseException:
+            log.error('the predictions so far are %s', f.kept_so_far() or 'lost')
+            raise
