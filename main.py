@@ -22,7 +22,7 @@ from evaluation.preparation import default_preprocess
 from nets import DTYPES, OPERATIONS, network_of
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError, LaunchError
-from runtime.limits import mistaken_memory
+from runtime.limits import check_threads, mistaken_memory
 from runtime.pixels import LARGEST_IMAGE
 from third_party.preparations import PREPARATIONS
 from training.flags import METHOD_FLAGS, add_method_flags, settle_training
@@ -36,6 +36,7 @@ def main() -> int:
     options = parse_options(sys.argv[1:])
     for mistake in mistaken_memory():
         log.warning('%s', mistake)
+    check_threads()
     end_on_interrupt('main.py')
     if options.eval:
         evaluated = inputs_of_evaluation(options)

@@ -79,7 +79,13 @@ class ImageTable:
 
     def __init__(self, file: Any, dataset: Dataset, *, manifest: bool = False):
         self._dataset, self._manifest = dataset, manifest
-        self._rows = csv.writer(file, lineterminator='\n')
+        self._writer = csv.writer(file, lineterminator='\n')
+        self._quoting = csv.writer(file, lineterminator='\n', quoting=csv.QUOTE_ALL)
+
+    def _write_row(self, row: Sequence[Any]) -> None:
+        # a carriage return ends a line for who reads this, but Python's writer would not quote it
+        writer = self._quoting if any('\r' in str(value) for value in row) else self._writer
+        writer.writerow(row)
 
     def write(self, columns: Sequence[Column]) -> None:
         """Write all rows."""
@@ -89,14 +95,14 @@ class ImageTable:
             more = MORE_COLUMNS[:several]
         else:
             more = MORE_COLUMNS if several or columns[0].attack.num_starts > 1 else ()
-        self._rows.writerow((('file',) if self._manifest else ()) + PER_IMAGE_COLUMNS + more)
+        self._write_row((('file',) if self._manifest else ()) + PER_IMAGE_COLUMNS + more)
         for position, label in enumerate(self._dataset.labels):
             for column in columns:
                 index, attack = self._dataset.index(position), column.attack
                 row = [index, self._dataset.paths[position], label, attack.strength.num_iter,
                        attack.strength.epsilon_text] + self._outcome(column, position, label, more)
                 name = file_name(index, attack.strength, attack.attacker if several else '')
-                self._rows.writerow(([name] if self._manifest else []) + row)
+                self._write_row(([name] if self._manifest else []) + row)
 
     def _outcome(self, column: Column, position: int, label: int, more: Sequence[str]) -> List[Any]:
         prefix = 'saved_' if self._manifest else ''

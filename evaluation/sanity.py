@@ -40,9 +40,13 @@ def suspicions(predict: Callable[[np.ndarray], np.ndarray], dataset: Dataset, wo
         return cut
 
     looking = preparation._replace(cut=cut_and_look)
-    for b in validation_batches(dataset, parts, image_size=image_size, preparation=looking):
-        seen = [predict(pixels) for pixels in (b.images, b.images[..., ::-1])]
-        rows.append(np.stack([b.labels] + seen, axis=1).astype(np.int64))
+
+    def classify_mine() -> None:
+        for b in validation_batches(dataset, parts, image_size=image_size, preparation=looking):
+            seen = [predict(pixels) for pixels in (b.images, b.images[..., ::-1])]
+            rows.append(np.stack([b.labels] + seen, axis=1).astype(np.int64))
+
+    world.patiently(classify_mine)  # another rank may read, or compute, far longer
     found = judge(*world.gather(np.concatenate(rows)).T)
     if world.sum(sum(ready)) == len(positions) and world.sum(sum(changed)):
         found.append('the images have the network\'s size already, %dx%d, and are enlarged and cut all the same, which '

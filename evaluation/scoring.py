@@ -99,7 +99,7 @@ def read_image(path: str, image_size: int, listed: Dict[str, Listed], preparatio
     """
     try:
         if '\n' in path or '\r' in path:
-            raise InputError('%r has a line break in its name: rename it' % path)
+            raise InputError('%s has a line break in its name: rename it' % repr(os.fsencode(path))[1:])
         if os.path.realpath(path) not in listed:
             return path, retried(lambda: preparation.load(path, image_size), pauses), ''
         image = retried(lambda: decode(path), pauses)

@@ -22,6 +22,7 @@ from typing import Any, Callable, NoReturn
 from runtime.content import discard_temporary
 from runtime.errors import InputError, LaunchError, RunError
 from runtime.launcher import find_launch, is_one_of_several, is_task_of_srun
+from runtime.limits import refusal
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 # What stands before a message of a level, unless the record has a `word` of its own
@@ -164,9 +165,9 @@ def this_rank() -> str:
 def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool = False) -> NoReturn:
     """Run `command` and end the process with the status it returns; never returns. chief_speaks: see Messages.
 
-    An InputError becomes one line on stderr and status 2, a RunError one line and status 1, an interrupt status
-    130. The process ends without running exit handlers: under MPI, Horovod's would wait for ranks that may be
-    stuck in a collective, while a rank that is simply gone makes mpirun end the others.
+    An InputError, and what the system refuses, become one line on stderr and status 2, a RunError one line and status
+    1, an interrupt status 130. The process ends without running exit handlers: under MPI, Horovod's would wait for
+    ranks that may be stuck in a collective, while a rank that is simply gone makes mpirun end the others.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -189,10 +190,14 @@ def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool 
     except KeyboardInterrupt:
         print('%s: interrupted' % program, file=sys.stderr)
         status = 130
-    except Exception as e:  # a bug, or a machine's failure
-        traceback.print_exc()
-        messages.say(logging.CRITICAL, '%s%s: %s' % (this_rank(), type(e).__name__, str(e).split('\n')[0]))
-        status = 1
+    except Exception as e:  # what the system refuses, a bug, or a machine's failure
+        refused = refusal(e)
+        if refused:
+            messages.say(logging.ERROR, this_rank() + refused)
+        else:
+            traceback.print_exc()
+            messages.say(logging.CRITICAL, '%s%s: %s' % (this_rank(), type(e).__name__, str(e).split('\n')[0]))
+        status = 2 if refused else 1
     try:
         if sys.stdout:  # closed, it is None
             sys.stdout.flush()

@@ -92,7 +92,7 @@ class HorovodWorld(World):
         self.rank, self.size = hvd.rank(), hvd.size()
         self.local_rank, self.local_size = hvd.local_rank(), hvd.local_size()
         self._session: Optional[tf.Session] = None
-        if self.size > 1:
+        if find_launch():
             warn_of_shares(of_machines(self.gather(share_of(self.local_size, num_gpus()))))
 
     def sum(self, values: Any) -> np.ndarray:
@@ -142,6 +142,8 @@ def connect() -> World:
     """Return the ranks of this job; wait until all of them are there."""
     started = find_launch()
     if started is None or started.size == 1:
+        if started:  # Open MPI binds one rank to one core, too
+            warn_of_shares(of_machines(share_of(1, num_gpus())))
         return World()
     try:
         return HorovodWorld()

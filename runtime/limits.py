@@ -2,12 +2,14 @@
 import errno
 import os
 import resource
+import threading
 import time
 from typing import Callable, List, NoReturn, Optional, Sequence, TypeVar
 
 from runtime.errors import InputError, NoMemory, RunError
 
 T = TypeVar('T')
+THREADS_OF_TENSORFLOW = 12  # with those that read images, on the smallest machine
 MEMORY_OF_TENSORFLOW = 2 << 30  # bytes of address space, with its threads' stacks, for the smallest network
 PAUSES = (0.1, 1.0, 5.0, 20.0)  # seconds: what another job holds may be free again soon
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
@@ -51,6 +53,23 @@ def mistaken_memory() -> List[str]:
         return []
     return ['TensorFlow needs more memory than it may have here: %s; it ends with the names of functions where it gets '
             'none' % _limit('%s KiB of memory in a process', resource.RLIMIT_AS, 'v', 1024)[0]]
+
+
+def check_threads(number: int = THREADS_OF_TENSORFLOW) -> None:
+    """Raise InputError where this process may not have so many more threads: TensorFlow, without them, aborts."""
+    go_on = threading.Event()
+    threads: List[threading.Thread] = []
+    try:
+        for _ in range(number):
+            thread = threading.Thread(target=go_on.wait, daemon=True)
+            thread.start()
+            threads.append(thread)
+    except RuntimeError as e:
+        raise_named(e)
+    finally:
+        go_on.set()
+        for thread in threads:
+            thread.join()
 
 
 def check_open_files(number: int) -> None:

@@ -60,7 +60,7 @@ def warn_of_shares(table: np.ndarray) -> None:
         if 0 < gpus < ranks:
             said.setdefault('gpus', '%d ranks share %d GPU%s of a machine: start one rank a GPU, and show each its own '
                             'or all of them' % (ranks, gpus, '' if gpus == 1 else 's'))
-        if ranks > 1 and cores < all_cores:
+        if cores < all_cores:
             said.setdefault('cores', 'ranks are bound to %d of %d cores: start %s' % (
                 cores, all_cores, 'srun with --cpu-bind=none' if is_task_of_srun() else 'mpirun with --bind-to none'))
     for text in said.values():

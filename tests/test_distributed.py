@@ -67,12 +67,12 @@ def test_what_ranks_tell_each_other(root, tmp_path, count):
 
 @pytest.mark.skipif(has_gpu() or len(os.sched_getaffinity(0)) < 2, reason='needs CPUs alone, and more than one core')
 def test_ranks_that_leave_cores_unused_say_so_once(root):
-    """Whatever binds them; ranks that are bound to a core each, and to all of them together, leave none."""
+    """Whatever binds them, and also a single one; ranks that are bound to all cores leave none."""
     program = 'from runtime.command_line import run_command\nfrom runtime.distributed import connect\n' \
         'run_command("prog.py", lambda: 0 * connect().size, chief_speaks=True)'
     cores = sorted(os.sched_getaffinity(0))
-    for bound, times in ((cores[:1], 1), (cores, 0)):
-        command = mpirun(2, ['-c', program])
+    for count, bound, times in ((2, cores[:1], 1), (2, cores, 0), (1, cores[:1], 1)):
+        command = mpirun(count, ['-c', program])
         place = command.index(sys.executable)
         command[place:place] = ['taskset', '-c', ','.join(map(str, bound))]
         done = subprocess.run(command, cwd=root, env=dict(os.environ, PYTHONPATH=root), stdin=subprocess.DEVNULL,
@@ -130,7 +130,8 @@ def test_which_gpus_a_rank_sees(tmp_path, monkeypatch):
 @pytest.mark.parametrize('rows, said', [
     ([[2, 1, 8, 8]] * 2, ['2 ranks share 1 GPU of']), ([[8, 4, 64, 64]] * 8, ['8 ranks share 4 GPUs of']),
     ([[8, 8, 64, 64]] * 8, []), ([[2, 0, 64, 64]] * 2, []), ([[8, 8, 1, 64]] * 8, ['1 of 64 cores']),
-    ([[1, 1, 8, 8]] + [[2, 1, 1, 8]] * 2, ['2 ranks share 1 GPU of', '1 of 8 cores']), ([[1, 1, 4, 8]] * 2, [])])
+    ([[1, 1, 8, 8]] + [[2, 1, 1, 8]] * 2, ['2 ranks share 1 GPU of', '1 of 8 cores']),
+    ([[1, 1, 4, 8]] * 2, ['4 of 8 cores'])])
 def test_what_is_said_of_shares(caplog, rows, said):
     with caplog.at_level(logging.WARNING):
         warn_of_shares(np.array(rows))

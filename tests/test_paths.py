@@ -57,6 +57,24 @@ def test_an_evaluation_and_a_report(root, folder, tmp_path, locale):
 DIGESTS = {}
 
 
+def test_a_carriage_return_in_a_name(python, weights_file, tmp_path):
+    """It ends a line of a CSV where it isn't quoted."""
+    write_split(tmp_path / 'data' / 'val', 10)
+    image = next((tmp_path / 'data' / 'val' / 'c0').iterdir())
+    image.rename(image.parent / 'a\r,b.jpg')
+    done = python('main.py', '--eval', '--load', weights_file(), '--data', tmp_path / 'data', '--attack-iter', '0,1',
+                  '--per-image', tmp_path / 'rows', '--save-adversarial', tmp_path / 'saved', *SMALL)
+    assert done.returncode == 0, done.stderr
+    for path in (tmp_path / 'rows', tmp_path / 'saved' / 'manifest.csv'):
+        with open(str(path), newline='') as f:
+            rows = list(csv.DictReader(f))
+        assert len(rows) == 20 and [row['path'] for row in rows[:2]] == [
+            str(tmp_path / 'data' / 'val' / 'c0' / 'a\r,b.jpg')] * 2
+    done = python('main.py', '--eval-directory', tmp_path / 'saved', '--labels', tmp_path / 'saved' / 'manifest.csv',
+                  '--load', weights_file(), '--prediction-file', tmp_path / 'p', *SMALL)
+    assert done.returncode == 0 and '10 images, 1 attack steps' in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize('locale', sorted(LOCALES))
 def test_scoring(root, folder, tmp_path, locale):
     out = os.path.join(os.fsencode(str(tmp_path)), b'p\xe9  .txt')

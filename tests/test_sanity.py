@@ -6,9 +6,12 @@ import cv2
 import numpy as np
 import pytest
 from evaluating import SMALL, alone, evaluate
-from photos import photographs
+from photos import photographs, write_split
 
-from evaluation.sanity import judge
+from evaluation.sanity import judge, suspicions
+from runtime.distributed import World
+from third_party.imagenet import load_dataset
+from third_party.preparations import PREPARATIONS
 
 LABELS = np.arange(64) % 10
 RIGHT = LABELS.copy()
@@ -33,6 +36,33 @@ def test_judgement(predictions, swapped, said):
     assert len(found) == (said is not None), found
     if said:
         assert re.search(said, found[0]), found
+
+
+def test_others_wait_patiently_for_a_slow_sample(tmp_path):
+    """Horovod would take a rank that reads, or computes, for minutes for a deadlock: all of it is known to be long."""
+    class Watched(World):
+        working = False
+
+        def patiently(self, work):
+            self.working = True
+            work()
+            self.working = False
+
+    class Slow:
+        """A preparation that reads only while the others know of it."""
+        def cut(self, image, size):
+            assert world.working
+            return image[:size, :size]
+
+    def predict(images):
+        assert world.working
+        return np.zeros(len(images), np.int64)
+
+    world = Watched()
+    write_split(tmp_path / 'val', 12)
+    preparation = PREPARATIONS['resize']()._replace(cut=Slow().cut)
+    assert suspicions(predict, load_dataset(str(tmp_path), 'val'), world, image_size=32, batch=5,
+                      preparation=preparation) == []
 
 
 def test_few_images_prove_nothing():

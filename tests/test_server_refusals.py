@@ -1,8 +1,9 @@
-"""The data server on machines that refuse it something: locks, open files, processes, memory."""
+"""The data server, and an evaluation, on machines that refuse something: locks, open files, processes, memory."""
 import errno
 import os
 import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from photos import write_split
 from test_serve_data import (
     BATCH,
     CLASSES,
@@ -270,6 +272,25 @@ def test_an_image_that_memory_does_not_suffice_for(tmp_path, decoder, ending):
     run = subprocess.run([sys.executable, '-c', code, path], stdout=subprocess.PIPE, universal_newlines=True,
                          cwd=os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     assert re.match(r'cannot decode .*large\.\w+: Cannot allocate memory: the limit is \d+ KiB .*ulimit -v', run.stdout)
+
+
+AS_NOBODY = ['setpriv', '--reuid=65534', '--regid=65534', '--clear-groups',
+             '--inh-caps=+dac_override,+dac_read_search', '--ambient-caps=+dac_override,+dac_read_search']
+
+
+@pytest.mark.parametrize('limit, said', [
+    ('u 8', r'main.py: error: .*: the limit is 8 processes and threads of yours \(ulimit -u\)'),
+    ('v 600000', r'main.py: error: .*: the limit is .*600000 KiB of memory in a process \(ulimit -v\)')])
+def test_what_an_evaluation_is_refused(root, tmp_path, weights_file, limit, said):
+    write_split(tmp_path / 'val', 10)
+    if limit.startswith('u') and (os.geteuid() or not shutil.which('setpriv')):
+        pytest.skip('needs root and setpriv: root itself has no such limit')
+    command = ['bash', '-c', 'ulimit -%s; exec "$0" "$@"' % limit, sys.executable, os.path.join(root, 'main.py'),
+               '--eval', '--load', weights_file(), '-d', '14', '--image-size', '32', '--data', str(tmp_path)]
+    done = subprocess.run((AS_NOBODY if limit.startswith('u') else []) + command, stdout=subprocess.PIPE, cwd=root,
+                          stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, universal_newlines=True, timeout=100)
+    lines = [line for line in done.stderr.splitlines() if 'warning: TensorFlow needs more memory' not in line]
+    assert done.returncode == 2 and len(lines) == 1 and re.match(said, lines[0]), done.stderr
 
 
 def test_too_little_memory_for_tensorflow_is_said():
