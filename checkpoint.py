@@ -4,6 +4,7 @@ TensorFlow is loaded by what needs it: a wrong name is told at once.
 """
 import contextlib
 import glob
+import logging
 import os
 import re
 import tempfile
@@ -17,6 +18,8 @@ from runtime.errors import InputError
 
 if TYPE_CHECKING:
     from runtime.compat import tf
+
+log = logging.getLogger(__name__)
 
 # Variables that training keeps beside the network's: the optimizer's, the schedule's, the smoothed summaries
 TRAINING_ONLY = re.compile(r'^(global_step|learning_rate|training/.*|EMA/.*|.*/Momentum|.*/EMA/(biased|local_step))$')
@@ -197,6 +200,10 @@ def fit_checkpoint(weights: Weights, network: Network, path: str) -> Weights:
         refuse(weights, path, lambda name, value: value.dtype.kind == 'c',
                'complex numbers, of which a network would use the real part alone: save real ones')
         refuse(weights, path, lambda name, value: value.dtype.kind not in 'fiu', 'not numbers')
+        halves = sorted({str(value.dtype) for value in weights.values()
+                         if value.dtype.kind == 'f' and value.dtype.itemsize == 2})
+        if halves:
+            log.info('checkpoint %s has %s numbers: they are converted to float32', path, ' and '.join(halves))
         with np.errstate(over='ignore'):
             weights = {name: value.astype(np.float32) for name, value in weights.items()}
         refuse(weights, path, lambda name, value: not np.isfinite(value).all(),

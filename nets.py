@@ -167,6 +167,8 @@ class Network(NamedTuple):
         except InputError as e:
             if str(UNLIKELY_NUMBER) not in str(e):
                 raise
+            if not re.search(r'of shape \[\w+, \d+\], not logits', str(e)):
+                self.variable_shapes()  # says the same with the number of classes that was asked for
             raise InputError('--arch %s doesn\'t build a network of as many classes as its function is given, '
                              'num_classes: it must follow that' % self.arch)
         return {name: shape.index(UNLIKELY_NUMBER) for name, shape in shapes.items() if UNLIKELY_NUMBER in shape}
@@ -255,7 +257,7 @@ def is_own(arch: str) -> bool:
 
 def logits_of_own(network: Network, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Tensor':
     """Compute the logits of a network of one's own by its function of images, number of classes and mode."""
-    from runtime.compat import in_control_flow, tf
+    from runtime.compat import in_control_flow, tf, tower_that_trains
 
     from kernels.mode import Mode, constant_during_attack
     function = load_code('--arch', network.arch)
@@ -264,7 +266,8 @@ def logits_of_own(network: Network, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Ten
 
     def build(x: tf.Tensor, how: Mode) -> tf.Tensor:
         try:
-            logits = function(x, network.num_classes, how)
+            with tower_that_trains(how.training):
+                logits = function(x, network.num_classes, how)
         except InputError:
             raise
         except (Exception, SystemExit) as e:  # whatever somebody else's function does

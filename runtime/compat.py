@@ -2,10 +2,11 @@
 
 Import `tf` from here before anything else of tensorpack's; it is TensorFlow's v1 interface in graph mode.
 """
+import contextlib
 import logging
 import os
 import warnings
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 # Set before TensorFlow loads: its notes about missing CUDA libraries would bury the one line that matters.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -21,6 +22,7 @@ tensorflow.compat.v1.logging.set_verbosity(tensorflow.compat.v1.logging.ERROR)
 
 from tensorflow.python.ops import control_flow_util, gen_nn_ops  # noqa: E402
 from tensorpack.compat import tfv1 as tf  # noqa: E402
+from tensorpack.tfutils import tower  # noqa: E402
 
 TF2 = int(tensorflow.__version__.split(".")[0]) >= 2
 USES_BFLOAT16_UNITS = TF2  # of CPUs; without oneDNN the kernels convert number by number
@@ -44,6 +46,21 @@ def in_xla() -> bool:
 def in_control_flow() -> bool:
     """Tell whether what is added to the graph now is for a loop or for `xla_compile`, where variables can't be made."""
     return tf.get_default_graph()._get_control_flow_context() is not None
+
+
+@contextlib.contextmanager
+def tower_that_trains(training: bool) -> Iterator[None]:
+    """Have tensorpack's layers find a tower that trains, or one that doesn't: they ask none but the current one.
+
+    A training's attack is in its tower, and there nothing trains; where variables are listed there is no tower at all.
+    """
+    before = tower.get_current_tower_context()
+    if before is None or before.is_training != training:
+        tower._CurrentTowerContext = tower.TowerContext('', is_training=training)  # not entered: its name is of no use
+    try:
+        yield
+    finally:
+        tower._CurrentTowerContext = before
 
 
 def depends_on(tensors: Sequence[Any], source: Any, *, but_for: Any) -> bool:

@@ -72,9 +72,12 @@ def test_classes_are_counted_without_reading_all(tmp_path, weights_of, weights_f
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float64])
-def test_weights_of_another_precision_become_float32(dtype, weights_of):
+def test_weights_of_another_precision_become_float32(dtype, weights_of, caplog):
     network, expected = Network('ResNet', 14, 10), weights_of('ResNet')
-    fitted = checkpoint.fit_checkpoint({n: v.astype(dtype) for n, v in expected.items()}, network, 'some.npz')
+    with caplog.at_level('INFO'):
+        fitted = checkpoint.fit_checkpoint({n: v.astype(dtype) for n, v in expected.items()}, network, 'some.npz')
+    said = 'checkpoint some.npz has float16 numbers: they are converted to float32'
+    assert caplog.messages == ([said] if dtype == np.float16 else [])
     for name, value in fitted.items():
         assert value.dtype == np.float32
         np.testing.assert_allclose(value, expected[name], rtol=1e-3, atol=1e-4)

@@ -22,6 +22,7 @@ LITE0 = 'examples.efficientnet_lite0:network'
 # Plain TensorFlow, without a word about an attack's loop; what it needs of the mode is the layout alone
 TINY = '''
 from runtime.compat import tf
+from tensorpack import models
 import numpy as np
 
 def network(image, num_classes, mode):
@@ -42,6 +43,13 @@ def ten_classes(image, num_classes, mode):
 
 def rounded(image, num_classes, mode):
     return network(tf.round(image), num_classes, mode)
+
+def packed(image, num_classes, mode):
+    x = models.Conv2D('conv', image, 8, 3, strides=2, activation=models.BNReLU)
+    return models.FullyConnected('linear', models.GlobalAvgPooling('pool', x), num_classes)
+
+def of_pixels(image, num_classes, mode):
+    return tf.layers.conv2d(image, num_classes, 3, name='c')
 
 def leaves(image, num_classes, mode):
     raise SystemExit(0)
@@ -138,8 +146,29 @@ def test_a_network_of_one_image_size(tiny, tmp_path):
 
 def test_functions_that_are_no_use(tiny, tiny_file, tmp_path):
     assert 'num_classes: it must follow that' in refusal(load_classifier, tiny_file, arch='tiny_networks:ten_classes')
+    assert '30, 30, 1000], not logits' in refusal(load_classifier, tiny_file, arch='tiny_networks:of_pixels')
     text = refusal(load_classifier, tiny_file, arch='tiny_networks:rounded', image_size=32)
     assert 'no gradient reaches the image' in text
+
+
+def test_layers_of_tensorpack(tiny, root, python, tmp_path):
+    """They ask a tower whether they train: what such a network learned can be resumed, evaluated and attacked."""
+    def train(epochs):
+        return python(os.path.join(root, 'main.py'), '--arch', 'tiny_networks:packed', '--fake', '--image-size', 32,
+                      '--batch', 4, '--attack-iter', 1, '--steps-per-epoch', 2, '--max-epoch', epochs, '--logdir', 'x',
+                      '--resume', env={'PYTHONPATH': sys.path[-1]}, cwd=tmp_path, timeout=120)
+    for epochs in 1, 2:
+        done = train(epochs)
+        assert done.returncode == 0, done.stderr
+        assert 'To repeat it' not in done.stdout and 'Using moving_mean' not in done.stdout
+    path, = tmp_path.glob('train_log/*/model-4.index')
+    weights = checkpoint.read_checkpoint(str(path))
+    assert np.abs(weights['conv/bn/mean/EMA']).max() > 0  # the training's batches left their mark, its attack's did not
+    clf = load_classifier(str(path), arch='tiny_networks:packed', image_size=32)
+    pixels = images(3, 32)
+    np.testing.assert_allclose(clf.logits(pixels)[:1], clf.logits(pixels[:1]), rtol=1e-5, atol=1e-5)
+    assert np.isfinite(clf.pgd(pixels, np.array([0, 1, 2]), steps=2, epsilon=8.)[0]).all()
+    clf.close()
 
 
 def test_all_files_of_a_network_are_in_the_facts(tmp_path, monkeypatch):

@@ -298,7 +298,7 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
         print(line)
     if options.keep_best:
         print('The best checkpoint by %s: %s' % (options.keep_best, best_checkpoint(directory) or 'none'))
-    if options.data:
+    if options.data and not options.fake:
         iters = [0] if options.training_eval == 'clean' else attack_iters_after(options.max_epoch, options.max_epoch)
         command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], *inputs.network.flags,
                    '--data', options.data, '--image-size', str(options.image_size), '--batch', str(options.batch),
