@@ -128,34 +128,23 @@ def standardised(image: tf.Tensor) -> tf.Tensor:
     return ((tf.reverse(image, [3]) + 1.0) / 2.0 - mean) / std
 
 
-def mirrored_stem(x: tf.Tensor, mode: Mode) -> Features:
-    """Compute the stem with padding that is alike on all sides.
-
-    With a stride of 2 SAME pads an even size less at the top and left than at the bottom and right, by just as much as
-    symmetric padding does the opposite (its last row and column are not used); of an odd size both are the same. So it
-    is the stem, with its kernel turned, of images turned by 180 degrees, turned back.
-    """
-    pooled = stem(tf.reverse(x, positions_axes(mode)), mode, turned=True)
-    return pooled._replace(tensor=tf.reverse(pooled.tensor, positions_axes(mode)))
-
-
-def stem(x: tf.Tensor, mode: Mode, *, turned: bool = False) -> Features:
-    """Convolve the image by 7x7, its kernel perhaps `turned`, with a stride of 2, normalise, and max-pool 3x3 with a
-    stride of 2.
+def stem(x: tf.Tensor, mode: Mode, *, symmetric: bool = False) -> Features:
+    """Convolve the image by 7x7 with a stride of 2, normalise, and max-pool 3x3 with a stride of 2; both padded SAME,
+    or `symmetric`, alike on all sides.
 
     The maximum of ReLUs is the ReLU of the maximum, and that of fewer positions: it is left to what comes next.
     """
-    layer = conv_norm_layer('conv0', [7, 7, num_channels(x, mode), 64], stride=2)
-    if turned:
-        with constant_during_attack():
-            layer = layer._replace(w=tf.reverse(layer.w, [0, 1]))
+    layer = conv_norm_layer('conv0', [7, 7, num_channels(x, mode), 64], stride=2, symmetric=symmetric)
     if has_fast_stem(x, mode):
         folded = layer.folded()
         with constant_during_attack():
             w, bias = tf.cast(folded.w, mode.dtype), tf.cast(folded.bias, mode.dtype)
-        return Features(fast_stem(x, w, bias), relu_to_come=True)
+        return Features(fast_stem(x, w, bias, symmetric=symmetric), relu_to_come=True)
     x = conv_norm(x, layer, mode)
-    x = tf.nn.max_pool(x, spatial([3, 3], mode), spatial([2, 2], mode), 'SAME', data_format=mode.data_format)
+    if symmetric:
+        x = tf.pad(x, [[0 if n == 1 else 1] * 2 for n in spatial([0, 0], mode)], constant_values=x.dtype.min)
+    x = tf.nn.max_pool(x, spatial([3, 3], mode), spatial([2, 2], mode), 'VALID' if symmetric else 'SAME',
+                       data_format=mode.data_format)
     return Features(x, relu_to_come=True)
 
 
@@ -215,7 +204,7 @@ def backbone(image: tf.Tensor, num_blocks: List[int], num_classes: int, mode: Mo
     x = tf.cast(standardised(image) if torchvision else image, mode.dtype)
     if mode.data_format == 'NCHW':
         x = tf.transpose(x, [0, 3, 1, 2])
-    features = mirrored_stem(x, mode) if torchvision else stem(x, mode)
+    features = stem(x, mode, symmetric=torchvision)
     for g, blocks in enumerate(num_blocks):
         for b in range(blocks):
             channels, stride = 64 * 2 ** g, 2 if g > 0 and b == 0 else 1

@@ -42,28 +42,39 @@ def space_to_channels(w: tf.Tensor) -> tf.Tensor:
     return tf.reshape(taps, [4, 4, out, 4 * channels])
 
 
-def fast_stem(x: tf.Tensor, w: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-    """Convolve NHWC images by 7x7/2 weights, add the bias, max-pool; the gradient is fast on CPUs and the image's
+def fast_stem(x: tf.Tensor, w: tf.Tensor, bias: tf.Tensor, *, symmetric: bool = False) -> tf.Tensor:
+    """Convolve NHWC images by 7x7/2 weights, add the bias, max-pool 3x3/2; the gradient is fast on CPUs and the image's
     alone.
 
     Height and width must be even. The convolutions of CPUs are three times slower than need be where few channels come
     out, as with the three of an image's gradient; here all four pixels under a stride are channels of one position.
+
+    symmetric: pad alike on all sides. Of an even size SAME pads 2 rows before the image and 3 after it. With 3 and 1
+    rows of zeros more the convolution makes what symmetric padding makes, and a row of features on each side of it:
+    there the bias is so low that the maximum never takes them, which is how a symmetric pooling is padded.
     """
     with constant_during_attack():
         backwards = space_to_channels(w)
+        if symmetric:
+            bias = tf.pad(tf.zeros([int(n) // 2 for n in x.shape[1:3]], w.dtype)[:, :, None] + bias,
+                          [[1, 1], [1, 1], [0, 0]], constant_values=w.dtype.min)
+    padding = 'VALID' if symmetric else 'SAME'
 
     @tf.custom_gradient
     def stem(image: tf.Tensor, forwards: tf.Tensor, bias: tf.Tensor,
              backwards: tf.Tensor) -> Tuple[tf.Tensor, Callable]:
-        features = tf.nn.bias_add(tf.nn.conv2d(image, forwards, strides=[1, 2, 2, 1], padding='SAME'), bias)
-        pooled = tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
+        features = tf.nn.conv2d(image, forwards, strides=[1, 2, 2, 1], padding='SAME')
+        features = features + bias if symmetric else tf.nn.bias_add(features, bias)
+        pooled = tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], padding)
 
         def gradient(upstream: tf.Tensor) -> Tuple[Optional[tf.Tensor], ...]:
-            d_features = max_pool_gradient(features, pooled, upstream)
+            d_features = max_pool_gradient(features, pooled, upstream, padding)
             d_features = tf.pad(d_features, [[0, 0], [2, 1], [2, 1], [0, 0]])
             d_image = tf.nn.conv2d(d_features, backwards, strides=[1] * 4, padding='VALID')
             return tf.depth_to_space(d_image, 2), None, None, None
         return pooled, gradient
+    if symmetric:
+        x = tf.pad(x, [[0, 0], [3, 1], [3, 1], [0, 0]])
     return stem(x, w, bias, backwards)
 
 

@@ -83,23 +83,24 @@ def ask_for_determinism() -> None:
         os.environ.setdefault(name, value)
 
 
-def max_pool_gradient(x: Any, pooled: Any, upstream: Any) -> Any:
-    """Return the gradient of 3x3/2 max-pooling of NHWC features, padding SAME, with respect to `x`.
+def max_pool_gradient(x: Any, pooled: Any, upstream: Any, padding: str) -> Any:
+    """Return the gradient of 3x3/2 max-pooling of NHWC features, padding SAME or VALID, with respect to `x`.
 
     TensorFlow 2 has a fast kernel for it, which it takes when it sees the pooling before its gradient in the graph; in
     a `while_loop`, which is a circle, that is a matter of chance. So here both are in a function of their own, which
     has an order. Pooling again costs little beside the slow kernel.
     """
     if not TF2:
-        return gradient_of_pooling(x, pooled, upstream)
+        return gradient_of_pooling(x, pooled, upstream, padding)
 
     def pool_again(features: Any, gradient: Any) -> Any:
-        return gradient_of_pooling(features, tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME'), gradient)
+        return gradient_of_pooling(features, tf.nn.max_pool(features, [1, 3, 3, 1], [1, 2, 2, 1], padding), gradient,
+                                   padding)
     in_order = tensorflow.function(pool_again, autograph=False, experimental_attributes={'_noinline': True})
     gradient = in_order(x, upstream)
     gradient.set_shape(x.shape)
     return gradient
 
 
-def gradient_of_pooling(x: Any, pooled: Any, upstream: Any) -> Any:
-    return gen_nn_ops.max_pool_grad(x, pooled, upstream, [1, 3, 3, 1], [1, 2, 2, 1], 'SAME')
+def gradient_of_pooling(x: Any, pooled: Any, upstream: Any, padding: str) -> Any:
+    return gen_nn_ops.max_pool_grad(x, pooled, upstream, [1, 3, 3, 1], [1, 2, 2, 1], padding)

@@ -1,5 +1,5 @@
 """torchvision's networks in the zoo: beside NumPy here, beside torchvision itself in test_from_pytorch.py."""
-from runtime.compat import TF2
+from runtime.compat import TF2, tf
 
 import numpy as np
 import pytest
@@ -7,8 +7,10 @@ from helpers import NumpyNetwork, convolution, images, max_pool, random_weights,
 from test_networks import NCHW, assert_close_logits, compute
 
 import checkpoint
+from kernels.frozen_layers import fast_stem
 from kernels.mode import Mode
 from nets import TORCHVISION, Network, find_network
+from resnet_model import stem
 from runtime.errors import InputError
 
 MEAN, STD = np.array([0.4, 0.5, 0.45]), np.array([0.2, 0.3, 0.25])
@@ -110,3 +112,45 @@ def test_a_background_class_is_recognised(weights_of_torchvision):
 def test_no_deviation_is_refused(weights_of_torchvision):
     weights = dict(weights_of_torchvision('resnet18'), **{'input/std': np.array([0.2, 0, 0.2], np.float32)})
     assert 'input/std' in refusal(checkpoint.fit_checkpoint, weights, Network('resnet18', None, 10), 'some.npz')
+
+
+# --- the stem --------------------------------------------------------------------------------------------------------
+
+def gradient_of_stem(image, w, upstream):
+    """Compute the stem's gradient as PyTorch defines it, by NumPy: of equal features pooling takes the first.
+
+    image: (H, W, 3). w: (7, 7, 3, C). upstream: (pooled H, pooled W, C).
+    """
+    size = image.shape[0]
+    half = (size - 1) // 2 + 1
+    padded = np.pad(image, [(3, 3), (3, 3), (0, 0)])
+    features = np.full((half + 2, half + 2, w.shape[3]), -np.inf)
+    for i in range(half):
+        for j in range(half):
+            features[i + 1, j + 1] = np.tensordot(padded[2 * i:2 * i + 7, 2 * j:2 * j + 7], w, 3)
+    gradient = np.zeros_like(padded)
+    for i, j, c in np.ndindex(*upstream.shape):
+        first = np.argmax(features[2 * i:2 * i + 3, 2 * j:2 * j + 3, c])
+        y, x = 2 * (2 * i + first // 3 - 1), 2 * (2 * j + first % 3 - 1)
+        gradient[y:y + 7, x:x + 7] += upstream[i, j, c] * w[..., c]
+    return gradient[3:-3, 3:-3]
+
+
+@pytest.mark.parametrize('size', [16, 18, 13])
+@pytest.mark.parametrize('plain', [False, True])
+def test_of_equal_features_pooling_takes_pytorchs(session, size, plain):
+    """Overexposed photos have flat areas, where all features are equal. Whole numbers have no roundings."""
+    rng = np.random.RandomState(size)
+    image = rng.randint(0, 2, (size, size, 3)).astype(np.float32)
+    image[:9, 3:] = 1
+    w = rng.randint(-1, 2, (7, 7, 3, 64)).astype(np.float32)
+    x = tf.constant(image[None])
+    if plain or size % 2:
+        pooled = stem(x, Mode(plain=True), symmetric=True).tensor
+        session.run(tf.global_variables_initializer())
+        session.run([tf.assign(v, w) for v in tf.global_variables() if v.op.name == 'conv0/W'])
+    else:
+        pooled = fast_stem(x, tf.constant(w), tf.zeros([64]), symmetric=True)
+    upstream = rng.randint(-3, 4, pooled.shape.as_list()[1:]).astype(np.float32)
+    found = session.run(tf.gradients(pooled, x, tf.constant(upstream[None]))[0])[0]
+    np.testing.assert_allclose(found, gradient_of_stem(image, w, upstream), rtol=1e-4, atol=1e-2)
