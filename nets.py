@@ -257,7 +257,7 @@ def is_own(arch: str) -> bool:
 
 def logits_of_own(network: Network, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Tensor':
     """Compute the logits of a network of one's own by its function of images, number of classes and mode."""
-    from runtime.compat import in_control_flow, tf, tower_that_trains
+    from runtime.compat import in_a_tower, in_control_flow, tf
 
     from kernels.mode import Mode, constant_during_attack
     function = load_code('--arch', network.arch)
@@ -266,8 +266,7 @@ def logits_of_own(network: Network, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Ten
 
     def build(x: tf.Tensor, how: Mode) -> tf.Tensor:
         try:
-            with tower_that_trains(how.training):
-                logits = function(x, network.num_classes, how)
+            logits = in_a_tower(lambda: function(x, network.num_classes, how), how.training)
         except InputError:
             raise
         except (Exception, SystemExit) as e:  # whatever somebody else's function does

@@ -20,6 +20,7 @@ from tabulate import tabulate
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
+from main import positive_float  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from training.schedule import attack_iters_after, steps_in_epoch  # noqa: E402
 
@@ -164,7 +165,7 @@ def main() -> int:
     parser.add_argument('--repeats', type=int, default=7)
     parser.add_argument('--parameters', type=int, default=60192808, help='of the network (ResNet-152)')
     parser.add_argument('--attack-iter', type=int, default=30)
-    parser.add_argument('--gpu-rate', type=float, default=185.2,
+    parser.add_argument('--gpu-rate', type=positive_float, default=185.2,
                         help='image-steps/s of a GPU (a V100 with ResNet-152, from the published 52 h)')
     options = parser.parse_args()
     if options.allreduce:

@@ -17,7 +17,7 @@ OTHERS = re.compile(r'.*(%s|\.index|\.meta|\.data-\d{5}-of-\d{5})$' % '|'.join(
 Named = Tuple[str, str]  # a path, after what it is called in messages
 
 
-def check_places(outputs: Iterable[Named], read: Iterable[Named], folders: Sequence[Named] = ()) -> None:
+def check_apart(outputs: Iterable[Named], read: Iterable[Named], folders: Sequence[Named] = ()) -> None:
     """Raise InputError where a job would write over what it reads, among the images of folders, over another kind of
     file that is there, or twice to the same one."""
     taken = {os.path.realpath(path): name for name, path in read}
@@ -35,7 +35,7 @@ def check_places(outputs: Iterable[Named], read: Iterable[Named], folders: Seque
 
 
 def check_outputs(options: argparse.Namespace) -> None:
-    """Check where main.py, or a tool with some of its flags, would write. Raises InputError as check_places does."""
+    """Check where main.py, or a tool with some of its flags, would write. Raises InputError as check_apart does."""
     given = {flag: value for flag, value in vars(options).items() if value}
 
     def flag(name: str) -> str:
@@ -53,9 +53,9 @@ def check_outputs(options: argparse.Namespace) -> None:
         read += [('one of --data', os.path.join(given['data'], name)) for name in ('synsets.txt', 'val.txt',
                                                                                    'train.txt')]
         folders = [('--data', os.path.join(given['data'], split)) for split in ('train', 'val')]
-    check_places(outputs, read, folders)
+    check_apart(outputs, read, folders)
 
 
 def files_of_checkpoint(name: str, path: Optional[str]) -> List[Named]:
-    """List the files of a checkpoint, where one is given, for check_places."""
+    """List the files of a checkpoint, where one is given, for check_apart."""
     return [(name, file) for file in checkpoint_files(path)] if path else []

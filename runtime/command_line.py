@@ -165,9 +165,10 @@ def this_rank() -> str:
 def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool = False) -> NoReturn:
     """Run `command` and end the process with the status it returns; never returns. chief_speaks: see Messages.
 
-    An InputError, and what the system refuses, become one line on stderr and status 2, a RunError one line and status
-    1, an interrupt status 130. The process ends without running exit handlers: under MPI, Horovod's would wait for
-    ranks that may be stuck in a collective, while a rank that is simply gone makes mpirun end the others.
+    An InputError, and threads or memory that the system refuses, become one line on stderr and status 2, a RunError
+    one line and status 1, an interrupt status 130. The process ends without running exit handlers: under MPI,
+    Horovod's would wait for ranks that may be stuck in a collective, while a rank that is simply gone makes mpirun end
+    the others.
     """
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -191,9 +192,11 @@ def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool 
         print('%s: interrupted' % program, file=sys.stderr)
         status = 130
     except Exception as e:  # what the system refuses, a bug, or a machine's failure
-        refused = refusal(e)
+        # an OSError may come hours later and says where: that is no wrong input
+        refused = None if isinstance(e, OSError) else refusal(e)
         if refused:
-            messages.say(logging.ERROR, this_rank() + refused)
+            detail = str(e).split('\n')[0]
+            messages.say(logging.ERROR, this_rank() + refused + (' (%s)' % detail if detail else ''))
         else:
             traceback.print_exc()
             messages.say(logging.CRITICAL, '%s%s: %s' % (this_rank(), type(e).__name__, str(e).split('\n')[0]))

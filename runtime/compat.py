@@ -2,11 +2,10 @@
 
 Import `tf` from here before anything else of tensorpack's; it is TensorFlow's v1 interface in graph mode.
 """
-import contextlib
 import logging
 import os
 import warnings
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Sequence
 
 # Set before TensorFlow loads: its notes about missing CUDA libraries would bury the one line that matters.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
@@ -48,17 +47,17 @@ def in_control_flow() -> bool:
     return tf.get_default_graph()._get_control_flow_context() is not None
 
 
-@contextlib.contextmanager
-def tower_that_trains(training: bool) -> Iterator[None]:
-    """Have tensorpack's layers find a tower that trains, or one that doesn't: they ask none but the current one.
+def in_a_tower(build: Callable[[], Any], training: bool) -> Any:
+    """Return `build()`, whose tensorpack layers find a tower that trains, or one that doesn't.
 
     A training's attack is in its tower, and there nothing trains; where variables are listed there is no tower at all.
     """
     before = tower.get_current_tower_context()
-    if before is None or before.is_training != training:
-        tower._CurrentTowerContext = tower.TowerContext('', is_training=training)  # not entered: its name is of no use
+    if before is not None and before.is_training == training:
+        return build()
     try:
-        yield
+        tower._CurrentTowerContext = tower.TowerContext('', is_training=training)  # not entered: its name is of no use
+        return build()
     finally:
         tower._CurrentTowerContext = before
 

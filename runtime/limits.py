@@ -6,10 +6,10 @@ import threading
 import time
 from typing import Callable, List, NoReturn, Optional, Sequence, TypeVar
 
+from runtime.cores import usable_cores
 from runtime.errors import InputError, NoMemory, RunError
 
 T = TypeVar('T')
-THREADS_OF_TENSORFLOW = 12  # with those that read images, on the smallest machine
 MEMORY_OF_TENSORFLOW = 2 << 30  # bytes of address space, with its threads' stacks, for the smallest network
 PAUSES = (0.1, 1.0, 5.0, 20.0)  # seconds: what another job holds may be free again soon
 REFUSALS = (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM)
@@ -55,8 +55,10 @@ def mistaken_memory() -> List[str]:
             'none' % _limit('%s KiB of memory in a process', resource.RLIMIT_AS, 'v', 1024)[0]]
 
 
-def check_threads(number: int = THREADS_OF_TENSORFLOW) -> None:
-    """Raise InputError where this process may not have so many more threads: TensorFlow, without them, aborts."""
+def check_threads() -> None:
+    """Raise InputError where this process may not have the threads that TensorFlow, which aborts without, and the
+    reading of images take at the least."""
+    number = 8 + 2 * usable_cores()
     go_on = threading.Event()
     threads: List[threading.Thread] = []
     try:

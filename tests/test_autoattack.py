@@ -77,7 +77,7 @@ def test_masked_gradients(weights_of, tmp_path):
 
 @needs_library
 def test_it_goes_on_from_its_journal(classifier, data, tmp_path, weights_file):
-    """Also with another batch: what was finished is not attacked again; of another budget the journal is refused."""
+    """What was finished is not attacked again; of another budget the journal is refused."""
     clf, dataset = classifier(), load_dataset(str(data), 'val')
     options = command_line().parse_args([weights_file(), '-d', '14', '--image-size', '32', '--batch', '4', '--data',
                                          str(data), '--preprocess', 'resize', '--eps', '2', '--journal',
@@ -92,7 +92,6 @@ def test_it_goes_on_from_its_journal(classifier, data, tmp_path, weights_file):
     assert len(lines) == 1 + 3 * len(COLUMNS)  # batches of 4, 4 and 2, by each attack
     kept = lines[:1 + 3 + 2]  # killed in the middle of writing the first attack's third batch
     (tmp_path / 'j').write_bytes(b''.join(kept) + lines[len(kept)][:99])
-    options.batch = 6
     continued = attacked()
     assert np.array_equal(continued[:, 0], whole[:, 0]) and np.array_equal(continued[:8, 1], whole[:8, 1])
     assert (tmp_path / 'j').read_bytes().startswith(b''.join(kept))

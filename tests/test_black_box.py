@@ -311,7 +311,7 @@ def test_an_image_that_cannot_be_read_is_missing(judged, folders, tmp_path, weig
     assert list(verdict.right[1]) == [folders['A'][i] == folders['B'][i] for i in range(12) if i != 3]
 
 
-def test_what_was_scored_before_a_failure_is_kept(folders, tmp_path, classifier, caplog):
+def test_what_was_scored_before_a_failure_is_kept(folders, tmp_path, classifier):
     class Failing:
         """Fails with its second batch."""
         image_size, batch, calls = 32, 5, 0
@@ -323,9 +323,9 @@ def test_what_was_scored_before_a_failure_is_kept(folders, tmp_path, classifier,
             return classifier().classify(images, labels)
 
     paths = [str(tmp_path / 'A' / ('%d.png' % i)) for i in range(12)]
-    with pytest.raises(RunError), kept_file(str(tmp_path / 'kept.txt')) as out:
+    with pytest.raises(RunError) as info, kept_file(str(tmp_path / 'kept.txt')) as out:
         classify(Failing(), paths, {}, PREPARATIONS['resize'](), out)
-    kept = re.search('the predictions so far are in (.*)', caplog.text).group(1)
+    kept = re.search('no memory; the predictions so far are in (.*)', str(info.value)).group(1)
     assert not (tmp_path / 'kept.txt').exists()
     assert read_predictions(kept) == (paths[:5], [int(label) for label in folders['A'][:5]])
 

@@ -163,7 +163,7 @@ def test_layers_of_tensorpack(tiny, root, python, tmp_path):
         assert 'To repeat it' not in done.stdout and 'Using moving_mean' not in done.stdout
     path, = tmp_path.glob('train_log/*/model-4.index')
     weights = checkpoint.read_checkpoint(str(path))
-    assert np.abs(weights['conv/bn/mean/EMA']).max() > 0  # the training's batches left their mark, its attack's did not
+    assert np.abs(weights['conv/bn/mean/EMA']).max() > 0
     clf = load_classifier(str(path), arch='tiny_networks:packed', image_size=32)
     pixels = images(3, 32)
     np.testing.assert_allclose(clf.logits(pixels)[:1], clf.logits(pixels[:1]), rtol=1e-5, atol=1e-5)

@@ -136,8 +136,7 @@ def gradient_of_stem(image, w, upstream):
     return gradient[3:-3, 3:-3]
 
 
-@pytest.mark.parametrize('size', [16, 18, 13])
-@pytest.mark.parametrize('plain', [False, True])
+@pytest.mark.parametrize('size, plain', [(16, False), (18, False), (16, True), (13, True)])
 def test_of_equal_features_pooling_takes_pytorchs(session, size, plain):
     """Overexposed photos have flat areas, where all features are equal. Whole numbers have no roundings."""
     rng = np.random.RandomState(size)
@@ -145,7 +144,7 @@ def test_of_equal_features_pooling_takes_pytorchs(session, size, plain):
     image[:9, 3:] = 1
     w = rng.randint(-1, 2, (7, 7, 3, 64)).astype(np.float32)
     x = tf.constant(image[None])
-    if plain or size % 2:
+    if plain:
         pooled = stem(x, Mode(plain=True), symmetric=True).tensor
         session.run(tf.global_variables_initializer())
         session.run([tf.assign(v, w) for v in tf.global_variables() if v.op.name == 'conv0/W'])

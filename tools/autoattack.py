@@ -121,7 +121,7 @@ def library_versions() -> Dict[str, str]:
 def early_facts(options: argparse.Namespace, dataset: Dataset) -> Dict[str, Any]:
     """Return what the outcomes depend on and TensorFlow needn't be loaded for, but for the images' files."""
     return dict(
-        network_facts(options, options.load), job='AutoAttack', eps=options.eps, seed=options.seed,
+        network_facts(options, options.load), job='AutoAttack', eps=options.eps, seed=options.seed, batch=options.batch,
         preprocess=options.preprocess, code_sha256=code_sha256(),
         tool_sha256=sha256_of_files([os.path.abspath(__file__), os.path.abspath(ensemble.__file__)]),
         paths_and_labels_sha256=digest(dataset.listing(options.data)).hex(),
@@ -222,7 +222,7 @@ def run(options: argparse.Namespace, effort: Effort = PUBLISHED) -> int:
     finally:
         if options.results:
             write_json(options.results, dict(facts, **results_of(outcomes, dataset.labels), warnings=warnings,
-                                             data=options.data, subset=options.subset, batch=options.batch))
+                                             data=options.data, subset=options.subset))
     return 0
 
 

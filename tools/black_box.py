@@ -19,7 +19,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 from tabulate import tabulate
 
-from evaluation.outputs import Named, check_places, files_of_checkpoint
+from evaluation.outputs import Named, check_apart, files_of_checkpoint
 from evaluation.preparation import mistaken_preprocess
 from evaluation.results import wilson_interval, write_json
 from main import positive_int
@@ -176,13 +176,13 @@ def parse_options(arguments: Sequence[str]) -> argparse.Namespace:
     if twice:
         raise InputError('%s is given twice' % twice[0])
     if options.results:
-        check_places([('--results', options.results)], what_is_read(options))
+        check_apart([('--results', options.results)], what_is_read(options))
         check_writable(options.results)
     return options
 
 
 def what_is_read(options: argparse.Namespace) -> List[Named]:
-    """List the files that are read, but for folders' images, for check_places."""
+    """List the files that are read, but for folders' images, for check_apart."""
     return [(path, path) for path in options.inputs] + [('--labels', path) for path in options.labels] + \
         files_of_checkpoint('--load', options.load)
 
@@ -234,7 +234,10 @@ def collect(options: argparse.Namespace) -> Tuple[List[Attacker], List[Sequence[
 
 
 def check_readable(attackers: Sequence[Attacker], versions: Sequence[Dict[str, int]], preparation: Preparation) -> None:
-    """Raise InputError, before any is scored, where versions of photos are files that can't be decoded."""
+    """Raise InputError, before any is scored, where versions of photos are files that can't be decoded.
+
+    Those of another size than the manifest says are found when they are scored.
+    """
     problems = []
     for attacker, of_one in zip(attackers, versions):
         paths = [attacker.paths[position] for position in of_one.values()]
@@ -249,7 +252,8 @@ def check_kept(options: argparse.Namespace, paths: Sequence[str]) -> None:
     place of what is read."""
     if not options.keep:
         return
-    check_places([('--keep\'s %s' % path, path) for path in paths], what_is_read(options),
+    results = [('--results', options.results)] if options.results else []
+    check_apart(results + [('--keep\'s %s' % path, path) for path in paths], what_is_read(options),
                  [(path, path) for path in options.inputs if os.path.isdir(path)])
     check_folder(options.keep, 'cannot write to --keep %s: %s')
     os.makedirs(options.keep, exist_ok=True)

@@ -180,9 +180,10 @@ def main() -> int:
         check_writable(path)
     points: Dict[str, List[Point]] = {}
     wrong: Set[str] = set()
-    warned = set(mistaken_attack([options.eps], options.step_size))  # each is said once, these before the first attack
-    for warning in warned:
+    warned: Set[str] = set()  # each warning is said once, these before the first attack
+    for warning in mistaken_attack([options.eps], options.step_size):
         log.warning('%s', warning)
+        warned.add(warning)
     text = ''
     for name, command in commands.items():
         path = os.path.join(options.out, name)

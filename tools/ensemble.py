@@ -104,9 +104,10 @@ class Ensemble:
         try:
             attacked = attack(batch, left)
         except ValueError as e:
-            if isinstance(e, InputError):
+            text = str(e).split('\n')[0]
+            if isinstance(e, InputError) or not re.search(r'\b(nan|inf|finite)\b', text):
                 raise
-            raise InputError('%s (%s)' % (overflow, str(e).splitlines()[0]))  # the classifier takes numbers alone
+            raise InputError('%s (%s)' % (overflow, text))  # the classifier takes numbers alone
         if not np.isfinite(attacked).all():
             raise InputError(overflow)
         changed = np.abs(attacked - batch.images[left]).max()

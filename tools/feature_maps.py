@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 from tabulate import tabulate
 
-from evaluation.outputs import check_places, files_of_checkpoint
+from evaluation.outputs import check_apart, files_of_checkpoint
 from evaluation.preparation import default_preprocess, mistaken_preprocess
 from evaluation.results import write_json
 from main import natural, positive_float, positive_int
@@ -158,7 +158,8 @@ def picture_paths(images: Sequence[str], out: str) -> List[str]:
     photos = {os.path.dirname(os.path.realpath(image)) for image in images}
     among = [path for path in paths if os.path.dirname(os.path.realpath(path)) in photos and os.path.exists(path)]
     if among:  # it may be a photo
-        raise InputError('--out would replace %s, which lies among the images: give another place' % among[0])
+        raise InputError('--out would replace %s, which lies among the images: give another place, or '
+                         'remove it' % among[0])
     for path in paths:
         if os.path.isdir(out) or paths == [out]:
             check_writable(path)
@@ -209,7 +210,7 @@ def run(options: argparse.Namespace) -> int:
     check_stdout()
     paths = picture_paths(options.image, options.out)
     if options.results:
-        check_places([('--results', options.results)],
+        check_apart([('--results', options.results)],
                      [('--image', path) for path in options.image] + [('--out', path) for path in paths]
                      + files_of_checkpoint('the checkpoint', options.checkpoint))
         check_writable(options.results)

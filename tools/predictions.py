@@ -6,7 +6,7 @@ import re
 from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
 
 from evaluation.saved_images import MANIFEST, Listed
-from runtime.errors import InputError
+from runtime.errors import InputError, RunError
 from runtime.files import WholeFile, require_file
 from third_party.imagenet import find_images
 from third_party.preparations import Preparation
@@ -107,6 +107,9 @@ def kept_file(path: Optional[str]) -> Iterator[Optional[TextIO]]:
     with WholeFile(path, keep=True) as f:
         try:
             yield f
-        except BaseException:
-            log.error('the predictions so far are %s', f.kept_so_far() or 'lost')
+        except Exception as e:
+            kept = 'the predictions so far are %s' % (f.kept_so_far() or 'lost')
+            if isinstance(e, RunError):
+                raise RunError('%s; %s' % (e, kept))
+            log.error('%s', kept)
             raise
