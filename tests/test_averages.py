@@ -10,6 +10,7 @@ from runtime.compat import tf
 import numpy as np
 import pytest
 from jobs import SMALL, Job, statistics
+from lanes import once
 from photos import write_split
 from test_resume import save
 
@@ -127,6 +128,7 @@ def test_the_last_table_has_both_weights(tmp_path):
 
 # --- a training ------------------------------------------------------------------------------------------------------
 
+@once
 @pytest.mark.slow
 def test_a_training_with_averages_is_stopped_and_goes_on(root, tmp_path, python):
     """Free replays with averages and the best of them kept: stopped by a signal, and resumed."""

@@ -12,6 +12,7 @@ import helpers
 import numpy as np
 import pytest
 from helpers import NumpyNetwork
+from lanes import once
 from tensorpack.tfutils.tower import TrainTowerContext
 
 import checkpoint
@@ -326,6 +327,7 @@ def test_the_right_flags_are_suggested(arch, weights_file):
         assert '--arch %s -d 14' % arch in text and weights_file(arch) in text
 
 
+@once
 @pytest.mark.slow
 @pytest.mark.parametrize('arch, depth, wrong, wrong_depth', [
     ('ResNet', 50, 'ResNet', 101), ('ResNetDenoise', 50, 'ResNet', 50), ('ResNeXtDenoiseAll', 101, 'ResNet', 50)])

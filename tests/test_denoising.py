@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from forked import run_main
 from jobs import FAKE
+from lanes import once
 
 import checkpoint
 import nets
@@ -336,6 +337,7 @@ def test_advice(name, own, record, saved):
 
 # --- main.py ---------------------------------------------------------------------------------------------------------
 
+@once
 @pytest.mark.slow
 def test_training_says_what_it_trains(tmp_path, caplog):
     """In the log directory's name and in the checkpoint, which then is warned of where it is loaded as another."""

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+from lanes import once
 
 from runtime.cores import threads_of_rank
 from runtime.hardware import has_gpu
@@ -161,6 +162,7 @@ def test_threads_follow_the_quota(monkeypatch, quota, ranks, threads):
     assert config.inter_op_parallelism_threads == (max(2, threads) if threads else 0)
 
 
+@once
 @pytest.mark.slow
 @pytest.mark.parametrize('slow_rank', [0, 1])
 @pytest.mark.parametrize('fails', [False, True])

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
+from lanes import once
 
 ROOT = Path(__file__).resolve().parent.parent
 LANE = 'tf1' if sys.version_info < (3, 8) else 'tf2'
@@ -158,6 +159,7 @@ def test_a_second_run_sets_up_nothing(machine: Machine) -> None:
     assert len(set_up(machine).splitlines()) == 1
 
 
+@once
 @pytest.mark.slow
 def test_an_environment_that_is_not_to_be_trusted_is_made_again(machine: Machine) -> None:
     machine.give_system_packages()

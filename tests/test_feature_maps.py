@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from helpers import NumpyNetwork, images
+from lanes import once
 from photos import photographs
 
 from runtime.errors import InputError
@@ -110,6 +111,7 @@ def two_photos(tmp_path):
     return paths
 
 
+@once
 @pytest.mark.slow
 def test_the_command(two_photos, tmp_path, weights_file, classifier, capfd):
     out = tmp_path / 'new' / 'maps'

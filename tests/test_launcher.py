@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from forked import run_main
+from lanes import once
 from photos import write_split
 
 from runtime.launcher import find_launch
@@ -180,7 +181,7 @@ def test_scoring_is_one_process(evaluation, variables):
 
 
 @pytest.mark.parametrize('variables', [dict(ONE_TASK, PMIX_RANK='0')] + [
-    pytest.param(variables, marks=pytest.mark.slow) for variables in (
+    pytest.param(variables, marks=[once, pytest.mark.slow]) for variables in (
         BATCH, ONE_TASK, dict(PMIX_RANK='0'), dict(PMI_SIZE='1', PMI_RANK='0'))],
     ids=['one task of PMIx', 'batch script', 'one task', 'PMIx alone', 'PMI'])
 def test_one_task_is_one_process(evaluation, variables):
@@ -188,12 +189,14 @@ def test_one_task_is_one_process(evaluation, variables):
     assert done.returncode == 0 and len(read_figures(done.stdout)) == 3, done.stderr
 
 
+@once
 @pytest.mark.slow
 def test_one_task_scores(evaluation):
     done = evaluation(job='--eval-directory', **dict(ONE_TASK, PMIX_RANK='0'))
     assert done.returncode == 0, done.stderr
 
 
+@once
 @pytest.mark.slow
 @pytest.mark.parametrize('variables', [BATCH, ONE_TASK], ids=['batch script', 'one task'])
 def test_one_task_trains(evaluation, variables):

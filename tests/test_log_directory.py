@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from jobs import FAKE, Job, statistics
+from lanes import once
 
 NAME = 'PGD-ResNet14-Batch4-1GPUs-iter0-epsilon16.0-step1.0'
 ENDLESS = FAKE + ['--steps-per-epoch', '10000', '--save-every-steps', '2', '--max-epoch', '2']
@@ -63,6 +64,7 @@ def test_the_second_training_ends_and_says_who_the_first_is(root, python, tmp_pa
     assert [r['global_step'] for r in statistics(log)] == [2]
 
 
+@once
 @pytest.mark.slow
 def test_two_that_start_at_once(root, tmp_path):
     """Whoever is first, one of them trains to its end and the other one ends."""
