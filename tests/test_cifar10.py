@@ -164,7 +164,7 @@ def test_a_method_is_trained_and_goes_on(root, tmp_path, python):
     write_split(tmp_path / 'data' / 'train', 300)
     write_split(tmp_path / 'data' / 'val', 20)
     command = [os.path.join(root, 'tools', 'cifar10_methods.py'), tmp_path / 'data', '--out', tmp_path / 'out',
-               '--methods', 'fast', '--minutes', '0.01', '--val-images', '20']
+               '--methods', 'fast', '--minutes', '0.01', '--val-images', '20', '--probe-steps', '2']
     done = python(*command)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / 'out' / 'methods.md').read_text()

@@ -3,8 +3,8 @@
 
     python tools/cifar10_methods.py DATA [--out methods-results] [--methods pgd-7,fast,...] [--minutes 10,20,40]
 
-DATA has train/<class>/ and val/<class>/. Each method trains a network once for each of the --minutes; 40 steps tell how
-many epochs these are. Every training ends with a rate of 0 (--schedule cyclic) and keeps averaged weights (--ema). Its
+DATA has train/<class>/ and val/<class>/. Each method trains a network once for each of the --minutes; a few steps tell
+how many epochs these are. Every training ends with a rate of 0 (--schedule cyclic) and keeps averaged weights (--ema). Its
 weights, and the averages, are attacked by untargeted PGD of 20 steps with the margin loss, budget 8 of 255. --out gets
 the results, methods.md, a table, and methods.png. The same command, given again, goes on where it was interrupted.
 """
@@ -31,7 +31,6 @@ from tools.commands import run  # noqa: E402
 from tools.pictures import plain_axes, png_of  # noqa: E402
 from tools.report import read_results  # noqa: E402
 
-PROBE_STEPS = 40
 RATE = 'Throughput (samples/sec)'  # in stats.json
 EPSILON = 8
 UNTARGETED = ['--attack-goal', 'untargeted']
@@ -109,9 +108,9 @@ def seconds_and_steps(log: str) -> Tuple[float, int]:
     return seconds * before / known, before
 
 
-def images_per_second(probe: Run, photos: str, out: str) -> float:
-    """Return how many images a second of training takes, of a short one."""
-    flags = probe._replace(epochs=1).flags + ['--steps-per-epoch', str(PROBE_STEPS)]
+def images_per_second(probe: Run, num_steps: int, photos: str, out: str) -> float:
+    """Return how many images a second of training takes, of one of so many steps."""
+    flags = probe._replace(epochs=1).flags + ['--steps-per-epoch', str(num_steps)]
     flags[flags.index('--logdir') + 1] = 'probe'
     log = log_directory(flags, photos, out)
     if not os.path.exists(os.path.join(log, 'stats.json')):
@@ -198,6 +197,8 @@ def command_line() -> Parser:
                         help='of training (10,20,40)')
     parser.add_argument('--network', default='ResNet-14', metavar='NAME', help='of the zoo (ResNet-14)')
     parser.add_argument('--base-lr', type=positive_float, default=0.4, help='at its peak, for 256 images (0.4)')
+    parser.add_argument('--probe-steps', type=positive_int, default=40, metavar='K',
+                        help='that tell how fast a method is (40)')
     parser.add_argument('--val-images', type=positive_int, default=1000, help='how many are attacked (1000)')
     return parser
 
@@ -220,7 +221,7 @@ def main() -> int:
     measured: Dict[Run, Union[str, Measured]] = {}
     for method in methods:
         probe = Run(options.network, method, options.base_lr, 1)
-        rate = images_per_second(probe, photos, out)
+        rate = images_per_second(probe, options.probe_steps, photos, out)
         for minutes in options.minutes:
             what = probe._replace(epochs=max(1, round(minutes * 60 * rate / images)))
             measured[what] = measure(what, photos, out)
