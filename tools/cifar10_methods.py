@@ -4,9 +4,9 @@
     python tools/cifar10_methods.py DATA [--out methods-results] [--methods pgd-7,fast,...] [--minutes 10,20,40]
 
 DATA has train/<class>/ and val/<class>/. Each method trains a network once for each of the --minutes; a few steps tell
-how many epochs these are. Every training ends with a rate of 0 (--schedule cyclic) and keeps averaged weights (--ema). Its
-weights, and the averages, are attacked by untargeted PGD of 20 steps with the margin loss, budget 8 of 255. --out gets
-the results, methods.md, a table, and methods.png. The same command, given again, goes on where it was interrupted.
+how many epochs these are. Every training ends with a rate of 0 (--schedule cyclic) and keeps averaged weights (--ema).
+Its weights, and the averages, are attacked by untargeted PGD of 20 steps with the margin loss, budget 8 of 255. --out
+gets the results, methods.md, a table, and methods.png. The same command, given again, goes on where it was interrupted.
 """
 import argparse
 import os
