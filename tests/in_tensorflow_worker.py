@@ -10,7 +10,7 @@ from tools.from_pytorch import convert
 
 torch.set_num_threads(1)
 CLASSES = 12
-SIZES = {'resnet18': 64, 'resnet50': 97, 'wide_resnet50_2': 64, 'resnext50_32x4d': 64}
+SIZES = {'resnet18': 64, 'resnet50': 95, 'wide_resnet50_2': 64, 'resnext50_32x4d': 64}
 MEAN, STD = [torch.tensor(values)[:, None, None] for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])]
 
 
