@@ -167,7 +167,7 @@ class Network(NamedTuple):
         except InputError as e:
             if str(UNLIKELY_NUMBER) not in str(e):
                 raise
-            if not re.search(r'of shape \[\w+, \d+\], not logits', str(e)):
+            if not isinstance(e, OtherClasses):
                 self.variable_shapes()  # says the same with the number of classes that was asked for
             raise InputError('--arch %s doesn\'t build a network of as many classes as its function is given, '
                              'num_classes: it must follow that' % self.arch)
@@ -250,6 +250,10 @@ def all_networks(num_classes: int) -> Iterator[Tuple[Network, int]]:
 
 # --- networks of one's own -------------------------------------------------------------------------------------------
 
+class OtherClasses(InputError):
+    """The function of a network of one's own made logits of another number of classes than it was given."""
+
+
 def is_own(arch: str) -> bool:
     """Tell whether a name means a network of one's own: module:function."""
     return ':' in arch
@@ -279,7 +283,8 @@ def logits_of_own(network: Network, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Ten
                              % (network.arch, type(logits).__name__, network.num_classes))
         shape = logits.shape.as_list() if logits.shape.rank is not None else []
         if len(shape) != 2 or shape[1] != network.num_classes:
-            raise InputError('--arch %s returned a tensor of shape %s, not logits, (N, %d)'
+            error = OtherClasses if len(shape) == 2 else InputError
+            raise error('--arch %s returned a tensor of shape %s, not logits, (N, %d)'
                              % (network.arch, shape, network.num_classes))
         return tf.cast(logits, tf.float32)
 

@@ -9,7 +9,7 @@ from runtime.compat import tf
 
 from kernels.convolution import convolution
 from kernels.frozen_layers import Bottleneck, FoldedConvolution, fast_stem, fused_bottleneck, has_fast_stem, is_fused
-from kernels.mode import Mode, constant_during_attack, num_channels, positions_axes, spatial
+from kernels.mode import Mode, constant_during_attack, num_channels, pad_positions, positions_axes, spatial
 from runtime.pixels import IMAGENET_MEAN, IMAGENET_STD
 
 # As in training with large mini-batches (Goyal et al. 2017), which Section 5 follows: moving averages of a batch's
@@ -142,7 +142,7 @@ def stem(x: tf.Tensor, mode: Mode, *, symmetric: bool = False) -> Features:
         return Features(fast_stem(x, w, bias, symmetric=symmetric), relu_to_come=True)
     x = conv_norm(x, layer, mode)
     if symmetric:
-        x = tf.pad(x, [[0 if n == 1 else 1] * 2 for n in spatial([0, 0], mode)], constant_values=x.dtype.min)
+        x = pad_positions(x, 1, mode, x.dtype.min)
     x = tf.nn.max_pool(x, spatial([3, 3], mode), spatial([2, 2], mode), 'VALID' if symmetric else 'SAME',
                        data_format=mode.data_format)
     return Features(x, relu_to_come=True)

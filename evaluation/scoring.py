@@ -14,7 +14,7 @@ from inference import Classifier, load_classifier
 from runtime.bars import tqdm
 from runtime.cores import usable_cores
 from runtime.errors import InputError, NoMemory, RunError
-from runtime.files import WholeFile
+from runtime.files import kept_if_cut_off
 from runtime.limits import PAUSES, retried
 from runtime.printing import check_stdout, say
 from third_party.batches import map_ahead
@@ -137,18 +137,11 @@ def write_predictions(classifier: Classifier, directory: str, prediction_file: s
                        threads=min(16, usable_cores()), ahead=2 * classifier.batch)
     complete = False
     try:
-        with WholeFile(prediction_file, keep=True) as out:
-            try:
-                with tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
-                    for chunk in in_chunks(images, classifier.batch):
-                        scores = plus_chunk(scores, classified(classifier, chunk, listed), listed, out)
-                        bar.update(len(chunk))
-            except Exception as e:
-                kept = out.kept_so_far()
-                if isinstance(e, RunError):
-                    raise RunError('%s; the predictions so far are %s' % (e, kept or 'lost'))
-                log.error('the predictions so far are %s', kept or 'lost')
-                raise
+        with kept_if_cut_off(prediction_file, 'the predictions') as out:
+            with tqdm(total=len(paths), desc='scoring', unit='img', mininterval=1.0) as bar:
+                for chunk in in_chunks(images, classifier.batch):
+                    scores = plus_chunk(scores, classified(classifier, chunk, listed), listed, out)
+                    bar.update(len(chunk))
             complete = True
     except (InputError, RunError) as e:
         if not complete:

@@ -5,7 +5,7 @@ from runtime.compat import FAST_CONVOLUTION_GRADIENTS, in_xla, tf
 
 from cpu_conv import conv2d, isa, takes
 
-from kernels.mode import Mode, constant_during_attack, num_channels, spatial
+from kernels.mode import Mode, constant_during_attack, num_channels, pad_positions, spatial
 from runtime.hardware import has_gpu
 
 FEW_POSITIONS = 16  # up to which a CPU is faster with a matrix product than with a convolution
@@ -32,9 +32,7 @@ def convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1, *, symm
         if y is not None:
             return y
     if symmetric and stride > 1 and int(w.shape[0]) > 1:
-        half = int(w.shape[0]) // 2
-        sides = [[0 if n == 1 else half] * 2 for n in spatial([0, 0], mode)]
-        x, padding = tf.pad(x, sides), 'VALID'
+        x, padding = pad_positions(x, int(w.shape[0]) // 2, mode), 'VALID'
     if mode.data_format == 'NHWC' and groups > 1:
         return grouped_convolution(x, w, groups, stride, padding=padding, plain=mode.plain)
     if mode.training and not mode.plain and padding == 'SAME' and mode.data_format == 'NHWC' and \

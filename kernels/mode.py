@@ -72,6 +72,11 @@ def spatial(values: List[int], mode: Mode) -> List[int]:
     return [1] + values + [1] if mode.data_format == 'NHWC' else [1, 1] + values
 
 
+def pad_positions(x: tf.Tensor, width: int, mode: Mode, value: float = 0.0) -> tf.Tensor:
+    """Put `width` positions of this value on all four sides of a feature map."""
+    return tf.pad(x, [[0 if n == 1 else width] * 2 for n in spatial([0, 0], mode)], constant_values=value)
+
+
 def positions_axes(mode: Mode) -> List[int]:
     """Return the axes of height and width."""
     return [1, 2] if mode.data_format == 'NHWC' else [2, 3]

@@ -1,12 +1,15 @@
 """Files that are there as a whole or not at all, whatever happens while they are written."""
 import contextlib
 import errno
+import logging
 import os
 import tempfile
-from typing import Any, Optional
+from typing import Any, Iterator, Optional
 
 from runtime.content import FULL_OR_BROKEN, Content, remove, writable_in_place
 from runtime.errors import InputError, RunError
+
+log = logging.getLogger(__name__)
 
 
 class WholeFile:
@@ -45,6 +48,21 @@ class WholeFile:
             raise cannot_write(self._path, e, self._content.kept() if self._keep and kind is None else '')
         finally:
             self._content.discard()
+
+
+@contextlib.contextmanager
+def kept_if_cut_off(path: str, what: str) -> Iterator[Content]:
+    """Give a WholeFile whose content is worth hours, also where the block ends early: then a RunError, or a message
+    beside another error, names the file with what there is so far. what: names the content, as 'the predictions'."""
+    with WholeFile(path, keep=True) as f:
+        try:
+            yield f
+        except Exception as e:
+            kept = '%s so far are %s' % (what, f.kept_so_far() or 'lost')
+            if isinstance(e, RunError):
+                raise RunError('%s; %s' % (e, kept))
+            log.error('%s', kept)
+            raise
 
 
 def check_writable(path: str) -> None:

@@ -10,9 +10,10 @@ from photos import photographs
 
 from evaluation.results import wilson_interval
 from runtime.errors import InputError, RunError
+from runtime.files import kept_if_cut_off
 from third_party.preparations import PREPARATIONS
 from tools import black_box
-from tools.predictions import classify, kept_file, read_predictions
+from tools.predictions import classify, read_predictions
 
 # label, and what the network says of the versions of three attackers. By hand: A is right on 4 of 6, B on 4, C on 3;
 # all of them on 0 and 5 alone.
@@ -323,7 +324,7 @@ def test_what_was_scored_before_a_failure_is_kept(folders, tmp_path, classifier)
             return classifier().classify(images, labels)
 
     paths = [str(tmp_path / 'A' / ('%d.png' % i)) for i in range(12)]
-    with pytest.raises(RunError) as info, kept_file(str(tmp_path / 'kept.txt')) as out:
+    with pytest.raises(RunError) as info, kept_if_cut_off(str(tmp_path / 'kept.txt'), 'the predictions') as out:
         classify(Failing(), paths, {}, PREPARATIONS['resize'](), out)
     kept = re.search('no memory; the predictions so far are in (.*)', str(info.value)).group(1)
     assert not (tmp_path / 'kept.txt').exists()

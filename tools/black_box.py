@@ -11,6 +11,7 @@ All-or-nothing is the paper's criterion: a photo counts as right only if the net
 version of it. Rates are accuracies, of the photos of which every attacker has a version.
 """
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -25,13 +26,13 @@ from evaluation.results import wilson_interval, write_json
 from main import positive_int
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
-from runtime.files import check_folder, check_writable
+from runtime.files import check_folder, check_writable, kept_if_cut_off
 from runtime.printing import check_stdout, say
 from third_party.batches import contents
 from third_party.preparations import PREPARATIONS, Preparation
 from tools.network_flags import add_network_flags, check_network, load_network, network_facts
 from tools.originals import Attacker, Originals, find_originals, read_manifests
-from tools.predictions import NO_LABEL, classify, images_of, kept_file, names_for, read_predictions
+from tools.predictions import NO_LABEL, classify, images_of, names_for, read_predictions
 
 log = logging.getLogger(__name__)
 
@@ -224,7 +225,8 @@ def collect(options: argparse.Namespace) -> Tuple[List[Attacker], List[Sequence[
     listed = {image: row.listed for image, row in rows.items()}
     for i in folders:
         paths = attackers[i].paths
-        with kept_file(kept.get(i)) as out:
+        keeping = kept_if_cut_off(kept[i], 'the predictions') if i in kept else contextlib.nullcontext()
+        with keeping as out:
             read, predictions[i] = classify(classifier, paths, listed, PREPARATIONS[options.preprocess](), out)
         failed += len(paths) - len(read)
         attackers[i] = attackers[i]._replace(paths=read)

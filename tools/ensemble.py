@@ -5,6 +5,7 @@
 
 Each attack is a column of outcomes. It attacks what the ones before it have left.
 """
+import functools
 import logging
 import re
 import time
@@ -25,8 +26,8 @@ COLUMNS = ('clean',) + STANDARD + OURS
 MOST_TARGETS = 9  # of APGD-T and FAB-T: the likeliest wrong classes
 ROUNDING = 1e-3  # of a budget, in pixels
 
-# Attacks images of a batch at these positions: (N, S, S, 3), within the budget
-Attack = Callable[['Batch', np.ndarray], np.ndarray]
+# Returns attacked images, (n, S, S, 3), of those of a batch at n positions
+Attack = Callable[[np.ndarray], np.ndarray]
 
 
 class Effort(NamedTuple):
@@ -102,7 +103,7 @@ class Ensemble:
             return
         overflow = '%s made pixels that are no numbers: the network\'s logits or their gradient overflow' % name
         try:
-            attacked = attack(batch, left)
+            attacked = attack(left)
         except ValueError as e:
             text = str(e).split('\n')[0]
             if isinstance(e, InputError) or not re.search(r'\b(nan|inf|finite)\b', text):
@@ -116,24 +117,23 @@ class Ensemble:
         predictions[left] = self._classifier.classify(attacked.clip(0, 255), batch.labels[left])[0]
 
     def _attacks(self, name: str, batch: 'Batch') -> List[Attack]:
-        """Return the attacks of a column, one after the other."""
+        """Return the attacks of a batch that a column is of, one after the other."""
         if name in STANDARD:
-            return [lambda batch, at: self._run_library(name, batch.images[at], batch.labels[at])]
+            return [lambda at: self._run_library(name, batch.images[at], batch.labels[at])]
         how: Dict[str, Any] = dict(attacker='apgd', steps=self._effort.steps, epsilon=self._epsilon)
         if name == OURS[0]:
-            return [lambda batch, at: self._classifier.attack(
+            return [lambda at: self._classifier.attack(
                 batch.images[at], batch.labels[at], loss='ce', goal='untargeted', seed=self._seed,
                 indices=batch.indices[at], **how)[0]]
         logits = self._classifier.logits(batch.images)
         logits[np.arange(len(batch.labels)), batch.labels] = -np.inf
         likeliest = np.argsort(-logits, axis=1, kind='stable')[:, :self._most_targets]
 
-        def towards(rank: int, batch: 'Batch', at: np.ndarray) -> np.ndarray:
+        def towards(rank: int, at: np.ndarray) -> np.ndarray:
             return self._classifier.attack(
                 batch.images[at], batch.labels[at], likeliest[at, rank], loss='dlr', goal='targeted',
                 seed=(self._seed + 1 + rank) % 2 ** 31, indices=batch.indices[at], **how)[0]
-        return [lambda batch, at, rank=rank: towards(rank, batch, at)  # type: ignore[misc]
-                for rank in range(likeliest.shape[1])]
+        return [functools.partial(towards, rank) for rank in range(likeliest.shape[1])]
 
     def _run_library(self, name: str, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
         """Attack (N, S, S, 3) BGR images in [0, 255] by an attack of the library."""

@@ -1,13 +1,12 @@
 """What `tools.black_box` judges: an attacker's predictions in a file, or a network's of the images in a folder."""
-import contextlib
 import logging
 import os
 import re
-from typing import TYPE_CHECKING, Dict, Iterator, List, Optional, Sequence, TextIO, Tuple
+from typing import TYPE_CHECKING, Any, Dict, List, Sequence, Tuple
 
 from evaluation.saved_images import MANIFEST, Listed
-from runtime.errors import InputError, RunError
-from runtime.files import WholeFile, require_file
+from runtime.errors import InputError
+from runtime.files import require_file
 from third_party.imagenet import find_images
 from third_party.preparations import Preparation
 
@@ -69,7 +68,7 @@ def names_for(inputs: Sequence[str]) -> List[str]:
 
 
 def classify(classifier: 'Classifier', paths: Sequence[str], listed: Dict[str, Listed], preparation: Preparation,
-             out: Optional[TextIO] = None) -> Tuple[List[str], List[int]]:
+             out: Any = None) -> Tuple[List[str], List[int]]:
     """Return the images that can be read, and their labels: NO_LABEL where logits are no numbers.
 
     Images are read as `main.py --eval-directory` reads them; those that can't be are named by warnings. out: gets a
@@ -95,21 +94,3 @@ def classify(classifier: 'Classifier', paths: Sequence[str], listed: Dict[str, L
                         out.write('%s,%d\n' % (path, prediction))
             bar.update(len(chunk))
     return read, labels
-
-
-@contextlib.contextmanager
-def kept_file(path: Optional[str]) -> Iterator[Optional[TextIO]]:
-    """Give the file of predictions, which is there when all are; without a path none. Where they end early, it is said
-    which file has those so far. Raises InputError or RunError where it can't be written."""
-    if path is None:
-        yield None
-        return
-    with WholeFile(path, keep=True) as f:
-        try:
-            yield f
-        except Exception as e:
-            kept = 'the predictions so far are %s' % (f.kept_so_far() or 'lost')
-            if isinstance(e, RunError):
-                raise RunError('%s; %s' % (e, kept))
-            log.error('%s', kept)
-            raise
