@@ -6,9 +6,10 @@ import time
 from runtime.compat import tf
 
 import pytest
-from tensorpack import logger
+from tensorpack import InputSource, logger
 from tensorpack.train import Trainer
 
+from training.input import TimedInput
 from training.progress import Events
 
 
@@ -44,3 +45,33 @@ def test_a_training_ends_while_its_graph_is_still_being_written(tmp_path, monkey
     [path] = glob.glob(str(tmp_path / 'events*'))
     with open(path, 'rb') as f:
         assert (b'in_the_graph' in f.read()) == begins
+
+
+class AtOnce(InputSource):
+    """A batch that is there at once, with labels that are checked."""
+
+    def _get_input_tensors(self):
+        images, labels = tf.random_uniform([500, 500]), tf.random_uniform([32], maxval=9, dtype=tf.int32)
+        with tf.control_dependencies([tf.Assert(tf.reduce_max(labels) < 10, [labels])]):
+            return [images, tf.identity(labels)]
+
+
+class TimedAtOnce(TimedInput, AtOnce):
+    pass
+
+
+def test_what_a_step_computes_is_no_waiting_for_its_batch():
+    """Even on a single core, where what uses the batch may run before anything else."""
+    with tf.Graph().as_default():
+        (images, _), wait = TimedAtOnce().pull()
+        work = images
+        for _ in range(50):
+            work = tf.matmul(work, images) / 500
+        one = tf.ConfigProto(intra_op_parallelism_threads=1, inter_op_parallelism_threads=1)
+        with tf.Session(config=one) as session:
+            shares = []
+            for _ in range(5):
+                begin = time.time()
+                waited, _ = session.run([wait, work.op])
+                shares.append(waited / (time.time() - begin))
+    assert max(shares[1:]) < 0.5, shares

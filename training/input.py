@@ -44,7 +44,10 @@ class TimedInput(InputSource):
             with tf.control_dependencies([begin]):
                 tensors = super()._get_input_tensors()
             with tf.control_dependencies(tensors):
-                return tensors, tf.cast(tf.timestamp() - begin, tf.float32)
+                end = tf.timestamp()
+            # Whatever uses the batch comes after `end`, or on a single core the attack might be counted as waiting.
+            with tf.control_dependencies([end]):
+                return [tf.identity(t) for t in tensors], tf.cast(end - begin, tf.float32)
 
     def _get_input_tensors(self) -> List[tf.Tensor]:
         tensors, wait = self.pull()
