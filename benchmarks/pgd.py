@@ -147,7 +147,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--plot', metavar='FILE', help='draw a picture')
 
 
-def check_flags(args: argparse.Namespace) -> None:
+def check_flags(args: argparse.Namespace, least_steps: int = 1) -> None:
     """Raise InputError for what cannot be measured or written."""
     from nets import TORCHVISION, network_named
     for name in args.network.split(','):
@@ -157,8 +157,9 @@ def check_flags(args: argparse.Namespace) -> None:
         network = network_named(name)
         if args.peer and (name in TORCHVISION or network.variant or network.arch == 'ResNetPlacebo'):
             raise InputError('--peer has the published networks, and not %s' % name)
-    if min(args.batch, args.image_size, args.threads, args.repeats, args.steps) < 1:
-        raise InputError('--batch, --image-size, --threads, --repeats and the steps must be positive')
+    if min(args.batch, args.image_size, args.threads, args.repeats) < 1 or args.steps < least_steps:
+        raise InputError('--batch, --image-size, --threads and --repeats must be positive, and the steps %d or more'
+                         % least_steps)
     for dtype in args.dtypes.split(','):
         if dtype not in ('float32', 'bfloat16'):
             raise InputError('--dtypes are float32 and bfloat16, not %s' % dtype)
@@ -176,6 +177,11 @@ def check_flags(args: argparse.Namespace) -> None:
         except (OSError, subprocess.CalledProcessError):
             raise InputError('--torch-python %s has no torch and torchattacks: it needs requirements/torch.txt'
                              % args.torch_python)
+
+
+def untuned_peer(args: argparse.Namespace) -> str:
+    """Name PyTorch as most people use it."""
+    return 'torchattacks' if args.steps else 'PyTorch'
 
 
 def start_workers(args: argparse.Namespace, job: str, script: str, ours: List[str]) -> List[Worker]:
@@ -200,7 +206,7 @@ def start_workers(args: argparse.Namespace, job: str, script: str, ours: List[st
                 start(args.torch_python, 'torch_peer.py', 'tuned PyTorch', network, dtype)
     if args.peer:
         for network in networks:
-            start(args.torch_python, 'torch_peer.py', 'torchattacks', network, 'float32')
+            start(args.torch_python, 'torch_peer.py', untuned_peer(args), network, 'float32')
     return workers
 
 
@@ -217,7 +223,7 @@ def run_benchmark(args: argparse.Namespace, job: str, script: str, ours: List[st
         worker.close()
     unit_operations = {network: operations(convolution_operations(network, args.image_size))
                        for network in args.network.split(',')}
-    records = report(workers, answers, unit, unit_operations, 'torchattacks' if args.peer else ours[-1])
+    records = report(workers, answers, unit, unit_operations, untuned_peer(args) if args.peer else ours[-1])
     if args.table:
         with open(args.table, 'w') as f:
             f.write(markdown_table(records, unit) + '\n')

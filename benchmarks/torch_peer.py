@@ -199,6 +199,9 @@ def prepare() -> Callable[[], float]:
         attack = untargeted(c.system, net, c.steps)
         with torch.no_grad():
             target = net(image).argmax(dim=1)  # the libraries leave alone what is wrong already
+    elif not c.steps:
+        def attack(image: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+            return image
     elif not tuned:
         attack = torchattacks_pgd(net, c.steps)
     elif arch == 'ResNetDenoise' and dtype != torch.float32:

@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""How fast a step of adversarial training is, beside PyTorch, measured in turns in one run, on one process.
+"""How fast a step of training is, beside PyTorch, measured in turns in one run, on one process.
 
-    python benchmarks/train.py --peer torch --torch-python TORCH_ENVIRONMENT/bin/python
+    python benchmarks/train.py --peer torch --torch-python TORCH_ENVIRONMENT/bin/python [--attack-iter 0]
 
 Prints one JSON line for each system (see pgd.py). A step is an attack of --attack-iter steps, in each dtype, and an
-update in float32, on constant data.
+update in float32, on constant data. Of 0 steps it is standard training.
 """
 import argparse
 import functools
@@ -19,6 +19,7 @@ from pgd import add_flags, check_flags, rate_of, run_benchmark  # noqa: E402
 from turns import Configuration, serve_turns, worker_configuration  # noqa: E402
 
 from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
 
 UNIT = 'images_per_second'
 
@@ -30,12 +31,14 @@ def training_rate(c: Configuration) -> Callable[[], float]:
     import numpy as np
     from tensorpack.tfutils.tower import TrainTowerContext
 
-    from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, PGDAttacker
+    from adv_model import CLEAN_START_PROBABILITY, AdversarialModel, Attacker, NoOpAttacker, PGDAttacker
     from kernels.mode import attack_settings, native_mode
     from nets import network_named
     network, settings = network_named(c.network), attack_settings(c.dtype)
-    attacker = PGDAttacker(c.steps, 16., 1., num_classes=network.num_classes,
-                           clean_start_probability=CLEAN_START_PROBABILITY, loss_scale=settings['loss_scale'])
+    attacker: Attacker = NoOpAttacker()
+    if c.steps:
+        attacker = PGDAttacker(c.steps, 16., 1., num_classes=network.num_classes,
+                               clean_start_probability=CLEAN_START_PROBABILITY, loss_scale=settings['loss_scale'])
     model = AdversarialModel(network, attacker, c.image_size, mode=native_mode(), attack_mode=settings['attack_mode'])
     shape = [c.batch, c.image_size, c.image_size, 3]
     pixels = np.random.RandomState(0).randint(0, 256, shape).astype(np.uint8)
@@ -56,9 +59,11 @@ def main() -> int:
         return 0
     parser = Parser(prog='train.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_flags(parser)
-    parser.add_argument('--attack-iter', type=int, default=5, dest='steps', help='steps of the attack (5)')
+    parser.add_argument('--attack-iter', type=int, default=5, dest='steps', help='(5); 0: standard training')
     args = parser.parse_args()
-    check_flags(args)
+    check_flags(args, least_steps=0)
+    if not args.steps and args.dtypes != 'float32':
+        raise InputError('--attack-iter 0 has no attack in bfloat16: give it --dtypes float32')
     # no share of the peak where a step's arithmetic is in two dtypes
     return run_benchmark(args, 'train', 'train.py', ['this project'], UNIT,
                          lambda forward: (2 * args.steps + 3) * forward if args.dtypes == 'float32' else 0.0)

@@ -4,11 +4,13 @@ None holds the map nine times: neighbours are shifted maps that come and go, or 
 """
 from typing import Any, Callable, List, Tuple
 
-from runtime.compat import tf
+from runtime.compat import in_xla, tf
 
+import cpu_conv
 import numpy as np
 
 from kernels.mode import Mode, positions_axes, spatial
+from runtime.hardware import has_gpu
 
 
 def mean_of_neighbours(x: tf.Tensor, mode: Mode) -> tf.Tensor:
@@ -95,6 +97,9 @@ def median_of_neighbours(x: tf.Tensor, mode: Mode) -> tf.Tensor:
     Its gradient goes to the neighbour that is the median, the first one of several.
     x: a feature map in the mode's layout, of known height and width. Returns one like it.
     """
+    if mode.data_format == 'NHWC' and not (mode.plain or in_xla() or has_gpu()):
+        # in float32 whatever the dtype: a median is not rounded
+        return tf.cast(cpu_conv.median_of_neighbours(tf.cast(x, tf.float32)), x.dtype)
     rows, columns = positions_axes(mode)
     # The comparisons' own gradients would keep and mask each of their two dozen maps; so would a map for each
     # neighbour. It is enough to look for the median once more.

@@ -67,12 +67,13 @@ def test_hours_of_methods(root, python):
     assert slow['fast, 6 epochs at 128, 6 at 224, 3 at 288'][2] == pytest.approx(wanted, rel=2e-2)
 
 
-@pytest.mark.parametrize('script, unit, steps', [('pgd.py', 'image_steps_per_second', '--steps'),
-                                                 ('train.py', 'images_per_second', '--attack-iter')])
-def test_attack_and_training_step(script, unit, steps, root, tmp_path, python):
+@pytest.mark.parametrize('script, unit, steps, k', [('pgd.py', 'image_steps_per_second', '--steps', '1'),
+                                                    ('train.py', 'images_per_second', '--attack-iter', '1'),
+                                                    ('train.py', 'images_per_second', '--attack-iter', '0')])
+def test_attack_and_training_step(script, unit, steps, k, root, tmp_path, python):
     table, plot = tmp_path / 'table.md', tmp_path / 'plot.png'
     done = python(os.path.join(root, 'benchmarks', script), '--network', 'ResNet-14', '--batch', '1',
-                  '--image-size', '32', '--repeats', '2', steps, '1', '--dtypes', 'float32', '--threads', '1',
+                  '--image-size', '32', '--repeats', '2', steps, k, '--dtypes', 'float32', '--threads', '1',
                   '--table', table, '--plot', plot)
     assert done.returncode == 0, done.stderr
     peak, ours = [json.loads(line) for line in done.stdout.splitlines()]

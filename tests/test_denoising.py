@@ -7,6 +7,7 @@ import pytest
 from forked import run_main
 from jobs import FAKE
 from lanes import once
+from other_cpus import call_as
 
 import checkpoint
 import nets
@@ -173,6 +174,33 @@ def test_where_the_median_is_several():
     np.testing.assert_array_equal(y[0].reshape(20, 3), (d_x * x).sum(axis=(1, 2)))
     near = [list(neighbours(d_x, k // 5, k % 5, False)) for k in range(20)]
     assert all(sum(d_x[k][place].sum() for place in near[k]) == 3 for k in range(20))
+
+
+def check_medians():
+    """By the op for CPUs beside TensorFlow's comparisons, to the last bit: a thread's share of the channels is 64."""
+    for shape in (2, 5, 3, 70), (1, 1, 9, 130), (3, 7, 8, 64), (1, 6, 1, 3):
+        x, upstream = features(shape)
+        (y, d_x), (y_plain, d_plain) = [
+            compute(lambda f, mode=mode: OPERATIONS['median'](f, mode), x, upstream, mode)[0]
+            for mode in (NHWC, Mode(plain=True))]
+        np.testing.assert_array_equal(y, y_plain)
+        np.testing.assert_allclose(d_x, d_plain, rtol=0, atol=1e-6 * np.abs(d_plain).max())
+
+
+def test_medians():
+    check_medians()
+
+
+@pytest.mark.parametrize('isa', ['any_cpu', 'avx2'])
+def test_medians_on_other_cpus(isa):
+    call_as(isa, 'test_denoising', 'check_medians()')
+
+
+def test_no_gradient_is_lost_beside_what_is_no_number():
+    x, upstream = features((1, 5, 4, 70))
+    x[0, 2, 1, ::2] = np.nan
+    (_, d_x), _ = compute(lambda f: OPERATIONS['median'](f, NHWC), x, upstream, NHWC)
+    np.testing.assert_allclose(d_x.sum(axis=(1, 2)), upstream.sum(axis=(1, 2)), atol=1e-5)
 
 
 def test_the_table_has_the_names():

@@ -7,7 +7,7 @@ from setuptools import Extension, setup
 setup(
     name='cpu-conv',
     version='1.0',
-    description='Convolutions for TensorFlow on CPUs: with constant weights, and trained',
+    description='For TensorFlow on CPUs: convolutions, with constant weights and trained, and a median filter',
     packages=['cpu_conv'],
     # TF 2's flags name the C++ standard of its headers; those of TF 1.15 don't, and theirs is C++11. Flags that come
     # last win.

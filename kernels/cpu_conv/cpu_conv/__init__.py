@@ -1,4 +1,4 @@
-"""Convolutions which TensorFlow computes slowly on CPUs: with constant weights, and trained."""
+"""What TensorFlow computes slowly on CPUs: convolutions, with constant weights and trained, and a median filter."""
 import ctypes
 import functools
 import importlib.util
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Optional
 import tensorflow as tf
 
 __all__ = ['FEW_GROUPED_POSITIONS', 'FROZEN_CHANNELS', 'Addend', 'conv2d', 'frozen_conv', 'frozen_conv_gradient',
-           'frozen_weights', 'has_bfloat16', 'isa', 'takes']
+           'frozen_weights', 'has_bfloat16', 'isa', 'median_of_neighbours', 'takes']
 
 FROZEN_CHANNELS = 32  # in and out, of frozen_conv: multiples of it
 # Positions of a map up to which preparing the weights would take longer than Winograd's algorithm saves
@@ -289,3 +289,19 @@ def _gradient_of_convolution(prepared: Any, x: Any, upstream: Any, stride: int, 
 
 def _where_positive(gate: Any, value: Any) -> Any:
     return value * tf.cast(gate > 0, value.dtype)
+
+
+# --- the median of neighbours ----------------------------------------------------------------------------------------
+
+def median_of_neighbours(x: Any) -> Any:
+    """Return the median of each channel over 3x3 neighbours; beyond its edge the map is repeated.
+
+    x: (N, height, width, channels) float32. Returns one like it. Its gradient goes to the neighbour that is the median,
+    the first one of several; it has no second derivative.
+    """
+    return _library().median_of_neighbours(x)
+
+
+@tf.RegisterGradient('MedianOfNeighbours')
+def _of_median(op: Any, upstream: Any) -> Any:
+    return _library().median_of_neighbours_gradient(op.inputs[0], op.outputs[0], upstream)
