@@ -14,7 +14,7 @@ PARALLEL_SLOW = -n $$(($$(nproc) < 4 ? $$(nproc) + 1 : 4)) --dist worksteal
 .PHONY: help setup demo test lint
 
 help:
-	@echo 'make demo    set up, then train, attack and score on a small data set (10 minutes on 2 cores)'
+	@echo 'make demo    set up, then train, attack and score on a small data set (3 to 10 minutes on 2 cores)'
 	@echo 'make test    set up, then run the tests, the fast ones first; pytest reads options from PYTEST_ADDOPTS'
 	@echo 'make lint    check style and types, with ruff and mypy'
 	@echo 'make setup   set up alone: .venv-tf1 or .venv-tf2 in this folder'

@@ -10,20 +10,20 @@ import os
 import shutil
 import sys
 import time
-from typing import Dict, NamedTuple
+from typing import Dict, List, NamedTuple
 
 from tabulate import tabulate
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from evaluation.outcomes import Strength  # noqa: E402
+from main import parse_options  # noqa: E402
 from runtime.command_line import run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from tools import demo_data  # noqa: E402
 from tools.commands import data_server, run  # noqa: E402
 from tools.mpi import mpirun, read_figures  # noqa: E402
-from training.log_directory import LogName, newest_complete  # noqa: E402
+from training.log_directory import log_directory_of, newest_complete  # noqa: E402
 
 RANKS = 2
 BATCH = 32
@@ -37,22 +37,25 @@ NETWORK = ['--arch', 'ResNet', '-d', str(DEPTH)]
 class Recipe(NamedTuple):
     """How one of the networks is trained."""
     title: str
-    attack_iter: int
+    method: List[str]  # flags of main.py
     max_epoch: int
     base_lr: float
 
 
-RECIPES = [Recipe('standard', 0, 6, 0.1), Recipe('adversarial', 2, 14, 0.3)]
+# Trains four times on each batch, which it attacks meanwhile by steps of half the budget: after 4 epochs as robust as
+# after 14 of attacks of two steps, in less time.
+FREE = ['--method', 'free', '--replays', '4', '--attack-step-size', str(EPSILON / 2)]
+RECIPES = [Recipe('standard', ['--attack-iter', '0'], 6, 0.1), Recipe('adversarial', FREE, 4, 0.3)]
 
 
 def train(recipe: Recipe, data: str, endpoint: str, work: str) -> str:
     """Train one network; returns its checkpoint."""
     name = 'demo-' + recipe.title
-    run(mpirun(RANKS, ['main.py', '--data', data, '--endpoint', endpoint, '--batch', str(BATCH)] + SHAPE + NETWORK + [
-        '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
-        '--max-epoch', str(recipe.max_epoch), '--base-lr', str(recipe.base_lr),
-        '--training-eval', 'clean', '--logdir', name, '--overwrite']), os.path.join(work, name + '.log'))
-    log = LogName('ResNet', DEPTH, BATCH, RANKS, Strength(recipe.attack_iter, EPSILON), name).path()
+    flags = ['--data', data, '--endpoint', endpoint, '--batch', str(BATCH), *SHAPE, *NETWORK, *recipe.method,
+             '--attack-epsilon', str(EPSILON), '--max-epoch', str(recipe.max_epoch), '--base-lr', str(recipe.base_lr),
+             '--training-eval', 'clean', '--logdir', name]
+    run(mpirun(RANKS, ['main.py', *flags, '--overwrite']), os.path.join(work, name + '.log'))
+    log = log_directory_of(parse_options(flags), RANKS)
     checkpoint = newest_complete(os.path.join(ROOT, log))
     if checkpoint is None:
         raise InputError('there is no complete checkpoint in %s' % log)
