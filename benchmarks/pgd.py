@@ -45,6 +45,7 @@ if TYPE_CHECKING:  # it takes seconds to load, which --help does not need
 
 PLOTS = ['.png', '.pdf', '.svg']
 UNIT = 'image_steps_per_second'
+DTYPES = 'float32,bfloat16'
 MATRIX = 2048  # rows and columns
 
 
@@ -138,7 +139,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--image-size', type=int, default=224)
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='by default one a core')
     parser.add_argument('--repeats', type=int, default=5, help='turns (5)')
-    parser.add_argument('--dtypes', default='float32,bfloat16', help='of the attack (float32,bfloat16)')
+    parser.add_argument('--dtypes', default=DTYPES, help='of the attack (float32,bfloat16)')
     parser.add_argument('--peer', choices=['torch'], help='measure PyTorch beside it')
     parser.add_argument('--peer-dtypes', help='by default those of --dtypes')
     parser.add_argument('--torch-python', metavar='PYTHON', default=sys.executable,
@@ -158,8 +159,8 @@ def check_flags(args: argparse.Namespace, least_steps: int = 1) -> None:
         if args.peer and (name in TORCHVISION or network.variant or network.arch == 'ResNetPlacebo'):
             raise InputError('--peer has the published networks, and not %s' % name)
     if min(args.batch, args.image_size, args.threads, args.repeats) < 1 or args.steps < least_steps:
-        raise InputError('--batch, --image-size, --threads and --repeats must be positive, and the steps %d or more'
-                         % least_steps)
+        raise InputError('--batch, --image-size, --threads and --repeats must be positive, and the attack\'s steps %d '
+                         'or more' % least_steps)
     for dtype in args.dtypes.split(','):
         if dtype not in ('float32', 'bfloat16'):
             raise InputError('--dtypes are float32 and bfloat16, not %s' % dtype)

@@ -2,6 +2,7 @@
 networks.
 
     torchattacks    torchattacks' PGD as installed, on a network as one writes it; for training with an eager update
+    PyTorch         standard training alone, eager
     tuned PyTorch   channels_last, BatchNorm folded into the convolutions, frozen weights, torch.compile
 """
 import time

@@ -1,11 +1,11 @@
 """Which kernel computes a convolution: TensorFlow's, a matrix product, or this project's ops for CPUs (cpu_conv)."""
 from typing import Optional
 
-from runtime.compat import FAST_CONVOLUTION_GRADIENTS, in_xla, tf
+from runtime.compat import FAST_CONVOLUTION_GRADIENTS, tf
 
 from cpu_conv import conv2d, isa, takes
 
-from kernels.mode import Mode, constant_during_attack, num_channels, pad_positions, spatial
+from kernels.mode import Mode, computes_on_cpu, constant_during_attack, num_channels, pad_positions, spatial
 from runtime.hardware import has_gpu
 
 FEW_POSITIONS = 16  # up to which a CPU is faster with a matrix product than with a convolution
@@ -49,7 +49,7 @@ def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int, *,
     On CPUs TensorFlow does it group by group, but for wide maps that are trained in float32 without being `plain`.
     """
     strides = [1, stride, stride, 1]
-    if in_xla() or has_gpu():
+    if not computes_on_cpu():
         return tf.nn.conv2d(x, w, strides=strides, padding=padding)
     if not plain and padding == 'SAME' and takes(x, w, stride):
         return conv2d(x, w, stride)
@@ -86,7 +86,7 @@ def convolution_on_few_positions(x: tf.Tensor, w: tf.Tensor, stride: int, *,
 def trains_faster(x: tf.Tensor, w: tf.Tensor, stride: int) -> bool:
     """Tell whether conv2d with its gradients is faster than TensorFlow's convolution of NHWC features, where weights
     change at every step."""
-    if in_xla() or has_gpu() or isa() == 'any_cpu' or not takes(x, w, stride):
+    if not computes_on_cpu() or isa() == 'any_cpu' or not takes(x, w, stride):
         return False
     in_tiles = int(w.shape[0]) == 3 and stride == 1
     return not FAST_CONVOLUTION_GRADIENTS or (in_tiles and int(x.shape[1]) * int(x.shape[2]) > TILED_POSITIONS)

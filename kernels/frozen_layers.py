@@ -4,7 +4,7 @@ NHWC features; BatchNorm is folded into the weights. Gradients reach the feature
 """
 from typing import Any, Callable, Iterable, List, NamedTuple, Optional, Tuple
 
-from runtime.compat import in_xla, max_pool_gradient, tf
+from runtime.compat import max_pool_gradient, tf
 
 from cpu_conv import (
     FEW_GROUPED_POSITIONS,
@@ -18,8 +18,8 @@ from cpu_conv import (
 )
 
 from kernels.convolution import convolution
-from kernels.mode import Mode, constant_during_attack, num_positions
-from runtime.hardware import cpu_flags, has_gpu
+from kernels.mode import Mode, computes_on_cpu, constant_during_attack, num_positions
+from runtime.hardware import cpu_flags
 
 # --- the stem --------------------------------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ def is_fused(block: Bottleneck, mode: Mode) -> bool:
 
 def uses_frozen(channels: Iterable[Any], mode: Mode) -> bool:
     """Tell whether frozen_conv computes convolutions from and to so many channels, and is the faster way here."""
-    if not mode.folds_batch_norm or mode.data_format != 'NHWC' or in_xla() or has_gpu():
+    if not mode.folds_batch_norm or mode.data_format != 'NHWC' or not computes_on_cpu():
         return False
     if any(int(n) % FROZEN_CHANNELS for n in channels):
         return False

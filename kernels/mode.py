@@ -2,7 +2,7 @@
 nets.py."""
 from typing import Any, ContextManager, Dict, List, NamedTuple, Optional
 
-from runtime.compat import tf
+from runtime.compat import in_xla, tf
 
 from runtime.hardware import has_gpu
 
@@ -45,6 +45,12 @@ def attack_settings(dtype: str = 'float32', xla: bool = False) -> Dict[str, Any]
     """
     return dict(attack_mode=native_mode()._replace(dtype=tf.as_dtype(dtype)), xla=xla,
                 loss_scale=FLOAT16_LOSS_SCALE if dtype == 'float16' else 1.0)
+
+
+def computes_on_cpu() -> bool:
+    """Tell whether operations of the graph that is being built run on the CPU one by one, where ops of this project's
+    own can be among them, and not on a GPU or compiled by XLA."""
+    return not (in_xla() or has_gpu())
 
 
 def constant_during_attack() -> ContextManager:

@@ -4,13 +4,12 @@ None holds the map nine times: neighbours are shifted maps that come and go, or 
 """
 from typing import Any, Callable, List, Tuple
 
-from runtime.compat import in_xla, tf
+from runtime.compat import tf
 
 import cpu_conv
 import numpy as np
 
-from kernels.mode import Mode, positions_axes, spatial
-from runtime.hardware import has_gpu
+from kernels.mode import Mode, computes_on_cpu, positions_axes, spatial
 
 
 def mean_of_neighbours(x: tf.Tensor, mode: Mode) -> tf.Tensor:
@@ -97,8 +96,8 @@ def median_of_neighbours(x: tf.Tensor, mode: Mode) -> tf.Tensor:
     Its gradient goes to the neighbour that is the median, the first one of several.
     x: a feature map in the mode's layout, of known height and width. Returns one like it.
     """
-    if mode.data_format == 'NHWC' and not (mode.plain or in_xla() or has_gpu()):
-        # in float32 whatever the dtype: a median is not rounded
+    if mode.data_format == 'NHWC' and not mode.plain and x.dtype != tf.float64 and computes_on_cpu():
+        # in float32, which has all numbers of the shorter dtypes: a median is not rounded
         return tf.cast(cpu_conv.median_of_neighbours(tf.cast(x, tf.float32)), x.dtype)
     rows, columns = positions_axes(mode)
     # The comparisons' own gradients would keep and mask each of their two dozen maps; so would a map for each

@@ -177,9 +177,10 @@ def test_where_the_median_is_several():
 
 
 def check_medians():
-    """By the op for CPUs beside TensorFlow's comparisons, to the last bit: a thread's share of the channels is 64."""
-    for shape in (2, 5, 3, 70), (1, 1, 9, 130), (3, 7, 8, 64), (1, 6, 1, 3):
-        x, upstream = features(shape)
+    """By the op for CPUs beside TensorFlow's comparisons, to the last bit: a thread's share of the channels is 64. A
+    second time with equal numbers, as after a ReLU."""
+    maps = [features(shape) for shape in [(2, 5, 3, 70), (1, 1, 9, 130), (3, 7, 8, 64), (1, 6, 1, 3)]]
+    for x, upstream in maps + [(np.maximum(x - 0.7, 0), upstream) for x, upstream in maps]:
         (y, d_x), (y_plain, d_plain) = [
             compute(lambda f, mode=mode: OPERATIONS['median'](f, mode), x, upstream, mode)[0]
             for mode in (NHWC, Mode(plain=True))]
@@ -196,11 +197,23 @@ def test_medians_on_other_cpus(isa):
     call_as(isa, 'test_denoising', 'check_medians()')
 
 
-def test_no_gradient_is_lost_beside_what_is_no_number():
-    x, upstream = features((1, 5, 4, 70))
-    x[0, 2, 1, ::2] = np.nan
-    (_, d_x), _ = compute(lambda f: OPERATIONS['median'](f, NHWC), x, upstream, NHWC)
+@pytest.mark.parametrize('row', range(6))
+def test_the_median_of_what_is_no_number(row):
+    """It is none, wherever it stands in the window, so that a training sees that it diverges; no gradient is lost."""
+    x, upstream = features((1, 6, 6, 70))
+    for channel in range(0, 70, 2):
+        x[0, row, channel // 2 % 6, channel] = np.nan
+    (y, d_x), _ = compute(lambda f: OPERATIONS['median'](f, NHWC), x, upstream, NHWC)
+    np.testing.assert_array_equal(y, expected('median', x.astype(np.float64), {}).astype(np.float32))
+    assert np.isnan(y).any()
     np.testing.assert_allclose(d_x.sum(axis=(1, 2)), upstream.sum(axis=(1, 2)), atol=1e-5)
+
+
+@pytest.mark.parametrize('shape', [(0, 3, 3, 4), (1, 0, 3, 4), (1, 3, 0, 4), (1, 3, 3, 0)])
+def test_the_median_of_nothing(shape):
+    nothing = np.zeros(shape, np.float32)
+    (y, d_x), _ = compute(lambda f: OPERATIONS['median'](f, NHWC), nothing, nothing, NHWC)
+    assert y.shape == d_x.shape == shape
 
 
 def test_the_table_has_the_names():

@@ -13,7 +13,7 @@ import checkpoint
 from kernels.frozen_layers import Bottleneck, FoldedConvolution, fast_stem, fused_bottleneck
 from kernels.mode import Mode
 from kernels.prepared import prepared_weights
-from nets import Network
+from nets import Network, network_named
 from runtime.hardware import cpu_flags, session_config
 
 needs_bfloat16 = pytest.mark.skipif(not has_bfloat16(), reason='this CPU has no instructions for products of bfloat16')
@@ -297,10 +297,10 @@ def test_gradients_of_3x3_with_a_stride(size, symmetric):
     check(computed[1], expected)
 
 
-@pytest.mark.parametrize('arch', ['ResNet', 'ResNetDenoise', 'ResNeXtDenoiseAll'])
-def test_second_derivatives_of_a_network(arch):
+@pytest.mark.parametrize('name', ['ResNet-14', 'ResNetDenoise-14', 'ResNetDenoise-14-median', 'ResNeXtDenoiseAll-14'])
+def test_second_derivatives_of_a_network(name):
     """In a loop, as an attacker may want them: beside those of TensorFlow's own convolutions."""
-    network = Network(arch, 14, 5)
+    network = network_named(name)._replace(num_classes=5)
     weights = helpers.random_weights(network.variable_shapes(), seed=0)
     rng = np.random.RandomState(5)
     image, direction = rng.uniform(-1, 1, (2, 33, 33, 3)).astype(np.float32), normal(rng, 2, 33, 33, 3)

@@ -296,8 +296,8 @@ def _where_positive(gate: Any, value: Any) -> Any:
 def median_of_neighbours(x: Any) -> Any:
     """Return the median of each channel over 3x3 neighbours; beyond its edge the map is repeated.
 
-    x: (N, height, width, channels) float32. Returns one like it. Its gradient goes to the neighbour that is the median,
-    the first one of several; it has no second derivative.
+    x: (N, height, width, channels) float32. Returns one like it, NaN where a neighbour is. Its gradient goes to the
+    neighbour that is the median, the first one of several, and has derivatives of any order.
     """
     return _library().median_of_neighbours(x)
 
@@ -305,3 +305,15 @@ def median_of_neighbours(x: Any) -> Any:
 @tf.RegisterGradient('MedianOfNeighbours')
 def _of_median(op: Any, upstream: Any) -> Any:
     return _library().median_of_neighbours_gradient(op.inputs[0], op.outputs[0], upstream)
+
+
+# Which neighbour is the median does not change with small changes of x: gradients are linear in the third input alone.
+
+@tf.RegisterGradient('MedianOfNeighboursGradient')
+def _of_median_gradient(op: Any, second: Any) -> Any:
+    return None, None, _library().median_of_neighbours_chosen(*op.inputs[:2], second)
+
+
+@tf.RegisterGradient('MedianOfNeighboursChosen')
+def _of_median_chosen(op: Any, upstream: Any) -> Any:
+    return None, None, _library().median_of_neighbours_gradient(*op.inputs[:2], upstream)

@@ -22,7 +22,7 @@
 #undef FILTER_ROWS
 
 #if defined(__x86_64__)
-#define ISA __attribute__((target("avx2,fma")))
+#define ISA AVX2
 #define NAME avx2
 #define LANES 8
 #define ROWS 6
@@ -34,7 +34,7 @@
 #undef LANES
 #undef ROWS
 #undef FILTER_ROWS
-#define ISA __attribute__((target("avx512f,avx512vl,avx2,fma")))
+#define ISA AVX512
 #define NAME avx512
 #define LANES 16
 #define ROWS 12

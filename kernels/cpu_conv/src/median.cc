@@ -1,5 +1,6 @@
-// The ops MedianOfNeighbours and MedianOfNeighboursGradient: of each channel over 3x3, float32, NHWC. Beyond its edge
-// the map is repeated. The gradient goes to the first neighbour that is the median, and to the last one if none is (NaN).
+// The ops MedianOfNeighbours, MedianOfNeighboursGradient and MedianOfNeighboursChosen: of each channel over 3x3, float32,
+// NHWC. Beyond its edge the map is repeated. The gradient goes to the first neighbour that is the median, and to the last
+// one if none is (NaN); "chosen" is what another map has at that neighbour, which is the gradient of the gradient.
 #include "tensorflow/core/framework/op.h"
 
 #include "common.h"
@@ -11,19 +12,12 @@ namespace median {
 #else
 #define INLINE inline
 #endif
-#if defined(__x86_64__)
-#define AVX2 __attribute__((target("avx2,fma")))
-#define AVX512 __attribute__((target("avx512f,avx512vl,avx2,fma")))
-#else
-#define AVX2
-#define AVX512
-#endif
-
 constexpr int kNeighbours = 9;  // row by row
-constexpr int64_t kChannels = 64;  // that a thread takes at a time: with those of 10 maps' positions they stay in its cache
+constexpr int64_t kChannels = 64;  // that a thread takes at a time: three rows of them stay in its cache
 
-INLINE float Least(float a, float b) { return a < b ? a : b; }
-INLINE float Greatest(float a, float b) { return a < b ? b : a; }
+// Of a number and NaN: NaN, so that one in a window makes its median NaN.
+INLINE float Least(float a, float b) { return a < b || a != a ? a : b; }
+INLINE float Greatest(float a, float b) { return b < a || a != a ? a : b; }
 INLINE float MedianOfThree(float a, float b, float c) { return Greatest(Least(a, b), Least(Greatest(a, b), c)); }
 
 INLINE void Medians(const float* const x[kNeighbours], int64_t channels, float* __restrict y) {
@@ -59,8 +53,14 @@ INLINE void AddGradients(const float* const x[kNeighbours], const float* y, cons
   for (int64_t c = 0; c < channels; ++c) to[kNeighbours - 1][c] += left[c];
 }
 
-using MediansFunction = void(const float* const*, int64_t, float*);
-using GradientsFunction = void(const float* const*, const float*, const float*, int64_t, float* const*);
+INLINE void Choose(const float* const x[kNeighbours], const float* y, const float* const values[kNeighbours],
+                   int64_t channels, float* __restrict to) {
+  std::copy_n(values[kNeighbours - 1], channels, to);
+  for (int k = kNeighbours - 2; k >= 0; --k) {  // the first one last
+    const float *const neighbour = x[k], *const value = values[k];
+    for (int64_t c = 0; c < channels; ++c) to[c] = neighbour[c] == y[c] ? value[c] : to[c];
+  }
+}
 
 void MediansAnyCpu(const float* const* x, int64_t n, float* y) { Medians(x, n, y); }
 AVX2 void MediansAvx2(const float* const* x, int64_t n, float* y) { Medians(x, n, y); }
@@ -86,6 +86,10 @@ Function* Best(Function* any_cpu, Function* avx2, Function* avx512) {
 struct Maps {
   int64_t images, height, width, channels;
 
+  int64_t size() const { return images * height * width * channels; }
+  int64_t Place(int64_t image, int64_t row, int64_t column) const {
+    return ((image * height + row) * width + column) * channels;
+  }
   int64_t parts() const { return (channels + kChannels - 1) / kChannels; }  // of channels
   int64_t cost() const { return 8 * height * width * std::min(channels, kChannels); }
 
@@ -96,12 +100,13 @@ struct Maps {
       const int64_t r = std::min(std::max<int64_t>(row + i - 1, 0), height - 1);
       for (int j = 0; j < 3; ++j) {
         const int64_t c = std::min(std::max<int64_t>(column + j - 1, 0), width - 1);
-        to[3 * i + j] = maps + ((image * height + r) * width + c) * channels + first;
+        to[3 * i + j] = maps + Place(image, r, c) + first;
       }
     }
   }
 
-  // Calls of_position(image, row, column, first channel, number of channels). An image's channels are one thread's.
+  // Calls of_position(image, row, column, first channel, number of channels). Up to kChannels of an image's channels are one
+  // thread's, so that no two threads add to the same gradient.
   template <class OfPosition>
   void ForEach(const cpu_conv::Parallel& threads, const OfPosition& of_position) const {
     threads(images * parts(), cost(), [&](int64_t begin, int64_t end) {
@@ -136,6 +141,13 @@ REGISTER_OP("MedianOfNeighboursGradient")
     .Output("gradient: float")
     .SetShapeFn(LikeX);
 
+REGISTER_OP("MedianOfNeighboursChosen")
+    .Input("x: float")
+    .Input("y: float")
+    .Input("values: float")
+    .Output("chosen: float")
+    .SetShapeFn(LikeX);
+
 median::Maps MapsOf(const Tensor& x) { return {x.dim_size(0), x.dim_size(1), x.dim_size(2), x.dim_size(3)}; }
 
 class MedianOfNeighboursOp : public OpKernel {
@@ -154,41 +166,72 @@ class MedianOfNeighboursOp : public OpKernel {
     maps.ForEach(cpu_conv::Threads(context), [&](int64_t image, int64_t row, int64_t column, int64_t first, int64_t n) {
       const float* neighbours[median::kNeighbours];
       maps.Neighbours(from, image, row, column, first, neighbours);
-      medians(neighbours, n, to + ((image * maps.height + row) * maps.width + column) * maps.channels + first);
+      medians(neighbours, n, to + maps.Place(image, row, column) + first);
     });
   }
 };
 
-class MedianOfNeighboursGradientOp : public OpKernel {
+// An op of a map, its medians and a third map like them.
+class OfMediansOp : public OpKernel {
  public:
   using OpKernel::OpKernel;
 
   void Compute(OpKernelContext* context) override {
-    const Tensor &x = context->input(0), &y = context->input(1), &upstream = context->input(2);
-    OP_REQUIRES(context, x.dims() == 4 && y.shape() == x.shape() && upstream.shape() == x.shape(),
-                errors::InvalidArgument("no feature map, its medians and their gradient: ", x.shape().DebugString(), ", ",
-                                        y.shape().DebugString(), ", ", upstream.shape().DebugString()));
-    Tensor* gradient;
-    OP_REQUIRES_OK(context, context->allocate_output(0, x.shape(), &gradient));
-    const median::Maps maps = MapsOf(x);
-    const float *const from = x.flat<float>().data(), *const medians = y.flat<float>().data();
-    const float* const to_medians = upstream.flat<float>().data();
-    float* const to = gradient->flat<float>().data();
-    std::fill_n(to, x.NumElements(), 0.f);
+    const Tensor &x = context->input(0), &y = context->input(1), &third = context->input(2);
+    OP_REQUIRES(context, x.dims() == 4 && y.shape() == x.shape() && third.shape() == x.shape(),
+                errors::InvalidArgument("no feature map, its medians and a map like them: ", x.shape().DebugString(), ", ",
+                                        y.shape().DebugString(), ", ", third.shape().DebugString()));
+    Tensor* result;
+    OP_REQUIRES_OK(context, context->allocate_output(0, x.shape(), &result));
+    Run(MapsOf(x), cpu_conv::Threads(context), x.flat<float>().data(), y.flat<float>().data(),
+        third.flat<float>().data(), result->flat<float>().data());
+  }
+
+ protected:
+  virtual void Run(const median::Maps& maps, const cpu_conv::Parallel& threads, const float* x, const float* y,
+                   const float* third, float* to) = 0;
+};
+
+class MedianOfNeighboursGradientOp : public OfMediansOp {
+ public:
+  using OfMediansOp::OfMediansOp;
+
+ protected:
+  void Run(const median::Maps& maps, const cpu_conv::Parallel& threads, const float* x, const float* y,
+           const float* upstream, float* to) override {
+    std::fill_n(to, maps.size(), 0.f);
     const auto add = median::Best(median::GradientsAnyCpu, median::GradientsAvx2, median::GradientsAvx512);
-    maps.ForEach(cpu_conv::Threads(context), [&](int64_t image, int64_t row, int64_t column, int64_t first, int64_t n) {
+    maps.ForEach(threads, [&](int64_t image, int64_t row, int64_t column, int64_t first, int64_t n) {
       const float* neighbours[median::kNeighbours];
       float* their_gradients[median::kNeighbours];
-      maps.Neighbours(from, image, row, column, first, neighbours);
+      maps.Neighbours(x, image, row, column, first, neighbours);
       maps.Neighbours(to, image, row, column, first, their_gradients);
-      const int64_t here = ((image * maps.height + row) * maps.width + column) * maps.channels + first;
-      add(neighbours, medians + here, to_medians + here, n, their_gradients);
+      const int64_t here = maps.Place(image, row, column) + first;
+      add(neighbours, y + here, upstream + here, n, their_gradients);
+    });
+  }
+};
+
+class MedianOfNeighboursChosenOp : public OfMediansOp {
+ public:
+  using OfMediansOp::OfMediansOp;
+
+ protected:
+  void Run(const median::Maps& maps, const cpu_conv::Parallel& threads, const float* x, const float* y,
+           const float* values, float* to) override {
+    maps.ForEach(threads, [&](int64_t image, int64_t row, int64_t column, int64_t first, int64_t n) {
+      const float *neighbours[median::kNeighbours], *their_values[median::kNeighbours];
+      maps.Neighbours(x, image, row, column, first, neighbours);
+      maps.Neighbours(values, image, row, column, first, their_values);
+      const int64_t here = maps.Place(image, row, column) + first;
+      median::Choose(neighbours, y + here, their_values, n, to + here);
     });
   }
 };
 
 REGISTER_KERNEL_BUILDER(Name("MedianOfNeighbours").Device(DEVICE_CPU), MedianOfNeighboursOp);
 REGISTER_KERNEL_BUILDER(Name("MedianOfNeighboursGradient").Device(DEVICE_CPU), MedianOfNeighboursGradientOp);
+REGISTER_KERNEL_BUILDER(Name("MedianOfNeighboursChosen").Device(DEVICE_CPU), MedianOfNeighboursChosenOp);
 
 }  // namespace
 }  // namespace tensorflow
