@@ -139,7 +139,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--image-size', type=int, default=224)
     parser.add_argument('--threads', type=int, default=len(os.sched_getaffinity(0)), help='by default one a core')
     parser.add_argument('--repeats', type=int, default=5, help='turns (5)')
-    parser.add_argument('--dtypes', default=DTYPES, help='of the attack (float32,bfloat16)')
+    parser.add_argument('--dtypes', default=DTYPES, help='of the attack (%s)' % DTYPES)
     parser.add_argument('--peer', choices=['torch'], help='measure PyTorch beside it')
     parser.add_argument('--peer-dtypes', help='by default those of --dtypes')
     parser.add_argument('--torch-python', metavar='PYTHON', default=sys.executable,

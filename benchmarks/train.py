@@ -4,8 +4,8 @@
     python benchmarks/train.py --peer torch --torch-python TORCH_ENVIRONMENT/bin/python [--attack-iter 0]
 
 Prints one JSON line for each system (see pgd.py). A step is an attack of --attack-iter steps, in each dtype, and an
-update in float32, on constant data. Of 0 steps it is standard training, beside which
-PyTorch's is eager and, tuned, compiled.
+update in float32, on constant data. Of 0 steps it is standard training, beside which PyTorch's is eager and, tuned,
+compiled.
 """
 import argparse
 import functools

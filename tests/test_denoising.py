@@ -177,9 +177,9 @@ def test_where_the_median_is_several():
 
 
 def check_medians():
-    """By the op for CPUs beside TensorFlow's comparisons, to the last bit: a thread's share of the channels is 64. A
+    """By the op for CPUs beside TensorFlow's comparisons, to the last bit: a thread's share of the channels is 128. A
     second time with equal numbers, as after a ReLU."""
-    maps = [features(shape) for shape in [(2, 5, 3, 70), (1, 1, 9, 130), (3, 7, 8, 64), (1, 6, 1, 3)]]
+    maps = [features(shape) for shape in [(2, 5, 3, 70), (1, 1, 9, 130), (3, 7, 8, 128), (1, 6, 1, 3)]]
     for x, upstream in maps + [(np.maximum(x - 0.7, 0), upstream) for x, upstream in maps]:
         (y, d_x), (y_plain, d_plain) = [
             compute(lambda f, mode=mode: OPERATIONS['median'](f, mode), x, upstream, mode)[0]
@@ -200,8 +200,8 @@ def test_medians_on_other_cpus(isa):
 @pytest.mark.parametrize('row', range(6))
 def test_the_median_of_what_is_no_number(row):
     """It is none, wherever it stands in the window, so that a training sees that it diverges; no gradient is lost."""
-    x, upstream = features((1, 6, 6, 70))
-    for channel in range(0, 70, 2):
+    x, upstream = features((1, 6, 6, 140))
+    for channel in range(0, 140, 2):
         x[0, row, channel // 2 % 6, channel] = np.nan
     (y, d_x), _ = compute(lambda f: OPERATIONS['median'](f, NHWC), x, upstream, NHWC)
     np.testing.assert_array_equal(y, expected('median', x.astype(np.float64), {}).astype(np.float32))

@@ -23,13 +23,12 @@ from tabulate import tabulate
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from evaluation.outcomes import Strength  # noqa: E402
 from nets import ARCHITECTURES, Network, find_network, is_own, network_named  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile  # noqa: E402
 from tools.cifar10_folders import BATCH, SHAPE, divergence, finished_checkpoint, served, work_in  # noqa: E402
-from tools.commands import run  # noqa: E402
+from tools.commands import log_directory, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402
 
 MAIN = os.path.join(ROOT, 'main.py')
@@ -99,17 +98,13 @@ def attack_dtype() -> str:
 
 def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
     """Train a network, or go on; returns its checkpoint. Raises InputError where it was stopped before its end."""
-    from training.log_directory import LogName  # as above
-    run([sys.executable, MAIN, '--data', data, '--endpoint', endpoint, *recipe.network.flags, '--batch', str(BATCH),
-         '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
-         '--attack-dtype', attack_dtype() if recipe.attack_iter else 'float32', '--max-epoch', str(recipe.max_epoch),
-         '--base-lr', '0.2', '--training-eval', 'clean', '--logdir', recipe.suffix, '--resume'] + SHAPE,
-        training_log(recipe, out), out)
-    attack = Strength(recipe.attack_iter, float(EPSILON))
-    network = recipe.network
-    log = os.path.join(out, LogName(network.arch, network.depth, BATCH, 1, attack, recipe.suffix,
-                                    network.variant).path())
-    return finished_checkpoint(log, recipe.max_epoch)
+    flags = ['--data', data, '--endpoint', endpoint, *recipe.network.flags, '--batch', str(BATCH),
+             '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
+             '--attack-dtype', attack_dtype() if recipe.attack_iter else 'float32',
+             '--max-epoch', str(recipe.max_epoch), '--base-lr', '0.2', '--training-eval', 'clean',
+             '--logdir', recipe.suffix, *SHAPE]
+    run([sys.executable, MAIN, *flags, '--resume'], training_log(recipe, out), out)
+    return finished_checkpoint(log_directory(flags, folder=out), recipe.max_epoch)
 
 
 def training_log(recipe: Recipe, out: str) -> str:

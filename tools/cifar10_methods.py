@@ -18,7 +18,7 @@ from tabulate import tabulate
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from main import parse_options, positive_float, positive_int, several  # noqa: E402
+from main import positive_float, positive_int, several  # noqa: E402
 from nets import is_own, network_named  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
@@ -27,7 +27,7 @@ from runtime.launcher import check_alone  # noqa: E402
 from runtime.printing import check_stdout, say  # noqa: E402
 from third_party.imagenet import count_images  # noqa: E402
 from tools.cifar10_folders import BATCH, SHAPE, divergence, finished_checkpoint, served, work_in  # noqa: E402
-from tools.commands import run  # noqa: E402
+from tools.commands import log_directory, run  # noqa: E402
 from tools.pictures import plain_axes, png_of  # noqa: E402
 from tools.report import read_results  # noqa: E402
 
@@ -77,12 +77,6 @@ class Measured(NamedTuple):
     records: Dict[str, Dict[str, Any]]
 
 
-def log_directory(flags: List[str], photos: str, out: str) -> str:
-    """Return the log directory of a training with these flags."""
-    from training.log_directory import log_directory_of  # with TensorFlow: wrong flags are told without
-    return os.path.join(out, log_directory_of(parse_options(['--data', photos] + flags), 1))
-
-
 def train(flags: List[str], photos: str, log: str, out: str) -> None:
     """Train, or go on."""
     with served(photos, out) as endpoint:
@@ -112,7 +106,7 @@ def images_per_second(probe: Run, num_steps: int, photos: str, out: str) -> floa
     """Return how many images a second of training takes, of one of so many steps."""
     flags = probe._replace(epochs=1).flags + ['--steps-per-epoch', str(num_steps)]
     flags[flags.index('--logdir') + 1] = 'probe'
-    log = log_directory(flags, photos, out)
+    log = log_directory(['--data', photos] + flags, folder=out)
     if not os.path.exists(os.path.join(log, 'stats.json')):
         train(flags, photos, os.path.join(out, '%s-%s-probe.log' % (probe.network, probe.method)), out)
     seconds, steps = seconds_and_steps(log)
@@ -126,7 +120,7 @@ def measure(what: Run, photos: str, out: str) -> Union[str, Measured]:
     if os.path.exists(path + '.diverged'):
         with open(path + '.diverged') as f:
             return f.read().strip()
-    log = log_directory(what.flags, photos, out)
+    log = log_directory(['--data', photos] + what.flags, folder=out)
     results = {weights: '%s-%s.json' % (path, weights) for weights in ('raw', 'ema')}
     if not all(map(os.path.exists, results.values())):
         try:

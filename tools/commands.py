@@ -83,6 +83,14 @@ def data_server(data: str, flags: Sequence[str], log: str, folder: str = ROOT) -
             server.wait()
 
 
+def log_directory(flags: Sequence[str], ranks: int = 1, folder: str = ROOT) -> str:
+    """Return the log directory of a training with these flags of main.py, run in a folder. Raises InputError for wrong
+    flags."""
+    from main import parse_options
+    from training.log_directory import log_directory_of  # with TensorFlow: the tools tell of wrong flags without
+    return os.path.join(folder, log_directory_of(parse_options(list(flags)), ranks))
+
+
 def stop(number: int, frame: Optional[FrameType]) -> None:
     """Handle SIGTERM: raises RunError."""
     raise RunError('stopped by SIGTERM')

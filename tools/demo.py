@@ -17,13 +17,12 @@ from tabulate import tabulate
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from main import parse_options  # noqa: E402
 from runtime.command_line import run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from tools import demo_data  # noqa: E402
-from tools.commands import data_server, run  # noqa: E402
+from tools.commands import data_server, log_directory, run  # noqa: E402
 from tools.mpi import mpirun, read_figures  # noqa: E402
-from training.log_directory import log_directory_of, newest_complete  # noqa: E402
+from training.log_directory import newest_complete  # noqa: E402
 
 RANKS = 2
 BATCH = 32
@@ -54,11 +53,11 @@ def train(recipe: Recipe, data: str, endpoint: str, work: str) -> str:
     flags = ['--data', data, '--endpoint', endpoint, '--batch', str(BATCH), *SHAPE, *NETWORK, *recipe.method,
              '--attack-epsilon', str(EPSILON), '--max-epoch', str(recipe.max_epoch), '--base-lr', str(recipe.base_lr),
              '--training-eval', 'clean', '--logdir', name, '--overwrite']
-    log = log_directory_of(parse_options(flags), RANKS)
+    log = log_directory(flags, RANKS)
     run(mpirun(RANKS, ['main.py', *flags]), os.path.join(work, name + '.log'))
-    checkpoint = newest_complete(os.path.join(ROOT, log))
+    checkpoint = newest_complete(log)
     if checkpoint is None:
-        raise InputError('there is no complete checkpoint in %s' % log)
+        raise InputError('there is no complete checkpoint in %s' % os.path.relpath(log, ROOT))
     return checkpoint
 
 

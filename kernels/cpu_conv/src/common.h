@@ -17,15 +17,6 @@
 #define CPU_CONV_BFLOAT
 #endif
 
-// Of functions, for the instruction sets that ChooseIsa tells apart.
-#if defined(__x86_64__)
-#define AVX2 __attribute__((target("avx2,fma")))
-#define AVX512 __attribute__((target("avx512f,avx512vl,avx2,fma")))
-#else
-#define AVX2
-#define AVX512
-#endif
-
 namespace cpu_conv {
 
 enum class Isa { kAnyCpu, kAvx2, kAvx512, kAvx512Bf16 };

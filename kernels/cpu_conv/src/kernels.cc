@@ -7,6 +7,7 @@
 
 #include "common.h"
 #include "filter.h"
+#include "median.h"
 
 #define ISA
 #define NAME any_cpu
@@ -15,6 +16,7 @@
 #define FILTER_ROWS 4
 #include "frozen_kernels.inc"
 #include "filter_kernels.inc"
+#include "median_kernels.inc"
 #undef ISA
 #undef NAME
 #undef LANES
@@ -22,25 +24,27 @@
 #undef FILTER_ROWS
 
 #if defined(__x86_64__)
-#define ISA AVX2
+#define ISA __attribute__((target("avx2,fma")))
 #define NAME avx2
 #define LANES 8
 #define ROWS 6
 #define FILTER_ROWS 4
 #include "frozen_kernels.inc"
 #include "filter_kernels.inc"
+#include "median_kernels.inc"
 #undef ISA
 #undef NAME
 #undef LANES
 #undef ROWS
 #undef FILTER_ROWS
-#define ISA AVX512
+#define ISA __attribute__((target("avx512f,avx512vl,avx2,fma")))
 #define NAME avx512
 #define LANES 16
 #define ROWS 12
 #define FILTER_ROWS 8
 #include "frozen_kernels.inc"
 #include "filter_kernels.inc"
+#include "median_kernels.inc"
 #endif
 #ifdef CPU_CONV_BFLOAT
 #undef ISA
@@ -78,6 +82,18 @@ const FilterKernels& BestFilterKernels() {
 }
 
 }  // namespace frozen
+
+namespace median {
+
+const Kernels& BestKernels() {
+#if defined(__x86_64__)
+  if (cpu_conv::BestIsa() >= cpu_conv::Isa::kAvx512) return avx512::kKernels;
+  if (cpu_conv::BestIsa() == cpu_conv::Isa::kAvx2) return avx2::kKernels;
+#endif
+  return any_cpu::kKernels;
+}
+
+}  // namespace median
 
 // The instruction set that the ops use here.
 extern "C" const char* cpu_conv_isa() { return cpu_conv::Name(cpu_conv::BestIsa()); }
