@@ -67,6 +67,24 @@ def test_hours_of_methods(root, python):
     assert slow['fast, 6 epochs at 128, 6 at 224, 3 at 288'][2] == pytest.approx(wanted, rel=2e-2)
 
 
+def test_methods(root, tmp_path, python):
+    """Of these methods' steps, in the measure that the two attacks give."""
+    table = tmp_path / 'methods.md'
+    done = python(os.path.join(root, 'benchmarks', 'methods.py'), '--network', 'ResNet-14', '--batch', '2',
+                  '--image-size', '32', '--repeats', '1', '--steps', '2', '--methods', 'free-4', '--table', table)
+    assert done.returncode == 0, done.stderr
+    few, many, free = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
+    assert [record['method'] for record in (few, many, free)] == ['pgd-3', 'pgd-7', 'free-4']
+    for record in few, many, free:
+        assert 0 < record['lowest'] <= record['images_per_second'] <= record['highest'] and record['repeats'] == 1
+    assert [record['counted'] for record in (few, many, free)] == [4.5, 8.5, 6]
+    assert table.read_text().count('\n') == 5 and table.read_text().strip() in done.stderr
+    bad = python(os.path.join(root, 'benchmarks', 'methods.py'), '--methods', 'free-5')
+    assert bad.returncode == 2 and bad.stderr == (
+        'methods.py: error: --methods free-5: there is no such method; choose of standard, pgd-3, pgd-7, fast, n-fgsm, '
+        'free-4, free-8, trades\n')
+
+
 @pytest.mark.parametrize('script, unit, steps, k', [('pgd.py', 'image_steps_per_second', '--steps', '1'),
                                                     ('train.py', 'images_per_second', '--attack-iter', '1'),
                                                     ('train.py', 'images_per_second', '--attack-iter', '0')])

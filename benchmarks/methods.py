@@ -1,0 +1,105 @@
+#!/usr/bin/env python
+"""How much a training step costs by each method, in steps of the attack, measured in turns in one run.
+
+    python benchmarks/methods.py [--network ResNet-50] [--methods pgd-3,pgd-7,fast] [--table methods.md]
+
+Runs trainings by main.py on constant data, one after another, forwards and backwards through the list. Prints a JSON
+line for each method: `images_per_second`, where an image that is replayed counts once, and `image_steps`, how many
+image-steps (a forward pass and a gradient of the image, in the attack) an image takes the time of. What an image-step
+takes is a quarter of what 7 steps of PGD take more than 3.
+"""
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from typing import Any, Dict, List
+
+from tabulate import tabulate
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+
+from main import positive_int  # noqa: E402
+from nets import is_own, network_named  # noqa: E402
+from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.errors import InputError  # noqa: E402
+from runtime.files import WholeFile, check_writable  # noqa: E402
+from tools.cifar10_methods import METHODS, RATE  # noqa: E402
+from tools.commands import log_directory, run  # noqa: E402
+
+STANDARD = 'standard'
+FEW, MANY = 'pgd-3', 'pgd-7'
+# As docs/scaling.md counts them: an image-step for each step of the attack, half of one for each pass of an update
+COUNTED = {STANDARD: 1.5, FEW: 4.5, MANY: 8.5, 'fast': 2.5, 'n-fgsm': 2.5, 'free-4': 6.0,
+           'free-8': 12.0, 'trades': 6.5}
+
+
+def rate_of(method: str, args: argparse.Namespace, out: str) -> float:
+    """Train for two epochs, and return the images a second of the second one."""
+    flags = ['--fake', *network_named(args.network).flags, '--batch', str(args.batch), '--image-size',
+             str(args.image_size), '--steps-per-epoch', str(args.steps), '--max-epoch', '2', '--training-eval', 'none',
+             *(METHODS[method] if method in METHODS else ['--attack-iter', '0'])]
+    with tempfile.TemporaryDirectory(dir=out) as folder:
+        run([sys.executable, os.path.join(sys.path[0], 'main.py')] + flags, os.path.join(folder, 'log'), folder)
+        from training.records import read_statistics
+        return read_statistics(log_directory(flags, folder=folder))[-1][RATE]
+
+
+def image_steps(rates: Dict[str, List[float]], method: str) -> List[float]:
+    """Return, turn by turn, the time of a method's image in image-steps. rates: images a second of each turn."""
+    return [4 / rate / (1 / many - 1 / few) for rate, few, many in zip(rates[method], rates[FEW], rates[MANY])]
+
+
+def report(rates: Dict[str, List[float]], args: argparse.Namespace) -> str:
+    """Print a JSON line for each method; return a table in Markdown."""
+    def text(values: List[float], form: str) -> str:
+        return (form + ' (' + form + ' to ' + form + ')') % (statistics.median(values), min(values), max(values))
+    rows: List[List[Any]] = []
+    for method, of_turns in rates.items():
+        steps = image_steps(rates, method)
+        print(json.dumps(dict(
+            method=method, network=args.network, batch=args.batch, image_size=args.image_size,
+            images_per_second=statistics.median(of_turns), lowest=min(of_turns), highest=max(of_turns),
+            image_steps=round(statistics.median(steps), 3), counted=COUNTED[method], repeats=len(of_turns))),
+            flush=True)
+        rows.append([method, text(of_turns, '%.2f'), text(steps, '%.1f'), '%.1f' % COUNTED[method]])
+    return tabulate(rows, ['method', 'images/s', 'image-steps an image', 'counted'], tablefmt='github',
+                    disable_numparse=True)
+
+
+def main() -> int:
+    parser = Parser(prog='methods.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--network', default='ResNet-50', metavar='NAME', help='of the zoo (ResNet-50)')
+    parser.add_argument('--methods', default=','.join(COUNTED), metavar='NAME[,NAME...]',
+                        help='some of %s; %s and %s always are' % (', '.join(COUNTED), FEW, MANY))
+    parser.add_argument('--batch', type=positive_int, default=8, help='(8)')
+    parser.add_argument('--image-size', type=positive_int, default=224, help='(224)')
+    parser.add_argument('--steps', type=positive_int, default=4, metavar='K', help='of each training\'s epochs (4)')
+    parser.add_argument('--repeats', type=positive_int, default=3, help='turns (3)')
+    parser.add_argument('--table', metavar='FILE', help='write the table there, too')
+    args = parser.parse_args()
+    wanted = args.methods.split(',')
+    for method in wanted:
+        if method not in COUNTED:
+            raise InputError('--methods %s: there is no such method; choose of %s' % (method, ', '.join(COUNTED)))
+    if is_own(network_named(args.network).arch):
+        raise InputError('--network %s: it is one of the zoo\'s' % args.network)
+    if args.table:
+        check_writable(args.table)
+    methods = [method for method in COUNTED if method in wanted + [FEW, MANY]]
+    rates: Dict[str, List[float]] = {method: [] for method in methods}
+    with tempfile.TemporaryDirectory() as out:
+        for turn in range(args.repeats):
+            for method in methods[::-1] if turn % 2 else methods:
+                rates[method].append(rate_of(method, args, out))
+    text = report(rates, args)
+    print(text, file=sys.stderr)
+    if args.table:
+        with WholeFile(args.table) as f:
+            f.write(text + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    run_command('methods.py', main)
