@@ -100,7 +100,8 @@ def test_what_is_not_its_own_is_left_alone(root, tmp_path, python):
     (['{data}', '--val-images', '20'], 'has 1 photos'), ([''], 'DATA is empty'),
     (['{data}', '--networks', 'ResNet-15'], 'no depth 15'), (['{data}', '--networks', 'ResNet-14:x'], ':2'),
     (['{data}', '--networks', 'ResNet-14-mean'], 'has no denoising blocks'),
-    (['{data}', '--epochs', '3'], '--networks')])
+    (['{data}', '--epochs', '3'], '--networks'), (['{data}', '--base-lr', '0.1'], '--networks'),
+    (['{data}', '--networks', 'ResNet-14', '--base-lr', '0'], '--base-lr')])
 def test_bad_input(root, tmp_path, python, flags, named):
     write_split(tmp_path / 'train', 10)
     write_split(tmp_path / 'val', 10)
@@ -115,6 +116,7 @@ def test_rows():
     recipes = recipes_of('ResNet-14,ResNetDenoise-14-mean-block:2', 9)
     assert [r.name for r in recipes] == ['ResNet-14-adversarial-9-epochs',
                                          'ResNetDenoise-14-mean-block-adversarial-9-epochs-2']
+    assert recipes_of('ResNet-14:2', 6, 0.05)[0].name == 'ResNet-14-adversarial-lr0.05-2'
     attacks = [dict(attack_iter=k, top1_error=0.5, top1_error_interval=[0.4, 0.61], attack_success_rate=0.125)
                for k in (0, 10, 20, 100)]
     rows = table({recipes[0]: dict(attacks=attacks), recipes[1]: 'the loss is nan'}, intervals=True).splitlines()

@@ -2,7 +2,7 @@
 """Standard and adversarial training of ResNet and ResNetDenoise on CIFAR-10's photos of 32x32, on a CPU.
 
     python tools/cifar10.py DATA [--out cifar10-results] [--val-images 1000] [--only ResNet-adversarial,...]
-    python tools/cifar10.py DATA --networks ResNet-14,ResNetPlacebo-14,ResNetDenoise-14-mean,... [--epochs 6]
+    python tools/cifar10.py DATA --networks ResNet-14,ResNetDenoise-14-mean,... [--epochs 6] [--base-lr 0.2]
 
 DATA has train/<class>/ and val/<class>/. Every network is trained, attacked with 10, 20 and 100 steps on validation
 images, and drawn, all in the folder --out. Each step is a command that is printed before it runs. The same command,
@@ -11,7 +11,7 @@ epoch, of 64 MB and more.
 
 --networks are any of the zoo's, each trained adversarially in the same way: the paper's comparison of operations. A
 network's name with :2 is a second training of it, which tells how far trainings differ by chance. One that diverges
-has the message of that in its row, and is not trained again.
+has the message of that in its row, and is not trained again; it may have another --base-lr, and --epochs.
 """
 import argparse
 import os
@@ -23,6 +23,7 @@ from tabulate import tabulate
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+from main import positive_float, positive_int  # noqa: E402
 from nets import ARCHITECTURES, Network, find_network, is_own, network_named  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
@@ -35,6 +36,7 @@ MAIN = os.path.join(ROOT, 'main.py')
 DEPTH = 14
 ATTACK_ITER = 3  # of adversarial training
 EPOCHS, STANDARD_EPOCHS = 6, 4
+BASE_LR = 0.2  # for 256 images
 EPSILON = 8
 STEPS = (0, 10, 20, 100)
 
@@ -46,6 +48,7 @@ class Recipe(NamedTuple):
     attack_iter: int  # steps of the training's attack
     max_epoch: int
     repetition: int = 1
+    base_lr: float = BASE_LR
 
     @property
     def network(self) -> Network:
@@ -56,8 +59,9 @@ class Recipe(NamedTuple):
     def suffix(self) -> str:
         """Return the end of the log directory's name."""
         usual = self.max_epoch == (EPOCHS if self.attack_iter else STANDARD_EPOCHS)
-        return self.training + ('' if usual else '-%d-epochs' % self.max_epoch) + (
-            '' if self.repetition == 1 else '-%d' % self.repetition)
+        return ''.join([self.training, '' if usual else '-%d-epochs' % self.max_epoch,
+                        '' if self.base_lr == BASE_LR else '-lr%s' % self.base_lr,
+                        '' if self.repetition == 1 else '-%d' % self.repetition])
 
     @property
     def name(self) -> str:
@@ -70,7 +74,7 @@ RECIPES = [Recipe('ResNet', 'adversarial', ATTACK_ITER, EPOCHS),
            Recipe('ResNet', 'standard', 0, STANDARD_EPOCHS), Recipe('ResNetDenoise', 'standard', 0, STANDARD_EPOCHS)]
 
 
-def recipes_of(names: str, epochs: int) -> List[Recipe]:
+def recipes_of(names: str, epochs: int, base_lr: float = BASE_LR) -> List[Recipe]:
     """Return the recipes of --networks. Raises InputError for unknown ones."""
     recipes = []
     for name in dict.fromkeys(names.split(',')):
@@ -83,7 +87,7 @@ def recipes_of(names: str, epochs: int) -> List[Recipe]:
             raise InputError('--networks %s: %s' % (name, e))
         if is_own(network.arch):
             raise InputError('--networks %s: they are the zoo\'s' % name)
-        recipes.append(Recipe(network.name, 'adversarial', ATTACK_ITER, epochs, int(repetition or 1)))
+        recipes.append(Recipe(network.name, 'adversarial', ATTACK_ITER, epochs, int(repetition or 1), base_lr))
     return recipes
 
 
@@ -101,7 +105,7 @@ def train(recipe: Recipe, data: str, endpoint: str, out: str) -> str:
     flags = ['--data', data, '--endpoint', endpoint, *recipe.network.flags, '--batch', str(BATCH),
              '--attack-iter', str(recipe.attack_iter), '--attack-epsilon', str(EPSILON),
              '--attack-dtype', attack_dtype() if recipe.attack_iter else 'float32',
-             '--max-epoch', str(recipe.max_epoch), '--base-lr', '0.2', '--training-eval', 'clean',
+             '--max-epoch', str(recipe.max_epoch), '--base-lr', str(recipe.base_lr), '--training-eval', 'clean',
              '--logdir', recipe.suffix, *SHAPE]
     run([sys.executable, MAIN, *flags, '--resume'], training_log(recipe, out), out)
     return finished_checkpoint(log_directory(flags, folder=out), recipe.max_epoch)
@@ -165,11 +169,13 @@ def main() -> int:
     which.add_argument('--networks', metavar='NAME[,NAME...]',
                        help='other ones, like ResNet-14, ResNet-14:2, ResNetPlacebo-14, ResNetDenoise-14-mean, '
                             'ResNetDenoise-14-softmax-plain-block-no-residual')
-    parser.add_argument('--epochs', type=int, default=EPOCHS, help='of --networks (%d)' % EPOCHS)
+    parser.add_argument('--epochs', type=positive_int, default=EPOCHS, help='of --networks (%d)' % EPOCHS)
+    parser.add_argument('--base-lr', type=positive_float, default=BASE_LR, metavar='R',
+                        help='of --networks, for 256 images (%s)' % BASE_LR)
     options = parser.parse_args()
-    if options.epochs < 1 or (options.epochs != EPOCHS and options.networks is None):
-        raise InputError('--epochs is a positive number, and goes with --networks')
-    recipes = RECIPES if options.networks is None else recipes_of(options.networks, options.epochs)
+    if options.networks is None and (options.epochs, options.base_lr) != (EPOCHS, BASE_LR):
+        raise InputError('--epochs and --base-lr go with --networks')
+    recipes = RECIPES if options.networks is None else recipes_of(options.networks, options.epochs, options.base_lr)
     chosen = options.only.split(',') if options.networks is None else [recipe.name for recipe in recipes]
     for name in chosen:
         if name not in [recipe.name for recipe in recipes]:
