@@ -177,9 +177,9 @@ def test_where_the_median_is_several():
 
 
 def check_medians():
-    """By the op for CPUs beside TensorFlow's comparisons, to the last bit: a thread's share of the channels is 128. A
-    second time with equal numbers, as after a ReLU."""
-    maps = [features(shape) for shape in [(2, 5, 3, 70), (1, 1, 9, 130), (3, 7, 8, 128), (1, 6, 1, 3)]]
+    """By the op for CPUs beside TensorFlow's comparisons, to the last bit: threads take 128 channels or more, and the
+    gradient is computed of 128 at a time. A second time with equal numbers, as after a ReLU."""
+    maps = [features(shape) for shape in [(2, 5, 3, 70), (1, 1, 9, 130), (3, 7, 8, 128), (1, 6, 1, 3), (1, 4, 5, 300)]]
     for x, upstream in maps + [(np.maximum(x - 0.7, 0), upstream) for x, upstream in maps]:
         (y, d_x), (y_plain, d_plain) = [
             compute(lambda f, mode=mode: OPERATIONS['median'](f, mode), x, upstream, mode)[0]

@@ -48,7 +48,9 @@ class OfMapsOp : public OpKernel {
     }
     Tensor* result;
     OP_REQUIRES_OK(context, context->allocate_output(0, shape, &result));
-    Run({shape.dim_size(0), shape.dim_size(1), shape.dim_size(2), shape.dim_size(3)}, cpu_conv::Threads(context), inputs,
+    if (shape.num_elements() == 0) return;
+    Run({shape.dim_size(0), shape.dim_size(1), shape.dim_size(2), shape.dim_size(3),
+         context->device()->tensorflow_cpu_worker_threads()->num_threads}, cpu_conv::Threads(context), inputs,
         result->flat<float>().data());
   }
 
@@ -65,7 +67,7 @@ class MedianOfNeighboursOp : public OfMapsOp {
 
   void Run(const median::Maps& maps, const cpu_conv::Parallel& threads, const std::vector<const float*>& inputs,
            float* to) override {
-    maps.ForEach(threads, [&](const median::Position& p) { kernels_.medians(p, inputs[0], to); });
+    maps.ForEach(threads, [&](const median::Row& row) { kernels_.medians(row, inputs[0], to); });
   }
 };
 
@@ -74,9 +76,8 @@ class MedianOfNeighboursGradientOp : public OfMapsOp {
 
   void Run(const median::Maps& maps, const cpu_conv::Parallel& threads, const std::vector<const float*>& inputs,
            float* to) override {
-    std::fill_n(to, maps.size(), 0.f);
-    maps.ForEach(threads, [&](const median::Position& p) {
-      kernels_.add_gradients(p, inputs[0], inputs[1], inputs[2], to);
+    maps.ForEach(threads, [&](const median::Row& row) {
+      kernels_.add_gradients(row, inputs[0], inputs[1], inputs[2], to);
     });
   }
 };
@@ -86,8 +87,8 @@ class MedianOfNeighboursChosenOp : public OfMapsOp {
 
   void Run(const median::Maps& maps, const cpu_conv::Parallel& threads, const std::vector<const float*>& inputs,
            float* to) override {
-    maps.ForEach(threads, [&](const median::Position& p) {
-      kernels_.choose(p, inputs[0], inputs[1], inputs[2], to);
+    maps.ForEach(threads, [&](const median::Row& row) {
+      kernels_.choose(row, inputs[0], inputs[1], inputs[2], to);
     });
   }
 };
