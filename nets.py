@@ -232,6 +232,11 @@ def network_named(name: str) -> Network:
                      group, words in [('denoise', OPERATIONS), ('denoise_where', PLACES), ('denoise_block', FORMS)])
                      + '$', name)
     if match is None:
+        arch, _, end = name.partition('-')
+        if arch in ARCHITECTURES and re.match(r'\d+-', end):
+            raise InputError('no network %r: after the depth come an operation (%s), a place (%s) and a form (%s), '
+                             'where they are not as usual, in this order'
+                             % (name, *map(', '.join, (OPERATIONS, PLACES, FORMS))))
         return find_network(name)
     return find_network(match.group('arch'), int(match.group('depth')), denoise=match.group('denoise'),
                         denoise_where=match.group('denoise_where'), denoise_block=match.group('denoise_block'))

@@ -28,6 +28,10 @@ SYSTEM = 'this project'
 
 def networks_of(args: argparse.Namespace) -> List[str]:
     """Name the networks that are measured, first the one without denoising. Raises InputError for unknown ones."""
+    for flag, value, choices in [('--operations', name, OPERATIONS) for name in args.operations.split(',')] + [
+            ('--where', args.where, PLACES)]:
+        if value not in choices:
+            raise InputError('%s: there is no %r; choose of %s' % (flag, value, ', '.join(choices)))
     denoising = [find_network('ResNetDenoise', args.depth, denoise=operation, denoise_where=args.where)
                  for operation in args.operations.split(',')]
     return [find_network('ResNet', args.depth).name] + [network.name for network in denoising]

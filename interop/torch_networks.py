@@ -68,11 +68,13 @@ def load_network(path: str, arch: str, depth: Optional[int] = None) -> 'ResNet':
     if not path.endswith('.npz'):
         raise InputError('%s is no .npz file, and only those are read without TensorFlow' % path)
     weights = checkpoint.read_checkpoint(path)
+    recorded = checkpoint.recorded_denoising(path)
+    if recorded not in (None, expected.denoising):
+        raise InputError('%s is of a network with --denoise %s --denoise-where %s --denoise-block %s, which can\'t be '
+                         'converted: in PyTorch there are only the blocks that an --arch has by itself'
+                         % (path, *recorded))
     expected = expected._replace(num_classes=checkpoint.num_classes(weights, path, expected))
     weights = checkpoint.fit_checkpoint(weights, expected, path)
-    mistakes = checkpoint.mistaken_denoising(expected, path)
-    if mistakes:
-        raise InputError(mistakes[0] + '; in PyTorch there are only the blocks that an architecture has by itself')
     net = network(arch, depth, expected.num_classes)
     for key, value in net.state_dict().items():  # its values are the network's own
         if is_variable(key, net):

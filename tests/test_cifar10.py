@@ -100,6 +100,10 @@ def test_what_is_not_its_own_is_left_alone(root, tmp_path, python):
     (['{data}', '--val-images', '20'], 'has 1 photos'), ([''], 'DATA is empty'),
     (['{data}', '--networks', 'ResNet-15'], 'no depth 15'), (['{data}', '--networks', 'ResNet-14:x'], ':2'),
     (['{data}', '--networks', 'ResNet-14-mean'], 'has no denoising blocks'),
+    (['{data}', '--networks', 'ResNetDenoise'], 'like ResNetDenoise-14'),
+    (['{data}', '--networks', 'ResNet-14,'], 'a name is empty'),
+    (['{data}', '--networks', 'ResNetDenoise-14-no-1x1-mean'], 'in this order'),
+    (['{data}', '--networks', 'examples.efficientnet_lite0:network'], 'the zoo\'s'),
     (['{data}', '--epochs', '3'], '--networks'), (['{data}', '--base-lr', '0.1'], '--networks'),
     (['{data}', '--networks', 'ResNet-14', '--base-lr', '0'], '--base-lr')])
 def test_bad_input(root, tmp_path, python, flags, named):

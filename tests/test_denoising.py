@@ -359,6 +359,15 @@ def test_another_operation_with_the_same_variables_is_warned_of(saved):
     assert checkpoint.mistaken_denoising(median, saved('ResNetDenoise-14-mean', False)) == [], 'it does not say'
 
 
+def test_blocks_without_variables_are_warned_of_where_nothing_says_that_they_are_there(saved):
+    network = network_named('ResNetDenoise-14-median-no-1x1')._replace(num_classes=7)
+    for name, record, warned in [('ResNet-14', False, 1), ('ResNetDenoise-14-median-no-1x1', True, 0)]:
+        path = saved(name, record)
+        checkpoint.fit_checkpoint(checkpoint.read_checkpoint(path), network, path)
+        said = checkpoint.mistaken_denoising(network, path)
+        assert len(said) == warned and all('those of %s have no variables' % network.name in text for text in said)
+
+
 @pytest.mark.parametrize('record', [False, True])
 @pytest.mark.parametrize('name, own', [('ResNetDenoise-14-median', 'dot-product-plain'),
                                        pytest.param('ResNetDenoise-14-bilateral-softmax-block', None,

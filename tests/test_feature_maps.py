@@ -179,7 +179,7 @@ def test_blocks_that_are_drawn():
     (['--attack-iter', '0'], 'is not a whole number from 1'), (['--attack-epsilon', '0'], 'is not a positive number'),
     (['--label', '-1'], 'is not a whole number from 0'), (['--out', ''], 'empty'),
     (['--out', 'maps.png'], 'is one picture, and there are 2 images'),
-    (['--out', '.'], 'would replace ./one, caf\udce9.png'), (['--out', 'two.jpg'], 'cannot write to --out two.jpg'),
+    (['--out', '.'], 'would replace ./one, caf\udce9.png'), (['--out', 'two.jpg'], 'pictures are PNG'),
     (['--out', 'd.PNG', '--image', 'two.jpg', '--results', 'd.PNG'], '--results and --out are the same file'),
     (['--results', 'two.jpg'], '--results and --image are the same file'),
     (['--results', 'other.npz'], '--results would replace'),

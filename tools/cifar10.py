@@ -24,7 +24,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from main import positive_float, positive_int  # noqa: E402
-from nets import ARCHITECTURES, Network, find_network, is_own, network_named  # noqa: E402
+from nets import ARCHITECTURES, Network, find_network, network_named  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile  # noqa: E402
@@ -80,13 +80,15 @@ def recipes_of(names: str, epochs: int, base_lr: float = BASE_LR) -> List[Recipe
     for name in dict.fromkeys(names.split(',')):
         title, _, repetition = name.partition(':')
         if repetition and not (repetition.isdecimal() and int(repetition) > 1):
-            raise InputError('--networks %s: a network has :2, :3, ... where it is trained again' % name)
+            raise InputError('--networks %s: they are the zoo\'s, with :2, :3, ... where one is trained again' % name)
+        if not title:
+            raise InputError('--networks %s: a name is empty' % names)
+        if title in ARCHITECTURES:
+            raise InputError('--networks %s: say of what depth, like %s-%d' % (title, title, DEPTH))
         try:
             network = network_named(title)
         except InputError as e:
             raise InputError('--networks %s: %s' % (name, e))
-        if is_own(network.arch):
-            raise InputError('--networks %s: they are the zoo\'s' % name)
         recipes.append(Recipe(network.name, 'adversarial', ATTACK_ITER, epochs, int(repetition or 1), base_lr))
     return recipes
 

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OTHER_PICTURES = ('.jpg', '.jpeg', '.gif', '.bmp', '.tif', '.tiff', '.webp', '.svg', '.pdf')
 SHOWN = 4  # blocks of a network that has many, spread over all
 
 
@@ -147,6 +148,8 @@ def picture_paths(images: Sequence[str], out: str) -> List[str]:
         if len(images) > 1:
             raise InputError('--out %s is one picture, and there are %d images: give a folder' % (out, len(images)))
         paths = [out]
+    elif os.path.splitext(out)[1].lower() in OTHER_PICTURES and not os.path.isdir(out):
+        raise InputError('--out %s: pictures are PNG; give a name.png, or a folder' % out)
     else:
         stems = [os.path.splitext(os.path.basename(image))[0] for image in images]
         paths = [os.path.join(out, '%s.png' % (stem if stems.count(stem) == 1 else '%d-%s' % (i, stem)))
