@@ -294,10 +294,12 @@ def recorded_denoising(path: str) -> Optional[Denoising]:
 def mistaken_denoising(network: Network, path: str) -> List[str]:
     """Say what there is to warn of where a checkpoint fits a network, but was trained with other denoising blocks."""
     recorded, own = recorded_denoising(path), network.denoising
-    if recorded is None and own and own.form == 'no-1x1' and own.operation not in EMBEDDED:
-        return ['checkpoint %s doesn\'t say that it was trained with denoising blocks, and those of %s have no '
-                'variables: a network without any fits, too' % (path, network.name)]
-    if recorded is None or recorded == own:
+    if recorded is None:
+        have_variables = own is None or own.form != 'no-1x1' or own.operation in EMBEDDED
+        return [] if have_variables else [
+            'checkpoint %s doesn\'t say that it was trained with denoising blocks, and those of %s have no variables: '
+            'a network without any fits, too' % (path, network.name)]
+    if recorded == own:
         return []
     return ['checkpoint %s was trained with --denoise %s --denoise-where %s --denoise-block %s, and %s computes '
             'something else with its variables: give these flags, of an --arch with denoising blocks'

@@ -84,7 +84,7 @@ def main() -> int:
         for system in PEERS if args.peer else []:
             if not system.startswith('pyautoattack') or has_library(args.torch_python):
                 start(args.torch_python, 'torch_peer.py', system, network, 'float32')
-    answers = take_turns(workers, args.repeats)
+    answers = take_turns([worker.turn for worker in workers], args.repeats)
     for worker in workers:
         worker.close()
     records = report(workers, answers, UNIT, dict.fromkeys(networks, 0.0), PAPERS)

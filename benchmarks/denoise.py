@@ -28,10 +28,9 @@ SYSTEM = 'this project'
 
 def networks_of(args: argparse.Namespace) -> List[str]:
     """Name the networks that are measured, first the one without denoising. Raises InputError for unknown ones."""
-    for flag, value, choices in [('--operations', name, OPERATIONS) for name in args.operations.split(',')] + [
-            ('--where', args.where, PLACES)]:
-        if value not in choices:
-            raise InputError('%s: there is no %r; choose of %s' % (flag, value, ', '.join(choices)))
+    for operation in args.operations.split(','):
+        if operation not in OPERATIONS:
+            raise InputError('--operations: there is no %r; choose of %s' % (operation, ', '.join(OPERATIONS)))
     denoising = [find_network('ResNetDenoise', args.depth, denoise=operation, denoise_where=args.where)
                  for operation in args.operations.split(',')]
     return [find_network('ResNet', args.depth).name] + [network.name for network in denoising]
@@ -55,7 +54,7 @@ def main() -> int:
     parser = Parser(prog='denoise.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--operations', default=','.join(OPERATIONS), metavar='NAME[,NAME...]',
                         help='by default all: ' + ', '.join(OPERATIONS))
-    parser.add_argument('--where', default=PLACES[0], help='group or block (group)')
+    parser.add_argument('--where', choices=PLACES, default=PLACES[0], help='(group)')
     parser.add_argument('--depth', type=int, default=50, help=', '.join(map(str, DEPTHS)) + ' (50)')
     parser.add_argument('--batch', type=int, default=8, help='(8)')
     parser.add_argument('--image-size', type=int, default=224, help='(224)')
@@ -75,7 +74,7 @@ def main() -> int:
     workers = [Worker(sys.executable, 'pgd.py', Configuration(
         system=SYSTEM, dtype=args.dtype, job='pgd', network=network, batch=args.batch, image_size=args.image_size,
         threads=args.threads, steps=args.steps)) for network in networks]
-    answers = take_turns(workers, args.repeats)
+    answers = take_turns([worker.turn for worker in workers], args.repeats)
     for worker in workers:
         worker.close()
     text = table(report(workers, answers, UNIT, dict.fromkeys(networks, 0.0), SYSTEM), answers, args.batch)

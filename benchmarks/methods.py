@@ -9,6 +9,7 @@ image-steps (a forward pass and a gradient of the image, in the attack) an image
 takes is a quarter of what 7 steps of PGD take more than 3.
 """
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -19,6 +20,10 @@ from typing import Any, Dict, List
 from tabulate import tabulate
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
+
+from scaling import UPDATE  # noqa: E402
+from turns import take_turns  # noqa: E402
 
 from main import positive_int  # noqa: E402
 from nets import is_own, network_named  # noqa: E402
@@ -30,17 +35,18 @@ from tools.commands import log_directory, run  # noqa: E402
 
 STANDARD = 'standard'
 FEW, MANY = 'pgd-3', 'pgd-7'
-# As docs/scaling.md counts them: an image-step for each step of the attack, half of one for each pass of an update
-COUNTED = {STANDARD: 1.5, FEW: 4.5, MANY: 8.5, 'fast': 2.5, 'n-fgsm': 2.5, 'free-4': 6.0,
-           'free-8': 12.0, 'trades': 6.5}
+# As docs/scaling.md counts them: an image-step for each step of the attack, and the updates. The attack of TRADES
+# begins with the clean images' logits
+COUNTED = {STANDARD: UPDATE, FEW: 3 + UPDATE, MANY: 7 + UPDATE, 'fast': 1 + UPDATE, 'n-fgsm': 1 + UPDATE,
+           'free-4': 4 * UPDATE, 'free-8': 8 * UPDATE, 'trades': 3 + 2 * UPDATE + 0.5}
 
 
-def rate_of(method: str, args: argparse.Namespace, out: str) -> float:
+def rate_of(method: str, args: argparse.Namespace) -> float:
     """Train for two epochs, and return the images a second of the second one."""
     flags = ['--fake', *network_named(args.network).flags, '--batch', str(args.batch), '--image-size',
              str(args.image_size), '--steps-per-epoch', str(args.steps), '--max-epoch', '2', '--training-eval', 'none',
              *(METHODS[method] if method in METHODS else ['--attack-iter', '0'])]
-    with tempfile.TemporaryDirectory(dir=out) as folder:
+    with tempfile.TemporaryDirectory() as folder:
         run([sys.executable, os.path.join(sys.path[0], 'main.py')] + flags, os.path.join(folder, 'log'), folder)
         from training.records import read_statistics
         return read_statistics(log_directory(flags, folder=folder))[-1][RATE]
@@ -88,12 +94,8 @@ def main() -> int:
     if args.table:
         check_writable(args.table)
     methods = [method for method in COUNTED if method in wanted + [FEW, MANY]]
-    rates: Dict[str, List[float]] = {method: [] for method in methods}
-    with tempfile.TemporaryDirectory() as out:
-        for turn in range(args.repeats):
-            for method in methods[::-1] if turn % 2 else methods:
-                rates[method].append(rate_of(method, args, out))
-    text = report(rates, args)
+    rates = take_turns([functools.partial(rate_of, method, args) for method in methods], args.repeats)
+    text = report(dict(zip(methods, rates)), args)
     print(text, file=sys.stderr)
     if args.table:
         with WholeFile(args.table) as f:

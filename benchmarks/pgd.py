@@ -219,7 +219,7 @@ def run_benchmark(args: argparse.Namespace, job: str, script: str, ours: List[st
     forward; 0 where it isn't counted.
     """
     workers = start_workers(args, job, script, ours)
-    answers = take_turns(workers, args.repeats)
+    answers = take_turns([worker.turn for worker in workers], args.repeats)
     for worker in workers:
         worker.close()
     unit_operations = {network: operations(convolution_operations(network, args.image_size))

@@ -122,7 +122,7 @@ def main() -> int:
     records: List[Dict[str, Any]] = []
     for dtype in args.dtypes.split(','):
         workers = start_workers(args, dtype)
-        answers = take_turns(workers, args.repeats)
+        answers = take_turns([worker.turn for worker in workers], args.repeats)
         for worker in workers:
             worker.close()
         records += report(workers, answers, UNIT, operations, 'OpenVINO' if args.peer else 'this project')

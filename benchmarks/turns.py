@@ -7,9 +7,10 @@ import os
 import statistics
 import subprocess
 import sys
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, TypeVar
 
 HERE = os.path.dirname(os.path.realpath(__file__))
+Answer = TypeVar('Answer')
 PEAK = 'matmul'  # the system whose rate, in operations a second, the others' arithmetic is compared with
 
 
@@ -88,16 +89,16 @@ class Worker:
         self.process.wait()
 
 
-def take_turns(workers: Sequence[Worker], repeats: int) -> List[List[Dict[str, float]]]:
-    """Have the workers measure one after another, `repeats` times; returns each worker's answers.
+def take_turns(turns: Sequence[Callable[[], Answer]], repeats: int) -> List[List[Answer]]:
+    """Measure one after another, `repeats` times; returns what each of the functions, like Worker.turn, returned.
 
     The order is reversed every other time.
     """
-    answers: List[List[Dict[str, float]]] = [[] for _ in workers]
+    answers: List[List[Answer]] = [[] for _ in turns]
     for i in range(repeats):
-        order = list(range(len(workers)))
+        order = list(range(len(turns)))
         for k in (order if i % 2 == 0 else order[::-1]):
-            answers[k].append(workers[k].turn())
+            answers[k].append(turns[k]())
     return answers
 
 

@@ -180,6 +180,7 @@ def test_blocks_that_are_drawn():
     (['--label', '-1'], 'is not a whole number from 0'), (['--out', ''], 'empty'),
     (['--out', 'maps.png'], 'is one picture, and there are 2 images'),
     (['--out', '.'], 'would replace ./one, caf\udce9.png'), (['--out', 'two.jpg'], 'pictures are PNG'),
+    (['--out', 'other.npz'], 'cannot write to --out other.npz'),
     (['--out', 'd.PNG', '--image', 'two.jpg', '--results', 'd.PNG'], '--results and --out are the same file'),
     (['--results', 'two.jpg'], '--results and --image are the same file'),
     (['--results', 'other.npz'], '--results would replace'),

@@ -23,6 +23,7 @@ from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
 from runtime.files import WholeFile, check_folder, check_writable
 from runtime.printing import check_stdout, say
+from third_party.folders import IMAGE_ENDINGS
 from third_party.preparations import PREPARATIONS
 from tools.feature_figure import Subject, picture_of, strongest_channels
 from tools.network_flags import add_network_flags, check_network, load_network, network_facts, network_of
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OTHER_PICTURES = ('.jpg', '.jpeg', '.gif', '.bmp', '.tif', '.tiff', '.webp', '.svg', '.pdf')
 SHOWN = 4  # blocks of a network that has many, spread over all
 
 
@@ -148,7 +148,7 @@ def picture_paths(images: Sequence[str], out: str) -> List[str]:
         if len(images) > 1:
             raise InputError('--out %s is one picture, and there are %d images: give a folder' % (out, len(images)))
         paths = [out]
-    elif os.path.splitext(out)[1].lower() in OTHER_PICTURES and not os.path.isdir(out):
+    elif os.path.splitext(out)[1].lower() in IMAGE_ENDINGS + ('.svg', '.pdf') and not os.path.isdir(out):
         raise InputError('--out %s: pictures are PNG; give a name.png, or a folder' % out)
     else:
         stems = [os.path.splitext(os.path.basename(image))[0] for image in images]
