@@ -144,13 +144,23 @@ def test_a_table_of_methods():
     from tools.cifar10_methods import Measured, Run, draw, table
     records = {weights: dict(clean=0.25, top1_error=error, top1_error_interval=[error - 0.05, error + 0.05])
                for weights, error in (('raw', 0.6), ('ema', 0.55))}
-    measured = {Run('ResNet-14', method, 0.4, epochs): Measured(epochs * 11., records)
+    measured = {Run('ResNet-14', method, 0.4, epochs, 50): Measured(epochs * 11., records)
                 for method in ('fast', 'pgd-7') for epochs in (1, 2)}
-    measured[Run('ResNet-14', 'trades', 0.4, 1)] = 'the loss is nan'
+    measured[Run('ResNet-14', 'trades', 0.4, 1, 50)] = 'the loss is nan'
     assert [c.strip() for c in table(measured).splitlines()[2].split('|')[1:-1]] == [
-        'fast', '1', '11.0', '25.0', '60.0 (55.0 to 65.0)', '25.0', '55.0 (50.0 to 60.0)']
+        'fast', '50', '11.0', '25.0', '60.0 (55.0 to 65.0)', '25.0', '55.0 (50.0 to 60.0)']
     assert 'diverged: the loss is nan' in table(measured).splitlines()[-1]
     assert len(draw(measured)) > 10000
+
+
+def test_how_long_a_training_lasts():
+    """In epochs of about a pass, and as long as asked for even where that is no whole number of passes."""
+    from tools.cifar10_methods import BATCH, Run, lasting
+    probe = Run('ResNet-14', 'fast', 0.4, 1, 40)
+    for batches, epochs, steps in (140, 1, 140), (240, 2, 120), (1000, 10, 100), (0.2, 1, 1):
+        run = lasting(probe, batches, 100 * BATCH)
+        assert run == probe._replace(epochs=epochs, steps_per_epoch=steps)
+        assert run.flags[run.flags.index('--steps-per-epoch') + 1] == str(steps)
 
 
 def test_minutes_of_a_training(tmp_path):
@@ -174,7 +184,7 @@ def test_a_method_is_trained_and_goes_on(root, tmp_path, python):
     done = python(*command)
     assert done.returncode == 0, done.stderr
     table = (tmp_path / 'out' / 'methods.md').read_text()
-    assert table in done.stdout and table.splitlines()[2].split('|')[2].strip() == '1'  # epochs
+    assert table in done.stdout and int(table.splitlines()[2].split('|')[2]) >= 1  # batches
     again = python(*command)
     assert again.returncode == 0 and table in again.stdout and again.stdout.count('--eval') == 0, again.stderr
 

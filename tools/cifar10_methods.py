@@ -4,7 +4,7 @@
     python tools/cifar10_methods.py DATA [--out methods-results] [--methods pgd-7,fast,...] [--minutes 10,20,40]
 
 DATA has train/<class>/ and val/<class>/. Each method trains a network once for each of the --minutes; a few steps tell
-how many epochs these are. Every training ends with a rate of 0 (--schedule cyclic) and keeps averaged weights (--ema).
+how many batches these are. Every training ends with a rate of 0 (--schedule cyclic) and keeps averaged weights (--ema).
 Its weights, and the averages, are attacked by untargeted PGD of 20 steps with the margin loss, budget 8 of 255. --out
 gets the results, methods.md, a table, and methods.png. The same command, given again, goes on where it was interrupted.
 """
@@ -53,10 +53,16 @@ class Run(NamedTuple):
     method: str
     base_lr: float
     epochs: int
+    steps_per_epoch: int
+
+    @property
+    def batches(self) -> int:
+        """Count the batches that it trains on. (`free` trains several times on each.)"""
+        return self.epochs * self.steps_per_epoch
 
     @property
     def suffix(self) -> str:
-        return 'lr%s-%d-epochs' % (self.base_lr, self.epochs)
+        return 'lr%s-%d-batches' % (self.base_lr, self.batches)
 
     @property
     def name(self) -> str:
@@ -67,7 +73,8 @@ class Run(NamedTuple):
     def flags(self) -> List[str]:
         """Return the flags of main.py that train."""
         return [*network_named(self.network).flags, '--batch', str(BATCH), '--attack-epsilon', str(EPSILON),
-                '--max-epoch', str(self.epochs), '--base-lr', str(self.base_lr), '--schedule', 'cyclic',
+                '--max-epoch', str(self.epochs), '--steps-per-epoch', str(self.steps_per_epoch),
+                '--base-lr', str(self.base_lr), '--schedule', 'cyclic',
                 '--ema', '0.99', '--training-eval', 'clean', '--logdir', self.suffix] + SHAPE + METHODS[self.method]
 
 
@@ -102,15 +109,21 @@ def seconds_and_steps(log: str) -> Tuple[float, int]:
     return seconds * before / known, before
 
 
-def images_per_second(probe: Run, num_steps: int, photos: str, out: str) -> float:
-    """Return how many images a second of training takes, of one of so many steps."""
-    flags = probe._replace(epochs=1).flags + ['--steps-per-epoch', str(num_steps)]
+def batches_per_second(probe: Run, photos: str, out: str) -> float:
+    """Train for the one epoch of `probe`, and return how many batches a second it took."""
+    flags = list(probe.flags)
     flags[flags.index('--logdir') + 1] = 'probe'
     log = log_directory(['--data', photos] + flags, folder=out)
     if not os.path.exists(os.path.join(log, 'stats.json')):
         train(flags, photos, os.path.join(out, '%s-%s-probe.log' % (probe.network, probe.method)), out)
     seconds, steps = seconds_and_steps(log)
-    return steps * BATCH / seconds
+    return steps / seconds
+
+
+def lasting(probe: Run, batches: float, images: int) -> Run:
+    """Return the training on so many batches, or one at least, in epochs of about one pass over the images."""
+    epochs = max(1, round(batches * BATCH / images))
+    return probe._replace(epochs=epochs, steps_per_epoch=max(1, round(batches / epochs)))
 
 
 def measure(what: Run, photos: str, out: str) -> Union[str, Measured]:
@@ -151,10 +164,10 @@ def table(measured: Dict[Run, Union[str, Measured]]) -> str:
         low, high = record['top1_error_interval']
         return ['%.1f' % (100 * record['clean']),
                 '%.1f (%.1f to %.1f)' % (100 * record['top1_error'], 100 * low, 100 * high)]
-    rows = [[r.method, r.epochs] + (['', 'diverged: ' + m] if isinstance(m, str) else
+    rows = [[r.method, r.batches] + (['', 'diverged: ' + m] if isinstance(m, str) else
                                     ['%.1f' % m.minutes] + cells(m.records['raw']) + cells(m.records['ema']))
             for r, m in measured.items()]
-    return tabulate(rows, ['method', 'epochs', 'minutes', 'clean', 'PGD-20, margin', 'clean, averaged weights',
+    return tabulate(rows, ['method', 'batches', 'minutes', 'clean', 'PGD-20, margin', 'clean, averaged weights',
                            'PGD-20, averaged weights'], tablefmt='github', disable_numparse=True)
 
 
@@ -214,10 +227,10 @@ def main() -> int:
     images = count_images(photos, 'train')
     measured: Dict[Run, Union[str, Measured]] = {}
     for method in methods:
-        probe = Run(options.network, method, options.base_lr, 1)
-        rate = images_per_second(probe, options.probe_steps, photos, out)
+        probe = Run(options.network, method, options.base_lr, 1, options.probe_steps)
+        rate = batches_per_second(probe, photos, out)
         for minutes in options.minutes:
-            what = probe._replace(epochs=max(1, round(minutes * 60 * rate / images)))
+            what = lasting(probe, minutes * 60 * rate, images)
             measured[what] = measure(what, photos, out)
             with WholeFile(made) as f:
                 f.write(table(measured) + '\n')
