@@ -45,7 +45,7 @@ def rate_of(method: str, args: argparse.Namespace) -> float:
     """Train for two epochs, and return the images a second of the second one."""
     flags = ['--fake', *network_named(args.network).flags, '--batch', str(args.batch), '--image-size',
              str(args.image_size), '--steps-per-epoch', str(args.steps), '--max-epoch', '2', '--training-eval', 'none',
-             *(METHODS[method] if method in METHODS else ['--attack-iter', '0'])]
+             *(METHODS[method] + ['--on-overfitting', 'ignore'] if method in METHODS else ['--attack-iter', '0'])]
     with tempfile.TemporaryDirectory() as folder:
         run([sys.executable, os.path.join(sys.path[0], 'main.py')] + flags, os.path.join(folder, 'log'), folder)
         from training.records import read_statistics

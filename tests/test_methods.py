@@ -21,6 +21,7 @@ from main import parse_options
 from runtime.errors import InputError
 from tools.mpi import mpirun
 from training.attackers import FastAttacker, TradesAttacker
+from training.flags import is_guarded
 from training.log_directory import log_directory_of
 from training.methods import method_of
 
@@ -341,6 +342,14 @@ def test_methods_have_log_directories_of_their_own(flags, name):
 def test_flags_that_do_not_go_together(flags, said):
     with pytest.raises(InputError, match=said):
         parse_options(['--fake'] + flags.split())
+
+
+@pytest.mark.parametrize('flags, guarded', [
+    ('', False), ('--method trades', False), ('--method fast', True), ('--method free', True),
+    ('--on-overfitting stop', True), ('--method fast --on-overfitting restore', True),
+    ('--method free --on-overfitting ignore', False), ('--on-overfitting ignore', False)])
+def test_who_is_guarded_against_overfitting(flags, guarded):
+    assert is_guarded(parse_options(['--fake'] + flags.split())) == guarded
 
 
 @pytest.mark.parametrize('flags, refused', [

@@ -7,7 +7,8 @@ from runtime.errors import InputError
 from training.methods import METHODS, method_of, own_flags, settle_method
 from training.schedule import SCHEDULES, attack_iters_after
 
-ACTIONS = ('stop', 'restore')
+IGNORE = 'ignore'
+ACTIONS = (IGNORE, 'stop', 'restore')
 MOST_PASSES = 65536  # of batches in a step, which takes no signal before its end
 
 # Without them a training is as published
@@ -36,7 +37,8 @@ def add_method_flags(parser: argparse.ArgumentParser, positive_int: Callable, po
                              'example, as best-<step>')
     method.add_argument('--on-overfitting', choices=ACTIONS,
                         help='when the network becomes robust to one step alone: stop, or restore the last good '
-                             'checkpoint and halve the attack\'s steps; otherwise fast and free warn')
+                             'checkpoint and halve the attack\'s steps; ignore: don\'t attack it after each epoch, '
+                             'which costs minutes on a CPU; otherwise fast and free warn')
 
 
 def decay(text: str) -> float:
@@ -62,6 +64,13 @@ def settle_training(options: argparse.Namespace, given: Set[str]) -> None:
         raise InputError('--on-overfitting goes with adversarial training, not with --attack-iter 0')
     if options.keep_best is not None:
         check_metric(options, targeted=method.goal == 'targeted')
+
+
+def is_guarded(options: argparse.Namespace) -> bool:
+    """Tell whether the network is attacked after each epoch, to see whether it is robust to one step alone."""
+    if options.on_overfitting is None:
+        return method_of(options).overfits_fast
+    return options.on_overfitting != IGNORE
 
 
 def metrics_of(options: argparse.Namespace, *, targeted: bool) -> Set[str]:

@@ -36,6 +36,7 @@ from training.callbacks import (
     ScheduledPosition,
     StopOnSignal,
 )
+from training.flags import is_guarded
 from training.input import errors_of_input, training_input
 from training.log_directory import (
     OFFSET,
@@ -228,7 +229,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
         stopper.saver = Saver(directory, options.save_every_steps, start.offset)
     monitors = [Events(start.global_step), Statistics(), ScalarPrinter()] if world.is_chief else []
     step_factor: Any = attack_step_factor() if options.on_overfitting == 'restore' or plan.has_factor else 1.0
-    if options.on_overfitting or method.overfits_fast:
+    if is_guarded(options):
         callbacks.append(guard_of(options, inputs, plan, world, step_factor, saver=stopper.saver,
                                   monitors=monitors))
     if world.is_chief:
