@@ -55,7 +55,6 @@ def main() -> int:
 
 LARGEST = 2 ** 31 - 1
 LARGEST_FLOAT = 3.4e38  # of float32
-MOST_ACCUMULATED = 65536  # of batches in a step, which takes no signal before its end
 ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
 
 # Flags that change nothing in a job: what somebody gives them for will not happen
@@ -256,8 +255,6 @@ def check_options(options: argparse.Namespace) -> None:
             raise InputError('--%s %s is not UTF-8, which TensorFlow needs of the names of its files' % (flag, value))
     if options.logdir and ('/' in options.logdir or options.logdir in ('.', '..')):
         raise InputError('--logdir is a suffix for a name below train_log/, without a slash: %s' % options.logdir)
-    if options.accumulate > MOST_ACCUMULATED:
-        raise InputError('--accumulate is at most %d' % MOST_ACCUMULATED)
     if (options.eval or options.eval_directory) and not options.load:
         raise InputError('nothing to evaluate: give the checkpoint with --load')
     if options.eval and not options.data:

@@ -28,7 +28,7 @@ from turns import take_turns  # noqa: E402
 from main import positive_int  # noqa: E402
 from nets import is_own, network_named  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
-from runtime.errors import InputError  # noqa: E402
+from runtime.errors import InputError, RunError  # noqa: E402
 from runtime.files import WholeFile, check_writable  # noqa: E402
 from tools.cifar10_methods import METHODS, RATE  # noqa: E402
 from tools.commands import log_directory, run  # noqa: E402
@@ -53,7 +53,12 @@ def rate_of(method: str, args: argparse.Namespace) -> float:
 
 
 def image_steps(rates: Dict[str, List[float]], method: str) -> List[float]:
-    """Return, turn by turn, the time of a method's image in image-steps. rates: images a second of each turn."""
+    """Return, turn by turn, the time of a method's image in image-steps. rates: images a second of each turn.
+
+    Raises RunError where 7 steps of PGD were no slower than 3.
+    """
+    if any(many >= few for few, many in zip(rates[FEW], rates[MANY])):
+        raise RunError('%s was no slower than %s: measure more --steps, on an idle machine' % (MANY, FEW))
     return [4 / rate / (1 / many - 1 / few) for rate, few, many in zip(rates[method], rates[FEW], rates[MANY])]
 
 

@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
-from main import positive_float  # noqa: E402
+from main import positive_float, positive_int  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from training.schedule import attack_iters_after, steps_in_epoch  # noqa: E402
 
@@ -143,7 +143,7 @@ def measure_allreduce(size: int, repeats: int) -> None:
     from runtime.distributed import HorovodWorld
     world = HorovodWorld()
     with tf.Graph().as_default() as graph, tf.device('/cpu:0'):
-        gradient = tf.Variable(tf.ones([size // 4]))
+        gradient = tf.Variable(tf.ones([math.ceil(size / 4)]))
         total = tf.reduce_sum(world.hvd.allreduce(gradient, op=world.hvd.Sum, name='gradient')[:1])
     seconds: List[float] = []
     with tf.Session(graph=graph, config=world.session_config()) as session:
@@ -162,10 +162,11 @@ def measure_allreduce(size: int, repeats: int) -> None:
 
 def main() -> int:
     parser = Parser(prog='scaling.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--allreduce', type=int, metavar='BYTES', help='measure it over the ranks that mpirun started')
+    parser.add_argument('--allreduce', type=positive_int, metavar='BYTES',
+                        help='measure it over the ranks that mpirun started')
     parser.add_argument('--methods', action='store_true', help='hours of each method of training on 1 and 8 GPUs')
-    parser.add_argument('--repeats', type=int, default=7)
-    parser.add_argument('--parameters', type=int, default=60192808, help='of the network (ResNet-152)')
+    parser.add_argument('--repeats', type=positive_int, default=7)
+    parser.add_argument('--parameters', type=positive_int, default=60192808, help='of the network (ResNet-152)')
     parser.add_argument('--attack-iter', type=int, default=30)
     parser.add_argument('--gpu-rate', type=positive_float, default=185.2,
                         help='image-steps/s of a GPU (a V100 with ResNet-152, from the published 52 h)')

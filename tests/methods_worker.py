@@ -71,15 +71,17 @@ class Stream(TimedInput, TensorInput):
         return [tf.gather(tf.constant(values), place) for values in (self.images, self.labels)]
 
 
-class OverfittedAfter(Attacker):
-    """Leaves images as they are, and from a step on turns them into their opposites, which an odd network confuses."""
+class Overfits(Attacker):
+    """Leaves images as they are, and, when the weights are so far from the first ones, turns them into their opposites,
+    which an odd network confuses."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, distance):
+        self.distance = distance
 
     def attack(self, image, label, logits, index=None):
-        after = tf.train.get_global_step() > self.step
-        return tf.cond(after, lambda: -image, lambda: image), -tf.ones_like(label)
+        with tf.variable_scope('', reuse=True):
+            moved = tf.norm(tf.get_variable('one/W') - first_weights()['one/W'])
+        return tf.cond(moved > self.distance, lambda: -image, lambda: image), -tf.ones_like(label)
 
 
 class Recorder(Callback):
@@ -120,13 +122,15 @@ class Recorder(Callback):
         np.savez(self.path, **self.kept)
 
 
-def train(folder, world, name, flags, epochs=1, steps=2, restore=None, rate=0.1, overfits_after=None):
-    """Train by the method that the flags say."""
+def train(folder, world, name, flags, epochs=1, steps=2, restore=None, rate=0.1, overfits_at=None, save_every=None,
+          kept=100):
+    """Train by the method that the flags say. overfits_at: how far from the first weights. save_every: steps between
+    checkpoints, of which `kept` are kept."""
     options = parse_options(['--fake', '--image-size', str(SIZE), '--batch', str(BATCH)] + flags)
     method, network = method_of(options), TinyNetwork()
     directory = os.path.join(folder, name)
     logger.set_logger_dir(directory, action='k')
-    data = held = Stream(*stream(world.rank, labelled=overfits_after is not None))
+    data = held = Stream(*stream(world.rank, labelled=overfits_at is not None))
     factor = attack_step_factor() if options.on_overfitting == 'restore' else 1.0
     replays = averages = None
     if options.method == 'free':
@@ -137,11 +141,11 @@ def train(folder, world, name, flags, epochs=1, steps=2, restore=None, rate=0.1,
     if options.ema:
         averages = Averages(options.ema, NAMES, begin=restore is None)
         callbacks.append(averages)
-    saver = Saver(directory, None, 0) if world.is_chief else None
+    saver = Saver(directory, save_every, 0, kept=kept) if world.is_chief else None
     monitors = [Statistics()] if world.is_chief else []
-    if overfits_after is not None:
+    if overfits_at is not None:
         callbacks.append(Guard(network, SIZE, BATCH, world, one_step=NoOpAttacker,
-                               several=lambda: OverfittedAfter(overfits_after), action=options.on_overfitting,
+                               several=lambda: Overfits(overfits_at), action=options.on_overfitting,
                                directory=directory, step_factor=factor, saver=saver, monitors=monitors))
     callbacks += [saver] * world.is_chief
     callbacks.append(Recorder(os.path.join(folder, '%s-%d.npz' % (name, world.rank)), averages, replays))

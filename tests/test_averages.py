@@ -114,6 +114,23 @@ def test_the_best_checkpoint_is_found_again(tmp_path):
     assert find_best(str(tmp_path), 'y') is None
 
 
+def test_the_best_checkpoint_is_the_one_that_is_there_now(tmp_path):
+    """Not one that an earlier course of the training left by that name. Others' files beside it stay."""
+    save(tmp_path, 1, value=1.0)
+    save(tmp_path, 2, value=2.0)
+    assert keep(str(tmp_path), 2)
+    (tmp_path / 'best-2.json').write_text('results of an evaluation')
+    (tmp_path / 'best-2.adv').mkdir()
+    for path in tmp_path.glob('model-2.*'):
+        path.unlink()
+    save(tmp_path, 2, value=3.0)
+    assert keep(str(tmp_path), 2) and keep(str(tmp_path), 2)
+    assert (read_checkpoint(str(tmp_path / 'best-2'))['w'] == 3.0).all()
+    assert keep(str(tmp_path), 1)
+    assert kept(tmp_path) == ['best-1.data-00000-of-00001', 'best-1.index', 'best-2.adv', 'best-2.json']
+    assert best_checkpoint(str(tmp_path)) == str(tmp_path / 'best-1')
+
+
 def test_the_last_table_has_both_weights(tmp_path):
     figures = {'error-top1': 0.5, 'error-top5': 0.25}
     last = {'epoch_num': 3}

@@ -71,7 +71,7 @@ def test_methods(root, tmp_path, python):
     """Of these methods' steps, in the measure that the two attacks give."""
     table = tmp_path / 'methods.md'
     done = python(os.path.join(root, 'benchmarks', 'methods.py'), '--network', 'ResNet-14', '--batch', '2',
-                  '--image-size', '32', '--repeats', '1', '--steps', '2', '--methods', 'free-4', '--table', table)
+                  '--image-size', '32', '--repeats', '1', '--steps', '8', '--methods', 'free-4', '--table', table)
     assert done.returncode == 0, done.stderr
     few, many, free = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{')]
     assert [record['method'] for record in (few, many, free)] == ['pgd-3', 'pgd-7', 'free-4']

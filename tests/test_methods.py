@@ -185,6 +185,10 @@ def run_worker(folder, *scenarios, ranks=1):
 
 FREE = ['--method', 'free', '--replays', '3', '--accumulate', '2', '--attack-epsilon', '8', '--ema', '0.9']
 GUARDED = ['--method', 'fast', '--attack-epsilon', '8', '--ema', '0.9', '--on-overfitting']
+# after 2 steps the weights are 4e-4 to 6e-4 from the first ones, after 4 steps 1.1e-3 to 1.6e-3, after 8 above 2.2e-3
+RESTORING = dict(name='restore', flags=GUARDED + ['restore'], epochs=7, rate=1e-4, overfits_at=8e-4)
+STOPPING = dict(name='stop', flags=GUARDED + ['stop'], epochs=3, steps=4, rate=1e-4, overfits_at=1.9e-3, save_every=1,
+                kept=2)
 
 
 @pytest.fixture(scope='module')
@@ -194,9 +198,7 @@ def trained(tmp_path_factory):
     said = run_worker(
         folder, dict(name='free', flags=FREE), dict(name='resumed', flags=FREE, restore='free/model-2'),
         dict(name='trades', flags=['--method', 'trades', '--beta', '3', '--attack-iter', '2'], steps=3),
-        dict(name='restore', flags=GUARDED + ['restore'], epochs=3, rate=1e-4, overfits_after=2),
-        dict(name='stop', flags=GUARDED + ['stop'], epochs=3, rate=1e-4, overfits_after=2),
-        dict(name='warn', flags=GUARDED[:-1], epochs=3, rate=1e-4, overfits_after=2))
+        dict(name='warn', flags=GUARDED[:-1], epochs=3, rate=1e-4, overfits_at=8e-4), RESTORING, STOPPING)
     return folder, said
 
 
@@ -264,35 +266,58 @@ def test_trades_learns_clean_images_and_the_divergence(trained):
 
 # --- the guard -------------------------------------------------------------------------------------------------------
 
+def check_restored(folder, ranks):
+    """Each rank is back at the good weights after three overfitted epochs; the fourth one ends the training."""
+    for rank in range(ranks):
+        with np.load(str(folder / ('restore-%d.npz' % rank))) as kept:
+            for name in NAMES:
+                good, overfitted, after = kept['epoch/' + name][0], kept[name][3], kept['epoch/' + name]
+                assert (good == kept[name][1]).all() and (overfitted != good).any()
+                assert len(after) == 4 and all((value == good).all() for value in after)
+    records = statistics(folder / 'restore')
+    assert [record['overfitting/found'] for record in records] == [0, 1, 1, 1, 1]
+    assert [record.get('overfitting/distance-restored') for record in records] == [None, 0, 0, 0, None]
+    good = tf.train.load_checkpoint(str(folder / 'restore' / 'model-2'))
+    for step, factor in (4, 0.5), (6, 0.25), (8, 0.125):
+        reader = tf.train.load_checkpoint(str(folder / 'restore' / ('model-%d' % step)))
+        for name in [*NAMES, 'one/W/Momentum', 'training/ema/one/W']:
+            assert (reader.get_tensor(name) == good.get_tensor(name)).all(), name
+        assert reader.get_tensor('global_step') == step
+        assert reader.get_tensor('training/attack_step_factor') == factor
+
+
 def test_the_guard_goes_back_to_the_last_good_checkpoint_with_half_of_the_step(trained):
     folder, said = trained
     assert re.search(r'catastrophic overfitting in epoch 2: the error on training images is 0.000 under one step and '
                      r'1.000 under 10 steps.* Going back to the weights of .*model-2; .* 0.5 times', said)
-    with np.load(str(folder / 'restore-0.npz')) as kept:
-        for name in NAMES:
-            good, overfitted, restored = kept['epoch/' + name][0], kept[name][3], kept['epoch/' + name][1]
-            assert (good == kept[name][1]).all() and (restored == good).all() and (overfitted != good).any()
-            assert (kept['epoch/' + name][2] == good).all(), 'again, after the epoch after'
-    reader = tf.train.load_checkpoint(str(folder / 'restore' / 'model-4'))
-    earlier = tf.train.load_checkpoint(str(folder / 'restore' / 'model-2'))
-    for name in [*NAMES, 'one/W/Momentum', 'training/ema/one/W']:
-        assert (reader.get_tensor(name) == earlier.get_tensor(name)).all(), name
-    assert reader.get_tensor('global_step') == 4
-    factors = [tf.train.load_checkpoint(str(folder / 'restore' / ('model-%d' % step))).get_tensor(
-        'training/attack_step_factor') for step in (2, 4, 6)]
-    assert factors == [1, 0.5, 0.25]
-    found = [record['overfitting/found'] for record in statistics(folder / 'restore')]
-    assert found == [0, 1, 1]
+    assert re.search('RunError: catastrophic overfitting in epoch 5: .*; the last .* before that is .*model-8. ', said)
+    check_restored(folder, ranks=1)
+
+
+def check_stopped(folder):
+    """The good checkpoint is kept, though 2 are and its epoch had 4; those after it have another name."""
+    last = statistics(folder / 'stop')[-1]
+    assert last['global_step'] == 8 and last['overfitting/found'] == 1
+    assert last['overfitting/error-1step'] == 0 and last['overfitting/error-10step'] == 1
+    assert sorted(path.name for path in (folder / 'stop').glob('*.index')) == ['model-4.index', 'overfitted-8.index']
+    assert tf.train.load_checkpoint(str(folder / 'stop' / 'overfitted-8')).get_tensor('global_step') == 8
 
 
 def test_the_guard_ends_a_training(trained):
     folder, said = trained
-    assert re.search('RunError: catastrophic overfitting in epoch 2: .*; the last checkpoint before that is .*model-2. '
+    assert re.search('RunError: catastrophic overfitting in epoch 2: .*; the last checkpoint before that is .*model-4. '
                      'Lower --attack-step-size', said)
-    last = statistics(folder / 'stop')[-1]
-    assert last['global_step'] == 4 and last['overfitting/found'] == 1
-    assert last['overfitting/error-1step'] == 0 and last['overfitting/error-10step'] == 1
-    assert not (folder / 'stop' / 'model-4.index').exists()
+    check_stopped(folder)
+
+
+@pytest.mark.slow
+def test_the_guard_on_two_ranks(tmp_path):
+    """Both end at once, and go back at once."""
+    said = run_worker(tmp_path, RESTORING, STOPPING, ranks=2)
+    ends = re.findall('^RunError: catastrophic overfitting in epoch ([0-9])', said, re.MULTILINE)
+    assert sorted(ends) == ['2', '2', '5', '5']
+    check_restored(tmp_path, ranks=2)
+    check_stopped(tmp_path)
 
 
 def test_the_guard_warns_once(trained):

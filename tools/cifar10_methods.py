@@ -91,6 +91,12 @@ def train(flags: List[str], photos: str, log: str, out: str) -> None:
             + ['--resume'], log, out)
 
 
+def epochs_of(log: str) -> Dict[int, Dict[str, float]]:
+    """Return the records of a training's epochs that say how fast it was, by their numbers."""
+    from training.records import read_statistics
+    return {record['epoch_num']: record for record in read_statistics(log) if RATE in record}
+
+
 def seconds_and_steps(log: str) -> Tuple[float, int]:
     """Return the seconds that a training's epochs took, without what is between them, and its steps.
 
@@ -109,21 +115,23 @@ def seconds_and_steps(log: str) -> Tuple[float, int]:
     return seconds * before / known, before
 
 
-def batches_per_second(probe: Run, photos: str, out: str) -> float:
-    """Train for the one epoch of `probe`, and return how many batches a second it took."""
-    flags = list(probe.flags)
-    flags[flags.index('--logdir') + 1] = 'probe'
+def batches_per_second(what: Run, num_steps: int, photos: str, out: str) -> float:
+    """Train like `what`, for two epochs of so many steps, and return how many batches a second of the second one took.
+
+    It hardly learns, so that it can't diverge.
+    """
+    flags = what._replace(epochs=2, steps_per_epoch=num_steps, base_lr=1e-6).flags
+    flags[flags.index('--logdir') + 1] = 'probe-%d' % num_steps
     log = log_directory(['--data', photos] + flags, folder=out)
-    if not os.path.exists(os.path.join(log, 'stats.json')):
-        train(flags, photos, os.path.join(out, '%s-%s-probe.log' % (probe.network, probe.method)), out)
-    seconds, steps = seconds_and_steps(log)
-    return steps / seconds
+    if 2 not in epochs_of(log):
+        train(flags, photos, os.path.join(out, '%s-%s-probe.log' % (what.network, what.method)), out)
+    return epochs_of(log)[2][RATE] / BATCH
 
 
-def lasting(probe: Run, batches: float, images: int) -> Run:
+def lasting(what: Run, batches: float, images: int) -> Run:
     """Return the training on so many batches, or one at least, in epochs of about one pass over the images."""
     epochs = max(1, round(batches * BATCH / images))
-    return probe._replace(epochs=epochs, steps_per_epoch=max(1, round(batches / epochs)))
+    return what._replace(epochs=epochs, steps_per_epoch=max(1, round(batches / epochs)))
 
 
 def measure(what: Run, photos: str, out: str) -> Union[str, Measured]:
@@ -205,7 +213,7 @@ def command_line() -> Parser:
     parser.add_argument('--network', default='ResNet-14', metavar='NAME', help='of the zoo (ResNet-14)')
     parser.add_argument('--base-lr', type=positive_float, default=0.4, help='at its peak, for 256 images (0.4)')
     parser.add_argument('--probe-steps', type=positive_int, default=40, metavar='K',
-                        help='that tell how fast a method is (40)')
+                        help='that tell how fast a method is, after as many to warm up (40)')
     parser.add_argument('--val-images', type=positive_int, default=1000, help='how many are attacked (1000)')
     return parser
 
@@ -227,10 +235,10 @@ def main() -> int:
     images = count_images(photos, 'train')
     measured: Dict[Run, Union[str, Measured]] = {}
     for method in methods:
-        probe = Run(options.network, method, options.base_lr, 1, options.probe_steps)
-        rate = batches_per_second(probe, photos, out)
+        any_length = Run(options.network, method, options.base_lr, 1, 1)
+        rate = batches_per_second(any_length, options.probe_steps, photos, out)
         for minutes in options.minutes:
-            what = lasting(probe, minutes * 60 * rate, images)
+            what = lasting(any_length, minutes * 60 * rate, images)
             measured[what] = measure(what, photos, out)
             with WholeFile(made) as f:
                 f.write(table(measured) + '\n')

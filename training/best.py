@@ -3,7 +3,7 @@ import glob
 import os
 import re
 import shutil
-from typing import List, Optional, Tuple
+from typing import Dict, List, Optional, Tuple
 
 from training.records import read_statistics
 
@@ -21,11 +21,19 @@ def checkpoint_at(directory: str, kind: str, step: int) -> Optional[str]:
     return prefix if os.path.isfile(prefix + '.index') else None
 
 
+def kept_files(directory: str) -> Dict[int, List[str]]:
+    """List the files of the checkpoints that are kept as the best, by their steps."""
+    found: Dict[int, List[str]] = {}
+    for path in sorted(glob.glob(os.path.join(glob.escape(directory), 'best-*.*'))):
+        match = re.match(r'best-(\d+)\.(index|data-\d+-of-\d+)(\.part)?$', os.path.basename(path))
+        if match:
+            found.setdefault(int(match.group(1)), []).append(path)
+    return found
+
+
 def best_checkpoint(directory: str) -> Optional[str]:
     """Return the prefix of the best checkpoint that is kept; None where there is none."""
-    steps = [int(re.findall(r'best-(\d+)\.index$', path)[0])
-             for path in glob.glob(os.path.join(glob.escape(directory), 'best-*.index'))
-             if re.search(r'best-\d+\.index$', path)]
+    steps = [step for step in kept_files(directory) if checkpoint_at(directory, 'best', step)]
     return checkpoint_at(directory, 'best', max(steps)) if steps else None
 
 
@@ -36,20 +44,25 @@ def keep(directory: str, step: int) -> bool:
     files, comes last and goes first.
     """
     prefix = os.path.join(directory, 'best-%d' % step)
-    if checkpoint_at(directory, 'best', step) is None:
-        model = checkpoint_at(directory, 'model', step)
-        if model is None:
-            return False
+    model = checkpoint_at(directory, 'model', step)
+    if model is not None:
+        # one of that name may be from before the training went back, and came here again
+        if os.path.isfile(prefix + '.index') and not os.path.samefile(prefix + '.index', model + '.index'):
+            os.unlink(prefix + '.index')
         for path in sorted(glob.glob(glob.escape(model) + '.data-*')) + [model + '.index']:
             link_or_copy(path, prefix + path[len(model):])
-    others = [path for path in glob.glob(os.path.join(glob.escape(directory), 'best-*.*'))
-              if not path.startswith(prefix + '.')]
-    for path in sorted(others, key=lambda path: not path.endswith('.index')):
-        os.unlink(path)
+    elif checkpoint_at(directory, 'best', step) is None:
+        return False
+    for other, paths in kept_files(directory).items():
+        if other != step:
+            for path in sorted(paths, key=lambda path: not path.endswith('.index')):
+                os.unlink(path)
     return True
 
 
 def link_or_copy(path: str, to: str) -> None:
+    if os.path.exists(to) and os.path.samefile(path, to):
+        return
     part = to + '.part'
     if os.path.lexists(part):
         os.unlink(part)

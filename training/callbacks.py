@@ -90,10 +90,11 @@ class Saver(ModelSaver):
     """Saves checkpoints, also within epochs; it never saves weights that are not finite, and what it can't save is an
     error."""
 
-    def __init__(self, directory: str, every_steps: Optional[int], offset: int):
-        super().__init__(max_to_keep=CHECKPOINTS_KEPT, checkpoint_dir=directory)
+    def __init__(self, directory: str, every_steps: Optional[int], offset: int, *, kept: int = CHECKPOINTS_KEPT):
+        super().__init__(max_to_keep=kept, checkpoint_dir=directory)
         self.every_steps, self.offset = every_steps, offset
         self.saved_step: Optional[int] = None
+        self.spared: Optional[int] = None  # the step of a checkpoint that is kept, however many come after it
 
     def _setup_graph(self) -> None:
         super()._setup_graph()
@@ -124,6 +125,9 @@ class Saver(ModelSaver):
         if not self.trainer.sess.run(self.finite):
             raise RunError('the weights are not finite after step %d, and were not saved: %s' % (
                 self.global_step, self.advice()))
+        oldest = self.saver.last_checkpoints[:1]
+        if oldest and step_of(oldest[0]) == self.spared:
+            self.saver.recover_last_checkpoints(self.saver.last_checkpoints[1:] + oldest)
         try:
             with errors_of_disk(self.checkpoint_dir):
                 path = self.saver.save(self.trainer.sess, self.path, global_step=self.global_step,

@@ -59,7 +59,8 @@ def settle_training(options: argparse.Namespace, given: Set[str]) -> None:
     settle_method(options, given)
     method = method_of(options)
     if method.replays * options.accumulate > MOST_PASSES:
-        raise InputError('--replays times --accumulate is at most %d' % MOST_PASSES)
+        raise InputError('%s--accumulate is at most %d' % ('--replays times ' if method.replays > 1 else '',
+                                                           MOST_PASSES))
     if options.on_overfitting and not method.attacks:
         raise InputError('--on-overfitting goes with adversarial training, not with --attack-iter 0')
     if options.keep_best is not None:

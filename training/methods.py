@@ -30,7 +30,7 @@ class Method:
     own_flags: Dict[str, Any] = {}  # of no other method, and their defaults
     goals: Tuple[str, ...] = GOALS  # that it can have, its own first
     takes_steps = True  # of --attack-iter; the others take one
-    holds_batches = False  # the step that trains on a batch also attacks it, so not in another dtype
+    holds_batches = False  # a step's batch is held and used again; the pass that trains on it attacks it, in float32
 
     def __init__(self, options: argparse.Namespace):
         self.options = options

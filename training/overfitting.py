@@ -3,9 +3,11 @@ becomes robust to one step and to nothing else (Wong, Rice and Kolter 2020).
 
 After each epoch the network is attacked by one step and by several, on a few batches that it doesn't train on.
 """
+import glob
 import math
+import os
 import time
-from typing import Any, Callable, List, Optional, Sequence, Tuple
+from typing import Any, Callable, List, NamedTuple, Optional, Sequence, Tuple
 
 from runtime.compat import tf  # before tensorpack
 
@@ -26,7 +28,16 @@ STEP_FACTOR = 'training/attack_step_factor'  # in checkpoints: times which the a
 STEPS = 10
 LEAP = 0.3  # by how much the errors' distance may grow within an epoch
 IMAGES = 256  # that are attacked, on all ranks together; the errors' standard deviation is 3 points or less
-ONE_STEP, SEVERAL, FOUND = ['overfitting/' + name for name in ('error-1step', 'error-%dstep' % STEPS, 'found')]
+MOST_RESTORES = 3  # one after another: an eighth of the step overfits as well, and less is hardly an attack
+ONE_STEP, SEVERAL, FOUND, RESTORED = ['overfitting/' + name for name in (
+    'error-1step', 'error-%dstep' % STEPS, 'found', 'distance-restored')]
+
+
+class Earlier(NamedTuple):
+    """What was measured before."""
+    distance: float = 0.0  # of the error under several steps from that under one
+    good_step: int = 0     # after which the network had not overfitted
+    restores: int = 0      # one after another, before any other epoch without overfitting
 
 
 class Guard(Callback):
@@ -36,10 +47,12 @@ class Guard(Callback):
         network: its variables are those of the graph. image_size, batch: of the training.
         one_step: makes the attack of one step, several: the one that it is compared with.
         action: None: says so. 'stop': ends the training by a RunError. 'restore': goes back to the last good
-            checkpoint, with all that it holds but the place in the schedule, and halves the attack's steps.
+            checkpoint, with all that it holds but the place in the schedule, and halves the attack's steps; the fourth
+            time in a row it ends the training.
         directory: of the checkpoints, the chief's. step_factor: the variable, with 'restore'. saver, monitors: the
             chief's.
         earlier: as of earlier_measurement.
+        stopped: tells whether to leave off, on all ranks at once; what is not measured is no verdict.
     """
 
     _chief_only = False
@@ -47,11 +60,13 @@ class Guard(Callback):
     def __init__(self, network: Network, image_size: int, batch: int, world: World, *,
                  one_step: Callable[[], Attacker], several: Callable[[], Attacker], action: Optional[str] = None,
                  directory: Optional[str] = None, step_factor: Optional[tf.Variable] = None,
-                 saver: Optional[Saver] = None, monitors: Sequence[Any] = (), earlier: Tuple[float, int] = (0.0, 0)):
+                 saver: Optional[Saver] = None, monitors: Sequence[Any] = (), earlier: Optional[Earlier] = None,
+                 stopped: Callable[[], bool] = lambda: False):
         self.network, self.image_size, self.world = network, image_size, world
         self.one_step, self.several, self.action = one_step, several, action
         self.directory, self.step_factor, self.saver, self.monitors = directory, step_factor, saver, monitors
-        self.distance, self.good_step = earlier
+        self.distance, self.good_step, self.restores = earlier or Earlier()
+        self.stopped = stopped
         self.batches: List[List[np.ndarray]] = []
         self.num_batches = math.ceil(IMAGES / (batch * world.size))
 
@@ -67,28 +82,42 @@ class Guard(Callback):
                 wrong = is_wrong(self.network.logits(attacked, mode), self.label, 1)
                 self.wrong.append(tf.reduce_sum(tf.cast(wrong, tf.float32)))
 
+    def _before_train(self) -> None:
+        self.spare()
+
+    def spare(self) -> None:
+        """Have the last good checkpoint kept, however many an epoch has."""
+        if self.saver is not None and self.action:
+            self.saver.spared = self.good_step
+
     def _before_epoch(self) -> None:
         if not self.batches:  # a training that only makes up for an evaluation needs no data
             self.batches = [self.trainer.draw() for _ in range(self.num_batches)]
 
-    def measure(self) -> Tuple[float, float]:
-        """Return the error on all ranks' images under one step and under several."""
+    def measure(self) -> Optional[Tuple[float, float]]:
+        """Return the error on all ranks' images under one step and under several; None when the training ends."""
         counts = np.zeros(3)
         for images, labels in self.batches:
+            if self.stopped():
+                return None
             wrong = self.trainer.sess.run(self.wrong, {self.image: images, self.label: labels})
             counts += [*wrong, len(labels)]
         one, several, total = self.world.sum(counts)
         return one / total, several / total
 
     def _trigger_epoch(self) -> None:
-        one, several = self.measure()
+        errors = self.measure()
+        if errors is None:
+            return
+        one, several = errors
         put = self.trainer.monitors.put_scalar
         put(ONE_STEP, one)
         put(SEVERAL, several)
         found = several - one > self.distance + LEAP
         put(FOUND, float(found))
         if not found:
-            self.distance, self.good_step = several - one, self.global_step
+            self.distance, self.good_step, self.restores = several - one, self.global_step, 0
+            self.spare()
             return
         said = ('catastrophic overfitting in epoch %d: the error on training images is %.3f under one step and %.3f '
                 'under %d steps; they were %.3f apart an epoch before'
@@ -98,8 +127,9 @@ class Guard(Callback):
             logger.warning('%s. A smaller --attack-step-size, more --noise or --replays, or --method pgd avoid it; '
                            '--on-overfitting stop or restore acts on it' % said)
             return
-        good = self.world.from_chief(self.last_good() if self.world.is_chief else None)
-        if self.action == 'stop' or good is None:
+        good = self.world.from_chief(self.world.patiently(
+            lambda: self.last_good() if self.world.is_chief else None))
+        if self.action == 'stop' or good is None or self.restores == MOST_RESTORES:
             self.end(said, good)
         self.restore(said, good)
 
@@ -111,14 +141,16 @@ class Guard(Callback):
     def end(self, said: str, good: Optional[str]) -> None:
         for monitor in self.monitors:
             monitor.trigger_epoch()  # what was measured is in stats.json all the same
-        if not self.world.is_chief:
+        if self.world.is_chief:
+            set_aside_after(good)
+        else:
             time.sleep(3)  # all ranks see it: one of them should say so
         raise RunError('%s; %s. Lower --attack-step-size, or take more steps, with --method pgd' % (
             said, 'the last checkpoint before that is %s' % good if good else
             'there is no checkpoint from before that to go back to'))
 
     def restore(self, said: str, good: str) -> None:
-        """Go back to a checkpoint on all ranks, and halve the attack's steps."""
+        """Go back to a checkpoint on all ranks, halve the attack's steps, and measure anew: one step is weaker now."""
         session = self.trainer.sess
         if self.world.is_chief:
             assert self.step_factor is not None
@@ -129,8 +161,25 @@ class Guard(Callback):
             logger.warning('%s. Going back to the weights of %s; the attack\'s steps are %g times as long as at the '
                            'beginning from now on' % (said, good, factor))
         self.trainer.broadcast(None)
+        self.restores, self.good_step = self.restores + 1, self.global_step
+        self.spare()
+        errors = self.measure()
+        if errors is not None:
+            self.distance = errors[1] - errors[0]
+        self.trainer.monitors.put_scalar(RESTORED, self.distance)
         if self.saver is not None:  # a checkpoint of the overfitted weights, within the epoch's last step
             self.saver.saved_step = None
+
+
+def set_aside_after(good: Optional[str]) -> None:
+    """Rename the checkpoints that are newer than a good one, to overfitted-STEP: --resume goes on from the good one."""
+    if good is None:
+        return
+    for path in saved_checkpoints(os.path.dirname(good)):
+        if step_of(path) > step_of(good):
+            for file in [path + '.index'] + glob.glob(glob.escape(path) + '.data-*'):
+                os.rename(file, os.path.join(os.path.dirname(file), os.path.basename(file).replace(
+                    'model-', 'overfitted-', 1)))
 
 
 def load_variables(session: tf.Session, path: str, but: Tuple[str, ...]) -> None:
@@ -145,14 +194,17 @@ def load_variables(session: tf.Session, path: str, but: Tuple[str, ...]) -> None
             variable.load(reader.get_tensor(name), session)
 
 
-def earlier_measurement(directory: str, action: Optional[str], begins_at: int) -> Tuple[float, int]:
-    """Return how far the errors were apart in the last record of stats.json, and its step; with an action, in the last
-    one where the network did not overfit. (0, begins_at) where nothing was measured."""
+def earlier_measurement(directory: str, action: Optional[str], begins_at: int) -> Earlier:
+    """Return what the last record of stats.json says; with an action, the last one where the network did not overfit or
+    was restored. A training where nothing was measured has its good step at `begins_at`."""
     measured = [r for r in read_statistics(directory) if ONE_STEP in r and SEVERAL in r]
-    records = [r for r in measured if action is None or not r.get(FOUND)]
-    if not records:
-        return 0.0, 0 if measured else begins_at
-    return records[-1][SEVERAL] - records[-1][ONE_STEP], int(records[-1]['global_step'])
+    good = [r for r in measured if action is None or not r.get(FOUND)]
+    restored = [r for r in (measured[measured.index(good[-1]):] if good else measured) if RESTORED in r]
+    if restored:
+        return Earlier(restored[-1][RESTORED], int(restored[-1]['global_step']), len(restored))
+    if not good:
+        return Earlier(0.0, 0 if measured else begins_at)
+    return Earlier(good[-1][SEVERAL] - good[-1][ONE_STEP], int(good[-1]['global_step']))
 
 
 def has_step_factor(path: str) -> bool:

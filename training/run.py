@@ -2,7 +2,7 @@
 import argparse
 import logging
 import shlex
-from typing import Any, List, NamedTuple, Optional, Tuple
+from typing import Any, List, NamedTuple, Optional
 
 import runtime.compat  # noqa: F401  before tensorpack
 
@@ -26,7 +26,7 @@ from runtime.pixels import mistaken_attack
 from third_party.imagenet import Dataset, count_images
 from third_party.preparations import PREPARATIONS
 from training.averages import Averages, has_averages
-from training.best import best_checkpoint
+from training.best import best_checkpoint, find_best
 from training.callbacks import (
     KeepBest,
     LossGuard,
@@ -50,7 +50,14 @@ from training.log_directory import (
     start_after,
 )
 from training.methods import Method, method_of
-from training.overfitting import Guard, attack_step_factor, earlier_measurement, has_step_factor, several_steps
+from training.overfitting import (
+    Earlier,
+    Guard,
+    attack_step_factor,
+    earlier_measurement,
+    has_step_factor,
+    several_steps,
+)
 from training.progress import Events, Progress, evaluation_table
 from training.records import Statistics, evaluated_epochs, forget_after
 from training.replays import HeldInput, Replays
@@ -82,7 +89,7 @@ class Plan(NamedTuple):
     catch_up: bool  # with the evaluation of the epoch before
     averages_begin: bool  # with the weights that there are
     has_factor: bool  # of the attack's steps, which overfitting.py may have halved
-    measured: Tuple[float, int]  # of overfitting before, as of earlier_measurement
+    measured: Earlier  # of overfitting
 
 
 def run_training(options: argparse.Namespace, classes: List[str], validation: Optional[Dataset]) -> int:
@@ -101,6 +108,8 @@ def run_training(options: argparse.Namespace, classes: List[str], validation: Op
     warn_of_cost(options.attack_dtype, options.xla)
     attacks = inputs.attack.num_iter or (inputs.validation and options.training_eval == 'all')
     mistakes = mistaken_attack([inputs.attack.epsilon], inputs.attack.step_size) if attacks else []
+    if inputs.method.attacks and options.training_step_size != inputs.attack.step_size:
+        mistakes += mistaken_attack([], options.training_step_size)  # one step may well be longer than the budget
     for mistake in mistakes:
         log.warning('%s', mistake)
     if inputs.validation:  # a broken image would end it after an epoch, which may be hours
@@ -148,7 +157,7 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
     total_batch = options.batch * world.size * options.accumulate
     steps_per_epoch = options.steps_per_epoch or steps_in_epoch(images, total_batch)
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch, options.schedule)
-    start, catch_up, averages_begin, has_factor, measured = Start(steps_per_epoch), False, True, False, (0.0, 0)
+    start, catch_up, averages_begin, has_factor, measured = Start(steps_per_epoch), False, True, False, Earlier()
     # reading its checkpoints may take the chief minutes
     prepared = world.patiently(lambda: prepare_chief(options, inputs, world.size, steps_per_epoch)
                                if world.is_chief else None)
@@ -219,8 +228,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
     callbacks: List[Callback] = [
         position, RecordedDenoising(checkpoint.denoising_record(inputs.network)),
         ScheduledLearningRate(plan.schedule, start.offset),
-        LossGuard(inputs.network.num_classes, world.rank, directory), ThroughputTracker(samples_per_step=total_batch),
-        stopper]
+        LossGuard(inputs.network.num_classes, world.rank, directory), stopper]
     averages = None
     if options.ema is not None:
         averages = Averages(options.ema, inputs.network.variable_shapes(), begin=plan.averages_begin)
@@ -230,8 +238,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
     monitors = [Events(start.global_step), Statistics(), ScalarPrinter()] if world.is_chief else []
     step_factor: Any = attack_step_factor() if options.on_overfitting == 'restore' or plan.has_factor else 1.0
     if is_guarded(options):
-        callbacks.append(guard_of(options, inputs, plan, world, step_factor, saver=stopper.saver,
-                                  monitors=monitors))
+        callbacks.append(guard_of(options, inputs, plan, world, step_factor, stopper, monitors))
     if world.is_chief:
         callbacks += [stopper.saver, Progress(start, total_batch=total_batch, max_epoch=options.max_epoch,
                                               micro_batches=options.accumulate, targeted=method.targeted,
@@ -243,6 +250,8 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
         callbacks.append(DistributedEvaluation(validation, world, stopper, catch_up=plan.catch_up, averages=averages))
     if options.keep_best and world.is_chief:
         callbacks.append(KeepBest(directory, options.keep_best))
+    # the last one, since its clock runs from here to the epoch's end: others measure and draw before an epoch
+    callbacks.append(ThroughputTracker(samples_per_step=total_batch))
     data = training_input(options, inputs.network.num_classes)
     held, replays = data, None
     if method.holds_batches:
@@ -278,14 +287,14 @@ def training_model(options: argparse.Namespace, inputs: Inputs, replays: Optiona
 
 
 def guard_of(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World, step_factor: Any,
-             **of_chief: Any) -> Guard:
+             stopper: StopOnSignal, monitors: List[Any]) -> Guard:
     """Return the guard against catastrophic overfitting."""
     method, network = inputs.method, dict(num_classes=inputs.network.num_classes)
     return Guard(inputs.network, options.image_size, options.batch, world, action=options.on_overfitting,
                  one_step=lambda: method.one_step(step_factor=step_factor, **network),
                  several=lambda: several_steps(method.strength.epsilon, method.goal, **network),
-                 directory=logger.get_logger_dir(), step_factor=step_factor, **of_chief,
-                 earlier=plan.measured)
+                 directory=logger.get_logger_dir(), step_factor=step_factor, saver=stopper.saver, monitors=monitors,
+                 earlier=Earlier(*plan.measured), stopped=stopper.agreed)
 
 
 def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSignal) -> None:
@@ -298,7 +307,8 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
     for line in evaluation_table(directory):
         print(line)
     if options.keep_best:
-        print('The best checkpoint by %s: %s' % (options.keep_best, best_checkpoint(directory) or 'none'))
+        best = find_best(directory, options.keep_best)
+        print('The best checkpoint by %s: %s' % (options.keep_best, best_checkpoint(directory) if best else 'none'))
     if options.data and not options.fake:
         iters = [0] if options.training_eval == 'clean' else attack_iters_after(options.max_epoch, options.max_epoch)
         command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], *inputs.network.flags,
