@@ -32,6 +32,7 @@ from training.trainer import AccumulatingTrainer, SessionCreator
 
 CLASSES, SIZE, BATCH, HIDDEN, BATCHES = 4, 4, 3, 5, 40
 NAMES = ('one/W', 'two/W')
+TRACKED = 'hidden/mean/EMA'  # which nothing reads: a statistic like BatchNorm's
 
 
 def first_weights():
@@ -57,7 +58,12 @@ class TinyNetwork:
     def logits(self, x, mode):
         with tf.variable_scope('', reuse=tf.AUTO_REUSE):
             one, two = [tf.get_variable(name, value.shape) for name, value in first_weights().items()]
-        return tf.matmul(tf.tanh(tf.matmul(tf.reshape(x, [-1, SIZE * SIZE * 3]), one)), two)
+            tracked = tf.get_variable(TRACKED, [HIDDEN], initializer=tf.zeros_initializer(), trainable=False)
+        hidden = tf.tanh(tf.matmul(tf.reshape(x, [-1, SIZE * SIZE * 3]), one))
+        if mode.training:
+            update = tf.assign_sub(tracked, 0.1 * (tracked - tf.reduce_mean(hidden, axis=0)))
+            tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
+        return tf.matmul(hidden, two)
 
 
 class Stream(TimedInput, TensorInput):
@@ -94,7 +100,7 @@ class Recorder(Callback):
 
     def _setup_graph(self):
         named = {v.op.name: v for v in tf.global_variables()}
-        self.values = {name: named[name] for name in NAMES}
+        self.values = {name: named[name] for name in NAMES + (TRACKED,)}
         self.steps = dict(self.values)
         if self.averages is not None:
             self.steps.update(('ema/' + v.op.name, a) for v, a in zip(self.averages.variables, self.averages.averages))
@@ -139,7 +145,7 @@ def train(folder, world, name, flags, epochs=1, steps=2, restore=None, rate=0.1,
                           step_size=method.strength.step_size * factor)
     callbacks = []
     if options.ema:
-        averages = Averages(options.ema, NAMES, begin=restore is None)
+        averages = Averages(options.ema, NAMES + (TRACKED,), begin=restore is None)
         callbacks.append(averages)
     saver = Saver(directory, save_every, 0, kept=kept) if world.is_chief else None
     monitors = [Statistics()] if world.is_chief else []

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from forked import run_python
 from jobs import statistics
-from methods_worker import BATCH, CLASSES, NAMES, SIZE
+from methods_worker import BATCH, CLASSES, HIDDEN, NAMES, SIZE, TRACKED
 from test_attack import PIXEL, LinearClassifier
 
 from adv_model import scale_pixels
@@ -138,12 +138,17 @@ def smoothed_gradient(label):
 
 
 class Optimizer:
-    """Nesterov's momentum, weight decay and averages, from the first weights or a state."""
+    """Nesterov's momentum, weight decay and averages, from the first weights or a state; and each rank's statistic."""
 
-    def __init__(self, decay=None):
+    def __init__(self, decay=None, ranks=1):
         self.weights = {name: value.astype(np.float64) for name, value in worker.first_weights().items()}
         self.momentum = {name: 0.0 for name in NAMES}
         self.averages, self.decay = dict(self.weights), decay
+        self.tracked, self.tracked_averages = np.zeros((2, ranks, HIDDEN))
+
+    def track(self, x, rank=0):
+        hidden = np.tanh(x.reshape(len(x), -1) @ self.weights[NAMES[0]])
+        self.tracked[rank] += 0.1 * (hidden.mean(axis=0) - self.tracked[rank])
 
     def update(self, gradients):
         for name in NAMES:
@@ -152,6 +157,8 @@ class Optimizer:
             self.weights[name] = self.weights[name] - 0.1 * (gradient + 0.9 * self.momentum[name])
             if self.decay:
                 self.averages[name] = self.decay * self.averages[name] + (1 - self.decay) * self.weights[name]
+        if self.decay:
+            self.tracked_averages += (1 - self.decay) * (self.tracked - self.tracked_averages)
 
 
 def free_step(optimizer, held, perturbations, replays, epsilon):
@@ -160,6 +167,7 @@ def free_step(optimizer, held, perturbations, replays, epsilon):
         sums = {name: 0.0 for name in NAMES}
         for place, (image, label) in enumerate(held):
             moved = image / 127.5 - 1 + perturbations[place]
+            optimizer.track(moved.clip(-1, 1), rank=place * len(optimizer.tracked) // len(held))
             _, gradients, d_x = forward_backward(optimizer.weights, moved.clip(-1, 1), smoothed_gradient(label))
             d_x = np.where(np.abs(moved) > 1, 0, d_x)
             perturbations[place] = np.clip(perturbations[place] + epsilon * PIXEL * np.sign(d_x), -epsilon * PIXEL,
@@ -219,6 +227,8 @@ def check_free(folder, name, optimizer, ranks):
                 for variable in NAMES:
                     np.testing.assert_allclose(kept[variable][step], optimizer.weights[variable], atol=2e-5)
                     np.testing.assert_allclose(kept['ema/' + variable][step], optimizer.averages[variable], atol=2e-5)
+                np.testing.assert_allclose(kept[TRACKED][step], optimizer.tracked[rank], atol=2e-6)
+                np.testing.assert_allclose(kept['ema/' + TRACKED][step], optimizer.tracked_averages[rank], atol=2e-6)
     assert np.abs(perturbations).max() > 7.9 * PIXEL
 
 
@@ -234,7 +244,7 @@ def test_free_updates_weights_and_perturbation_from_one_backward_pass(trained):
 def test_free_on_two_ranks(tmp_path):
     """Each has its perturbations, and both the average gradients."""
     run_worker(tmp_path, dict(name='free', flags=FREE), ranks=2)
-    check_free(tmp_path, 'free', Optimizer(decay=0.9), ranks=2)
+    check_free(tmp_path, 'free', Optimizer(decay=0.9, ranks=2), ranks=2)
 
 
 def trades_gradients(weights, clean, x, label, beta):
@@ -258,6 +268,9 @@ def test_trades_learns_clean_images_and_the_divergence(trained):
             loss, gradients, divergence = trades_gradients(optimizer.weights, images[step] / 127.5 - 1,
                                                            kept['adversarial'][step], labels[step], beta=3)
             assert kept['loss'][step] == pytest.approx(loss, rel=1e-5) and divergence > 0.1
+            for x in images[step] / 127.5 - 1, kept['adversarial'][step]:  # in this order
+                optimizer.track(x)
+            np.testing.assert_allclose(kept[TRACKED][step], optimizer.tracked[0], atol=2e-6)
             optimizer.update(gradients)
             for name in NAMES:
                 np.testing.assert_allclose(kept[name][step], optimizer.weights[name], atol=2e-5)
