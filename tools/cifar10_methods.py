@@ -125,7 +125,10 @@ def batches_per_second(what: Run, num_steps: int, photos: str, out: str) -> floa
     log = log_directory(['--data', photos] + flags, folder=out)
     if 2 not in epochs_of(log):
         train(flags, photos, os.path.join(out, '%s-%s-probe.log' % (what.network, what.method)), out)
-    return epochs_of(log)[2][RATE] / BATCH
+    epochs = epochs_of(log)
+    if 2 not in epochs:
+        raise InputError('the training that tells how fast %s is was stopped: give the same command again' % what.method)
+    return epochs[2][RATE] / BATCH
 
 
 def lasting(what: Run, batches: float, images: int) -> Run:
