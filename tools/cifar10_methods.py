@@ -127,7 +127,8 @@ def batches_per_second(what: Run, num_steps: int, photos: str, out: str) -> floa
         train(flags, photos, os.path.join(out, '%s-%s-probe.log' % (what.network, what.method)), out)
     epochs = epochs_of(log)
     if 2 not in epochs:
-        raise InputError('the training that tells how fast %s is was stopped: give the same command again' % what.method)
+        raise InputError('the training that tells the speed of %s was stopped: give the same command again'
+                         % what.method)
     return epochs[2][RATE] / BATCH
 
 
