@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
-from main import positive_float, positive_int  # noqa: E402
+from main import natural, positive_float, positive_int  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
 from training.schedule import attack_iters_after, steps_in_epoch  # noqa: E402
 
@@ -167,7 +167,7 @@ def main() -> int:
     parser.add_argument('--methods', action='store_true', help='hours of each method of training on 1 and 8 GPUs')
     parser.add_argument('--repeats', type=positive_int, default=7)
     parser.add_argument('--parameters', type=positive_int, default=60192808, help='of the network (ResNet-152)')
-    parser.add_argument('--attack-iter', type=int, default=30)
+    parser.add_argument('--attack-iter', type=natural, default=30)
     parser.add_argument('--gpu-rate', type=positive_float, default=185.2,
                         help='image-steps/s of a GPU (a V100 with ResNet-152, from the published 52 h)')
     options = parser.parse_args()

@@ -195,6 +195,9 @@ FREE = ['--method', 'free', '--replays', '3', '--accumulate', '2', '--attack-eps
 GUARDED = ['--method', 'fast', '--attack-epsilon', '8', '--ema', '0.9', '--on-overfitting']
 # after 2 steps the weights are 4e-4 to 6e-4 from the first ones, after 4 steps 1.1e-3 to 1.6e-3, after 8 above 2.2e-3
 RESTORING = dict(name='restore', flags=GUARDED + ['restore'], epochs=7, rate=1e-4, overfits_at=8e-4)
+# in the first epoch; and from the beginning on, which is no leap
+FIRST = dict(name='first', flags=GUARDED + ['stop'], epochs=2, rate=1e-4, overfits_at=1e-4, save_every=1)
+ALWAYS = dict(name='always', flags=GUARDED + ['stop'], epochs=1, rate=1e-4, overfits_at=-1.0)
 STOPPING = dict(name='stop', flags=GUARDED + ['stop'], epochs=3, steps=4, rate=1e-4, overfits_at=1.9e-3, save_every=1,
                 kept=2)
 
@@ -206,7 +209,8 @@ def trained(tmp_path_factory):
     said = run_worker(
         folder, dict(name='free', flags=FREE), dict(name='resumed', flags=FREE, restore='free/model-2'),
         dict(name='trades', flags=['--method', 'trades', '--beta', '3', '--attack-iter', '2'], steps=3),
-        dict(name='warn', flags=GUARDED[:-1], epochs=3, rate=1e-4, overfits_at=8e-4), RESTORING, STOPPING)
+        dict(name='warn', flags=GUARDED[:-1], epochs=3, rate=1e-4, overfits_at=8e-4), RESTORING, STOPPING,
+        FIRST, ALWAYS)
     return folder, said
 
 
@@ -303,7 +307,8 @@ def test_the_guard_goes_back_to_the_last_good_checkpoint_with_half_of_the_step(t
     folder, said = trained
     assert re.search(r'catastrophic overfitting in epoch 2: the error on training images is 0.000 under one step and '
                      r'1.000 under 10 steps.* Going back to the weights of .*model-2; .* 0.5 times', said)
-    assert re.search('RunError: catastrophic overfitting in epoch 5: .*; the last .* before that is .*model-8. ', said)
+    assert re.search('RunError: catastrophic overfitting in epoch 5: .* before that is .*model-8. Go on from it with a '
+                     'lower --attack-step-size, .* --resume .*/restore$', said, re.MULTILINE)
     check_restored(folder, ranks=1)
 
 
@@ -318,9 +323,16 @@ def check_stopped(folder):
 
 def test_the_guard_ends_a_training(trained):
     folder, said = trained
-    assert re.search('RunError: catastrophic overfitting in epoch 2: .*; the last checkpoint before that is .*model-4. '
-                     'Lower --attack-step-size', said)
+    assert re.search('RunError: catastrophic overfitting in epoch 2: .*; the last .* before that is .*model-4.', said)
     check_stopped(folder)
+
+
+def test_the_guard_compares_the_first_epoch_with_the_beginning(trained):
+    folder, said = trained
+    assert re.search('RunError: catastrophic overfitting in epoch 1: .* 0.000 apart before it; there is no check', said)
+    assert sorted(path.stem for path in (folder / 'first').glob('*.index')) == ['overfitted-1', 'overfitted-2']
+    assert [record['overfitting/found'] for record in statistics(folder / 'always')] == [0]
+    assert (folder / 'always' / 'model-2.index').exists()
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from training.overfitting import FOUND, ONE_STEP, RESTORED, SEVERAL, earlier_measurement
+from training.overfitting import FOUND, ONE_STEP, RESTORED_DISTANCE, RESTORES, SEVERAL, earlier_measurement
 
 
 def record(step, one, several, found):
@@ -11,17 +11,20 @@ def record(step, one, several, found):
 
 
 GOOD, BAD = record(400, 0.4, 0.5, False), record(500, 0.2, 0.9, True)
-WENT_BACK = [dict(BAD, **{RESTORED: 0.2}), dict(record(600, 0.2, 0.9, True), **{RESTORED: 0.3})]
+WENT_BACK = [dict(BAD, **{RESTORES: 1, RESTORED_DISTANCE: 0.2}),
+             dict(record(600, 0.2, 0.9, True), **{RESTORES: 2, RESTORED_DISTANCE: 0.3})]
+CUT_OFF = dict(BAD, **{RESTORES: 1})  # a signal came before the distance was measured anew
 
 
-@pytest.mark.parametrize('records, action, distance, step, restores', [
-    ([], None, 0, 490, 0), ([], 'restore', 0, 490, 0), ([{'global_step': 400}], 'stop', 0, 490, 0),
-    ([GOOD], None, 0.1, 400, 0), ([GOOD], 'restore', 0.1, 400, 0),
-    ([GOOD, BAD], None, 0.7, 500, 0), ([GOOD, BAD], 'stop', 0.1, 400, 0), ([GOOD, BAD], 'restore', 0.1, 400, 0),
-    ([BAD], 'restore', 0, 0, 0), ([GOOD, *WENT_BACK], 'restore', 0.3, 600, 2), (WENT_BACK, 'restore', 0.3, 600, 2),
-    ([GOOD, *WENT_BACK, record(700, 0.4, 0.5, False)], 'restore', 0.1, 700, 0)])
-def test_what_was_measured_before(tmp_path, records, action, distance, step, restores):
+@pytest.mark.parametrize('records, action, earlier', [
+    ([], None, (None, 490, 0)), ([], 'restore', (None, 490, 0)), ([{'global_step': 400}], 'stop', (None, 490, 0)),
+    ([GOOD], None, (0.1, 400, 0)), ([GOOD], 'restore', (0.1, 400, 0)),
+    ([GOOD, BAD], None, (0.7, 500, 0)), ([GOOD, BAD], 'stop', (0.1, 400, 0)), ([GOOD, BAD], 'restore', (0.1, 400, 0)),
+    ([BAD], 'restore', (0, 0, 0)), ([GOOD, *WENT_BACK], 'restore', (0.3, 600, 2)),
+    (WENT_BACK, 'restore', (0.3, 600, 2)), ([GOOD, CUT_OFF], 'restore', (None, 500, 1)),
+    ([GOOD, *WENT_BACK, record(700, 0.4, 0.5, False)], 'restore', (0.1, 700, 0))])
+def test_what_was_measured_before(tmp_path, records, action, earlier):
     """A checkpoint of within an overfitted epoch, at step 490, is not taken for a good one."""
     (tmp_path / 'stats.json').write_text(json.dumps(records))
     found = earlier_measurement(str(tmp_path), action, 490)
-    assert found == (pytest.approx(distance), step, restores)
+    assert found == pytest.approx(earlier) if None not in earlier else found == earlier

@@ -25,7 +25,7 @@ def kept_files(directory: str) -> Dict[int, List[str]]:
     """List the files of the checkpoints that are kept as the best, by their steps."""
     found: Dict[int, List[str]] = {}
     for path in sorted(glob.glob(os.path.join(glob.escape(directory), 'best-*.*'))):
-        match = re.match(r'best-(\d+)\.(index|data-\d+-of-\d+)(\.part)?$', os.path.basename(path))
+        match = re.match(r'best-(0|[1-9]\d*)\.(index|data-\d{5}-of-\d{5})(\.part)?$', os.path.basename(path))
         if match:
             found.setdefault(int(match.group(1)), []).append(path)
     return found

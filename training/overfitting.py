@@ -29,15 +29,15 @@ STEPS = 10
 LEAP = 0.3  # by how much the errors' distance may grow within an epoch
 IMAGES = 256  # that are attacked, on all ranks together; the errors' standard deviation is 3 points or less
 MOST_RESTORES = 3  # one after another: an eighth of the step overfits as well, and less is hardly an attack
-ONE_STEP, SEVERAL, FOUND, RESTORED = ['overfitting/' + name for name in (
-    'error-1step', 'error-%dstep' % STEPS, 'found', 'distance-restored')]
+ONE_STEP, SEVERAL, FOUND, RESTORES, RESTORED_DISTANCE = ['overfitting/' + name for name in (
+    'error-1step', 'error-%dstep' % STEPS, 'found', 'restores', 'distance-restored')]
 
 
 class Earlier(NamedTuple):
     """What was measured before."""
-    distance: float = 0.0  # of the error under several steps from that under one
-    good_step: int = 0     # after which the network had not overfitted
-    restores: int = 0      # one after another, before any other epoch without overfitting
+    distance: Optional[float] = None  # of the error under several steps from that under one; None: not known
+    good_step: int = 0                # after which the network had not overfitted
+    restores: int = 0                 # one after another, before any other epoch without overfitting
 
 
 class Guard(Callback):
@@ -93,6 +93,8 @@ class Guard(Callback):
     def _before_epoch(self) -> None:
         if not self.batches:  # a training that only makes up for an evaluation needs no data
             self.batches = [self.trainer.draw() for _ in range(self.num_batches)]
+        if self.distance is None:  # of the weights that it begins with
+            self.distance = self.measured_distance()
 
     def measure(self) -> Optional[Tuple[float, float]]:
         """Return the error on all ranks' images under one step and under several; None when the training ends."""
@@ -105,9 +107,13 @@ class Guard(Callback):
         one, several, total = self.world.sum(counts)
         return one / total, several / total
 
+    def measured_distance(self) -> Optional[float]:
+        errors = self.measure()
+        return None if errors is None else errors[1] - errors[0]
+
     def _trigger_epoch(self) -> None:
         errors = self.measure()
-        if errors is None:
+        if errors is None or self.distance is None:  # a signal came
             return
         one, several = errors
         put = self.trainer.monitors.put_scalar
@@ -120,7 +126,7 @@ class Guard(Callback):
             self.spare()
             return
         said = ('catastrophic overfitting in epoch %d: the error on training images is %.3f under one step and %.3f '
-                'under %d steps; they were %.3f apart an epoch before'
+                'under %d steps; they were %.3f apart before it'
                 % (self.epoch_num, one, several, STEPS, self.distance))
         if self.action is None:
             self.distance = several - one
@@ -142,12 +148,15 @@ class Guard(Callback):
         for monitor in self.monitors:
             monitor.trigger_epoch()  # what was measured is in stats.json all the same
         if self.world.is_chief:
-            set_aside_after(good)
+            set_aside_after(step_of(good) if good else self.good_step, self.directory or '')
         else:
             time.sleep(3)  # all ranks see it: one of them should say so
-        raise RunError('%s; %s. Lower --attack-step-size, or take more steps, with --method pgd' % (
-            said, 'the last checkpoint before that is %s' % good if good else
-            'there is no checkpoint from before that to go back to'))
+        if good is None:
+            raise RunError('%s; there is no checkpoint from before that to go back to. Lower --attack-step-size, or '
+                           'take more steps, with --method pgd' % said)
+        raise RunError('%s; the last checkpoint before that is %s. Go on from it with a lower --attack-step-size, or '
+                       'with more steps, by --method pgd, and with --resume %s'
+                       % (said, good, os.path.dirname(good)))
 
     def restore(self, said: str, good: str) -> None:
         """Go back to a checkpoint on all ranks, halve the attack's steps, and measure anew: one step is weaker now."""
@@ -163,23 +172,20 @@ class Guard(Callback):
         self.trainer.broadcast(None)
         self.restores, self.good_step = self.restores + 1, self.global_step
         self.spare()
-        errors = self.measure()
-        if errors is not None:
-            self.distance = errors[1] - errors[0]
-        self.trainer.monitors.put_scalar(RESTORED, self.distance)
+        self.trainer.monitors.put_scalar(RESTORES, self.restores)
+        self.distance = self.measured_distance()
+        if self.distance is not None:
+            self.trainer.monitors.put_scalar(RESTORED_DISTANCE, self.distance)
         if self.saver is not None:  # a checkpoint of the overfitted weights, within the epoch's last step
             self.saver.saved_step = None
 
 
-def set_aside_after(good: Optional[str]) -> None:
-    """Rename the checkpoints that are newer than a good one, to overfitted-STEP: --resume goes on from the good one."""
-    if good is None:
-        return
-    for path in saved_checkpoints(os.path.dirname(good)):
-        if step_of(path) > step_of(good):
+def set_aside_after(step: int, directory: str) -> None:
+    """Rename the checkpoints that are newer, to overfitted-STEP: --resume doesn't go on from them."""
+    for path in saved_checkpoints(directory):
+        if step_of(path) > step:
             for file in [path + '.index'] + glob.glob(glob.escape(path) + '.data-*'):
-                os.rename(file, os.path.join(os.path.dirname(file), os.path.basename(file).replace(
-                    'model-', 'overfitted-', 1)))
+                os.rename(file, os.path.join(directory, os.path.basename(file).replace('model-', 'overfitted-', 1)))
 
 
 def load_variables(session: tf.Session, path: str, but: Tuple[str, ...]) -> None:
@@ -199,11 +205,14 @@ def earlier_measurement(directory: str, action: Optional[str], begins_at: int) -
     was restored. A training where nothing was measured has its good step at `begins_at`."""
     measured = [r for r in read_statistics(directory) if ONE_STEP in r and SEVERAL in r]
     good = [r for r in measured if action is None or not r.get(FOUND)]
-    restored = [r for r in (measured[measured.index(good[-1]):] if good else measured) if RESTORED in r]
+    restored = [r for r in (measured[measured.index(good[-1]):] if good else measured) if RESTORES in r]
     if restored:
-        return Earlier(restored[-1][RESTORED], int(restored[-1]['global_step']), len(restored))
+        last = restored[-1]
+        return Earlier(last.get(RESTORED_DISTANCE), int(last['global_step']), int(last[RESTORES]))
+    if not measured:
+        return Earlier(None, begins_at)
     if not good:
-        return Earlier(0.0, 0 if measured else begins_at)
+        return Earlier(0.0)
     return Earlier(good[-1][SEVERAL] - good[-1][ONE_STEP], int(good[-1]['global_step']))
 
 

@@ -35,6 +35,7 @@ from training.callbacks import (
     ScheduledLearningRate,
     ScheduledPosition,
     StopOnSignal,
+    errors_of_disk,
 )
 from training.flags import is_guarded
 from training.input import errors_of_input, training_input
@@ -307,9 +308,10 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
     for line in evaluation_table(directory):
         print(line)
     if options.keep_best:
-        best = find_best(directory, options.keep_best)
+        with errors_of_disk(directory):
+            best = find_best(directory, options.keep_best)
         print('The best checkpoint by %s: %s' % (options.keep_best, best_checkpoint(directory) if best else 'none'))
-    if options.data and not options.fake:
+    if options.data and not options.fake and options.training_eval != 'none':
         iters = [0] if options.training_eval == 'clean' else attack_iters_after(options.max_epoch, options.max_epoch)
         command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], *inputs.network.flags,
                    '--data', options.data, '--image-size', str(options.image_size), '--batch', str(options.batch),
@@ -318,4 +320,5 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
         command += ['--classes', options.classes] if options.classes else []
         command += ['--preprocess', options.preprocess]
         command += ['--attack-goal', inputs.method.goal] if inputs.method.goal != 'targeted' else []
-        print('To repeat it: ' + ' '.join(shlex.quote(word) for word in command), flush=True)
+        print('To repeat it%s: %s' % (', with --weights ema for the averages' if options.ema is not None else '',
+                                      ' '.join(shlex.quote(word) for word in command)), flush=True)
