@@ -68,6 +68,21 @@ def test_a_training_that_is_stopped_goes_on(root, tmp_path, python):
     assert other.returncode == 2 and 'another --out' in other.stderr and len(other.stderr.splitlines()) == 1
 
 
+def test_a_data_server_ends_with_a_tool_that_is_killed(root, tmp_path):
+    write_split(tmp_path / 'train', 10)
+    code = ('import sys, time; from tools.commands import data_server\n'
+            'with data_server(sys.argv[1], ["--batch", "4", "--workers", "1"], sys.argv[1] + "/log"): time.sleep(600)')
+    tool = subprocess.Popen([sys.executable, '-c', code, str(tmp_path)], cwd=root, stdin=subprocess.DEVNULL)
+    end = time.time() + 60
+    while len(psutil.Process(tool.pid).children(recursive=True)) < 2:
+        assert time.time() < end and tool.poll() is None
+        time.sleep(0.1)
+    started = psutil.Process(tool.pid).children(recursive=True)
+    tool.kill()
+    tool.wait()
+    assert not psutil.wait_procs(started, timeout=30)[1]
+
+
 def test_a_bad_folder(root, tmp_path, python):
     script = os.path.join(root, 'tools', 'cifar10.py')
     write_split(tmp_path / 'train', 10)

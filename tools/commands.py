@@ -1,5 +1,6 @@
 """What demo.py, cifar10.py and others run: commands that are printed first, and a data server."""
 import contextlib
+import ctypes
 import os
 import shlex
 import signal
@@ -11,6 +12,7 @@ from types import FrameType
 from typing import Iterator, Optional, Sequence
 
 from runtime.errors import InputError, RunError
+from third_party.supervisor import PR_SET_PDEATHSIG
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -70,7 +72,8 @@ def data_server(data: str, flags: Sequence[str], log: str, folder: str = ROOT) -
         show(command, ' &', folder)
         signal.signal(signal.SIGTERM, stop)
         with open(log, 'a') as f:
-            server = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT)
+            server = subprocess.Popen(command, cwd=folder, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT,
+                                      preexec_fn=end_with_parent)
         try:
             yield endpoint
         except InputError:
@@ -81,6 +84,11 @@ def data_server(data: str, flags: Sequence[str], log: str, folder: str = ROOT) -
         finally:
             server.terminate()
             server.wait()
+
+
+def end_with_parent() -> None:
+    """Have this process get a SIGTERM when the program that started it is gone, also by a SIGKILL."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def log_directory(flags: Sequence[str], ranks: int = 1, folder: str = ROOT) -> str:
