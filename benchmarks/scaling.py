@@ -38,41 +38,40 @@ PROGRESSIVE = [(6, 128), (6, 224), (3, 288)]
 class Method(NamedTuple):
     """A method of training, of training/methods.py, as its authors use it for ImageNet.
 
-    passes: image-steps that an image takes in an epoch. phases: epochs, and the side of their images in pixels.
+    attack_steps, updates: of an image in an epoch. phases: epochs, and the side of their images in pixels.
     """
     title: str
-    passes: float
+    attack_steps: float
+    updates: int
     phases: List[Tuple[int, int]]
 
 
 METHODS = [
-    Method('pgd, 30 steps (the paper)', 30 + UPDATE, [(EPOCHS, 224)]),
-    Method('pgd, 10 steps', 10 + UPDATE, [(EPOCHS, 224)]),
+    Method('pgd, 30 steps (the paper)', 30, 1, [(EPOCHS, 224)]),
+    Method('pgd, 10 steps', 10, 1, [(EPOCHS, 224)]),
     # two losses, of clean images and of attacked ones, and the logits that its attack begins with
-    Method('trades, 10 steps', 10 + 2 * UPDATE + 0.5, [(EPOCHS, 224)]),
-    Method('free, 4 replays, 92 / 4 epochs', 4 * UPDATE, [(23, 224)]),
-    Method('fast, 15 epochs', 1 + UPDATE, [(15, 224)]),
-    Method('fast, 6 epochs at 128, 6 at 224, 3 at 288', 1 + UPDATE, PROGRESSIVE),
-    Method('pgd, 3 steps, 6 epochs at 128, 6 at 224, 3 at 288', 3 + UPDATE, PROGRESSIVE),
-    Method('standard training', UPDATE, [(EPOCHS, 224)]),
+    Method('trades, 10 steps', 10.5, 2, [(EPOCHS, 224)]),
+    Method('free, 4 replays, 92 / 4 epochs', 0, 4, [(23, 224)]),
+    Method('fast, 15 epochs', 1, 1, [(15, 224)]),
+    Method('fast, 6 epochs at 128, 6 at 224, 3 at 288', 1, 1, PROGRESSIVE),
+    Method('pgd, 3 steps, 6 epochs at 128, 6 at 224, 3 at 288', 3, 1, PROGRESSIVE),
+    Method('standard training', 0, 1, [(EPOCHS, 224)]),
 ]
 
 
-def method_hours(method: Method, gpu_rate: float, gpus: int) -> float:
-    """Return the hours of a training without its evaluations.
+def methods_table(gpu_rate: float, update: float) -> str:
+    """Lay out the hours of each method on 1 and 8 GPUs, without evaluations, as a table in Markdown.
 
     gpu_rate: image-steps a second of a GPU at 224x224; an image-step takes time in proportion to the pixels.
+    update: image-steps that an update takes the time of.
     """
-    pixels = sum(epochs * (size / 224) ** 2 for epochs, size in method.phases)
-    return IMAGES * method.passes * pixels / (gpu_rate * gpus) / 3600
-
-
-def methods_table(gpu_rate: float) -> str:
-    """Lay out the hours of each method on 1 and 8 GPUs as a table in Markdown."""
-    def rounded(hours: float) -> str:
-        return '%.*f' % (hours < 100, hours)
-    rows = [[m.title, '%.1f' % m.passes, sum(epochs for epochs, _ in m.phases)]
-            + [rounded(method_hours(m, gpu_rate, gpus)) for gpus in (1, GPUS_PER_NODE)] for m in METHODS]
+    rows = []
+    for m in METHODS:
+        passes = m.attack_steps + m.updates * update
+        pixels = sum(epochs * (size / 224) ** 2 for epochs, size in m.phases)
+        hours = IMAGES * passes * pixels / gpu_rate / 3600
+        rows.append([m.title, '%.1f' % passes, sum(epochs for epochs, _ in m.phases)]
+                    + ['%.*f' % (h < 100, h) for h in (hours, hours / GPUS_PER_NODE)])
     return tabulate(rows, ['method', 'image-steps an image and epoch', 'epochs', 'hours, 1 GPU', 'hours, 8 GPUs'],
                     tablefmt='github', disable_numparse=True)
 
@@ -165,6 +164,8 @@ def main() -> int:
     parser.add_argument('--allreduce', type=positive_int, metavar='BYTES',
                         help='measure it over the ranks that mpirun started')
     parser.add_argument('--methods', action='store_true', help='hours of each method of training on 1 and 8 GPUs')
+    parser.add_argument('--update', type=positive_float, default=UPDATE,
+                        help='of --methods: image-steps that an update takes the time of (%s)' % UPDATE)
     parser.add_argument('--repeats', type=positive_int, default=7)
     parser.add_argument('--parameters', type=positive_int, default=60192808, help='of the network (ResNet-152)')
     parser.add_argument('--attack-iter', type=natural, default=30)
@@ -175,7 +176,7 @@ def main() -> int:
         measure_allreduce(options.allreduce, options.repeats)
         return 0
     if options.methods:
-        print(methods_table(options.gpu_rate))
+        print(methods_table(options.gpu_rate, options.update))
         return 0
     for gpus in (8, 16, 32, 64, 128, 256, 512, 1024):
         for gigabits in (10, 25, 100):
