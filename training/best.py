@@ -5,6 +5,7 @@ import re
 import shutil
 from typing import Dict, List, Optional, Tuple
 
+from checkpoint import checkpoint_files
 from training.records import read_statistics
 
 STEP, ERROR = 'best-step', 'best-error'  # in stats.json
@@ -49,7 +50,7 @@ def keep(directory: str, step: int) -> bool:
         # one of that name may be from before the training went back, and came here again
         if os.path.isfile(prefix + '.index') and not os.path.samefile(prefix + '.index', model + '.index'):
             os.unlink(prefix + '.index')
-        for path in sorted(glob.glob(glob.escape(model) + '.data-*')) + [model + '.index']:
+        for path in checkpoint_files(model):  # sorted, so the index is the last
             link_or_copy(path, prefix + path[len(model):])
     elif checkpoint_at(directory, 'best', step) is None:
         return False

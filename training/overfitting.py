@@ -3,7 +3,6 @@ becomes robust to one step and to nothing else (Wong, Rice and Kolter 2020).
 
 After each epoch the network is attacked by one step and by several, on a few batches that it doesn't train on.
 """
-import glob
 import math
 import os
 import time
@@ -15,7 +14,7 @@ import numpy as np
 from tensorpack import Callback, logger
 
 from adv_model import Attacker, PGDAttacker, attacked_images, is_wrong, scale_pixels
-from checkpoint import AVERAGES, DENOISING
+from checkpoint import AVERAGES, DENOISING, checkpoint_files
 from kernels.mode import native_mode
 from nets import Network
 from runtime.distributed import World
@@ -108,6 +107,7 @@ class Guard(Callback):
         return one / total, several / total
 
     def measured_distance(self) -> Optional[float]:
+        """Return how far apart the two errors are now; None when the training ends."""
         errors = self.measure()
         return None if errors is None else errors[1] - errors[0]
 
@@ -184,7 +184,7 @@ def set_aside_after(step: int, directory: str) -> None:
     """Rename the checkpoints that are newer, to overfitted-STEP: --resume doesn't go on from them."""
     for path in saved_checkpoints(directory):
         if step_of(path) > step:
-            for file in [path + '.index'] + glob.glob(glob.escape(path) + '.data-*'):
+            for file in reversed(checkpoint_files(path)):  # the index first, which makes them a checkpoint
                 os.rename(file, os.path.join(directory, os.path.basename(file).replace('model-', 'overfitted-', 1)))
 
 
@@ -204,16 +204,12 @@ def earlier_measurement(directory: str, action: Optional[str], begins_at: int) -
     """Return what the last record of stats.json says; with an action, the last one where the network did not overfit or
     was restored. A training where nothing was measured has its good step at `begins_at`."""
     measured = [r for r in read_statistics(directory) if ONE_STEP in r and SEVERAL in r]
-    good = [r for r in measured if action is None or not r.get(FOUND)]
-    restored = [r for r in (measured[measured.index(good[-1]):] if good else measured) if RESTORES in r]
-    if restored:
-        last = restored[-1]
-        return Earlier(last.get(RESTORED_DISTANCE), int(last['global_step']), int(last[RESTORES]))
-    if not measured:
-        return Earlier(None, begins_at)
+    good = [r for r in measured if action is None or not r.get(FOUND) or RESTORES in r]
     if not good:
-        return Earlier(0.0)
-    return Earlier(good[-1][SEVERAL] - good[-1][ONE_STEP], int(good[-1]['global_step']))
+        return Earlier(0.0) if measured else Earlier(None, begins_at)
+    last = good[-1]
+    distance = last.get(RESTORED_DISTANCE) if RESTORES in last else last[SEVERAL] - last[ONE_STEP]
+    return Earlier(distance, int(last['global_step']), int(last.get(RESTORES, 0)))
 
 
 def has_step_factor(path: str) -> bool:

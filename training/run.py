@@ -179,9 +179,10 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
     else:
         logger.setLevel('WARNING')
     # the chief alone knows its disk
-    global_step, offset, *others = world.from_chief([start.global_step, start.offset, catch_up, averages_begin,
-                                                     has_factor, measured])
-    return Plan(start._replace(global_step=global_step, offset=offset), schedule, *others)
+    global_step, offset, catch_up, averages_begin, has_factor, measured = world.from_chief(
+        [start.global_step, start.offset, catch_up, averages_begin, has_factor, measured])
+    return Plan(start._replace(global_step=global_step, offset=offset), schedule, catch_up, averages_begin, has_factor,
+                Earlier(*measured))
 
 
 def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps_per_epoch: int) -> Start:
@@ -295,7 +296,7 @@ def guard_of(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: Wor
                  one_step=lambda: method.one_step(step_factor=step_factor, **network),
                  several=lambda: several_steps(method.strength.epsilon, method.goal, **network),
                  directory=logger.get_logger_dir(), step_factor=step_factor, saver=stopper.saver, monitors=monitors,
-                 earlier=Earlier(*plan.measured), stopped=stopper.agreed)
+                 earlier=plan.measured, stopped=stopper.agreed)
 
 
 def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSignal) -> None:
