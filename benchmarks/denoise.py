@@ -19,7 +19,7 @@ from pgd import UNIT  # noqa: E402
 from turns import Configuration, Worker, report, take_turns  # noqa: E402
 
 from nets import DEPTHS, OPERATIONS, PLACES, find_network  # noqa: E402
-from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.command_line import Parser, run_command, some_of  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import check_writable  # noqa: E402
 
@@ -28,11 +28,8 @@ SYSTEM = 'this project'
 
 def networks_of(args: argparse.Namespace) -> List[str]:
     """Name the networks that are measured, first the one without denoising. Raises InputError for unknown ones."""
-    for operation in args.operations.split(','):
-        if operation not in OPERATIONS:
-            raise InputError('--operations: there is no %r; choose of %s' % (operation, ', '.join(OPERATIONS)))
     denoising = [find_network('ResNetDenoise', args.depth, denoise=operation, denoise_where=args.where)
-                 for operation in args.operations.split(',')]
+                 for operation in some_of(args.operations, OPERATIONS, flag='--operations', what='operation')]
     return [find_network('ResNet', args.depth).name] + [network.name for network in denoising]
 
 

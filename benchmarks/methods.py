@@ -22,12 +22,12 @@ from tabulate import tabulate
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 
-from scaling import UPDATE  # noqa: E402
+from scaling import UPDATE, free, pgd, trades  # noqa: E402
 from turns import take_turns  # noqa: E402
 
 from main import positive_int  # noqa: E402
 from nets import is_own, network_named  # noqa: E402
-from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.command_line import Parser, run_command, some_of  # noqa: E402
 from runtime.errors import InputError, RunError  # noqa: E402
 from runtime.files import WholeFile, check_writable  # noqa: E402
 from tools.cifar10_methods import METHODS, RATE  # noqa: E402
@@ -35,10 +35,8 @@ from tools.commands import log_directory, run  # noqa: E402
 
 STANDARD = 'standard'
 FEW, MANY = 'pgd-3', 'pgd-7'
-# As docs/scaling.md counts them: an image-step for each step of the attack, and the updates. The attack of TRADES
-# begins with the clean images' logits
-COUNTED = {STANDARD: UPDATE, FEW: 3 + UPDATE, MANY: 7 + UPDATE, 'fast': 1 + UPDATE, 'n-fgsm': 1 + UPDATE,
-           'free-4': 4 * UPDATE, 'free-8': 8 * UPDATE, 'trades': 3 + 2 * UPDATE + 0.5}
+COSTS = {STANDARD: pgd(0), FEW: pgd(3), MANY: pgd(7), 'fast': pgd(1), 'n-fgsm': pgd(1), 'free-4': free(4),
+         'free-8': free(8), 'trades': trades(3)}
 
 
 def rate_of(method: str, args: argparse.Namespace) -> float:
@@ -68,13 +66,12 @@ def report(rates: Dict[str, List[float]], args: argparse.Namespace) -> str:
         return (form + ' (' + form + ' to ' + form + ')') % (statistics.median(values), min(values), max(values))
     rows: List[List[Any]] = []
     for method, of_turns in rates.items():
-        steps = image_steps(rates, method)
+        steps, counted = image_steps(rates, method), COSTS[method].image_steps(UPDATE)
         print(json.dumps(dict(
             method=method, network=args.network, batch=args.batch, image_size=args.image_size,
             images_per_second=statistics.median(of_turns), lowest=min(of_turns), highest=max(of_turns),
-            image_steps=round(statistics.median(steps), 3), counted=COUNTED[method], repeats=len(of_turns))),
-            flush=True)
-        rows.append([method, text(of_turns, '%.2f'), text(steps, '%.1f'), '%.1f' % COUNTED[method]])
+            image_steps=round(statistics.median(steps), 3), counted=counted, repeats=len(of_turns))), flush=True)
+        rows.append([method, text(of_turns, '%.2f'), text(steps, '%.1f'), '%.1f' % counted])
     return tabulate(rows, ['method', 'images/s', 'image-steps an image', 'counted'], tablefmt='github',
                     disable_numparse=True)
 
@@ -82,23 +79,20 @@ def report(rates: Dict[str, List[float]], args: argparse.Namespace) -> str:
 def main() -> int:
     parser = Parser(prog='methods.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--network', default='ResNet-50', metavar='NAME', help='of the zoo (ResNet-50)')
-    parser.add_argument('--methods', default=','.join(COUNTED), metavar='NAME[,NAME...]',
-                        help='some of %s; %s and %s always are' % (', '.join(COUNTED), FEW, MANY))
+    parser.add_argument('--methods', default=','.join(COSTS), metavar='NAME[,NAME...]',
+                        help='some of %s; %s and %s always are' % (', '.join(COSTS), FEW, MANY))
     parser.add_argument('--batch', type=positive_int, default=8, help='(8)')
     parser.add_argument('--image-size', type=positive_int, default=224, help='(224)')
     parser.add_argument('--steps', type=positive_int, default=4, metavar='K', help='of each training\'s epochs (4)')
     parser.add_argument('--repeats', type=positive_int, default=3, help='turns (3)')
     parser.add_argument('--table', metavar='FILE', help='write the table there, too')
     args = parser.parse_args()
-    wanted = args.methods.split(',')
-    for method in wanted:
-        if method not in COUNTED:
-            raise InputError('--methods %s: there is no such method; choose of %s' % (method, ', '.join(COUNTED)))
+    wanted = some_of(args.methods, COSTS, flag='--methods', what='method')
     if is_own(network_named(args.network).arch):
         raise InputError('--network %s: it is one of the zoo\'s' % args.network)
     if args.table:
         check_writable(args.table)
-    methods = [method for method in COUNTED if method in wanted + [FEW, MANY]]
+    methods = [method for method in COSTS if method in wanted + [FEW, MANY]]
     rates = take_turns([functools.partial(rate_of, method, args) for method in methods], args.repeats)
     text = report(dict(zip(methods, rates)), args)
     print(text, file=sys.stderr)

@@ -35,27 +35,49 @@ HOP_SECONDS = 20e-6  # of a ring, a message's latency
 PROGRESSIVE = [(6, 128), (6, 224), (3, 288)]
 
 
+class Cost(NamedTuple):
+    """What a training on an image takes, in an epoch: steps of the attack, and updates of the weights."""
+    attack_steps: float
+    updates: int
+
+    def image_steps(self, update: float) -> float:
+        """Return the image-steps. update: those that an update takes the time of."""
+        return self.attack_steps + self.updates * update
+
+
+def pgd(steps: int) -> Cost:
+    return Cost(steps, 1)
+
+
+def free(replays: int) -> Cost:
+    """Each backward pass of an update makes a step of the attack, too."""
+    return Cost(0, replays)
+
+
+def trades(steps: int) -> Cost:
+    """Two losses, of clean images and of attacked ones, and the logits that its attack begins with."""
+    return Cost(steps + 0.5, 2)
+
+
 class Method(NamedTuple):
     """A method of training, of training/methods.py, as its authors use it for ImageNet.
 
-    attack_steps, updates: of an image in an epoch. phases: epochs, and the side of their images in pixels.
+    phases: epochs, and the side of their images in pixels.
     """
     title: str
-    attack_steps: float
-    updates: int
+    cost: Cost
     phases: List[Tuple[int, int]]
 
 
 METHODS = [
-    Method('pgd, 30 steps (the paper)', 30, 1, [(EPOCHS, 224)]),
-    Method('pgd, 10 steps', 10, 1, [(EPOCHS, 224)]),
-    # two losses, of clean images and of attacked ones, and the logits that its attack begins with
-    Method('trades, 10 steps', 10.5, 2, [(EPOCHS, 224)]),
-    Method('free, 4 replays, 92 / 4 epochs', 0, 4, [(23, 224)]),
-    Method('fast, 15 epochs', 1, 1, [(15, 224)]),
-    Method('fast, 6 epochs at 128, 6 at 224, 3 at 288', 1, 1, PROGRESSIVE),
-    Method('pgd, 3 steps, 6 epochs at 128, 6 at 224, 3 at 288', 3, 1, PROGRESSIVE),
-    Method('standard training', 0, 1, [(EPOCHS, 224)]),
+    Method('pgd, 30 steps (the paper)', pgd(30), [(EPOCHS, 224)]),
+    Method('pgd, 10 steps', pgd(10), [(EPOCHS, 224)]),
+    Method('trades, 10 steps', trades(10), [(EPOCHS, 224)]),
+    Method('free, 4 replays, 92 / 4 epochs', free(4), [(23, 224)]),
+    Method('fast, 15 epochs', pgd(1), [(15, 224)]),
+    Method('fast, 6 epochs at 128, 6 at 224, 3 at 288', pgd(1), PROGRESSIVE),
+    Method('pgd, 3 steps, 6 epochs at 128, 6 at 224, 3 at 288', pgd(3), PROGRESSIVE),
+    Method('standard training', pgd(0), [(EPOCHS, 224)]),
 ]
 
 
@@ -67,7 +89,7 @@ def methods_table(gpu_rate: float, update: float) -> str:
     """
     rows = []
     for m in METHODS:
-        passes = m.attack_steps + m.updates * update
+        passes = m.cost.image_steps(update)
         pixels = sum(epochs * (size / 224) ** 2 for epochs, size in m.phases)
         hours = IMAGES * passes * pixels / gpu_rate / 3600
         rows.append([m.title, '%.1f' % passes, sum(epochs for epochs, _ in m.phases)]

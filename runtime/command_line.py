@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from typing import Any, Callable, NoReturn
+from typing import Any, Callable, Iterable, List, NoReturn
 
 from runtime.content import discard_temporary
 from runtime.errors import InputError, LaunchError, RunError
@@ -36,6 +36,19 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise LaunchError('%s (see --help)' % message)
+
+
+def some_of(text: str, known: Iterable[str], *, flag: str, what: str) -> List[str]:
+    """Return the names in `text`, with commas between them, each once. Raises InputError for one that isn't known.
+
+    flag, what: for the message: --methods, of which each is a 'method'.
+    """
+    names = list(dict.fromkeys(text.split(',')))
+    for name in names:
+        if name not in known:
+            raise InputError('%s %s: there is no such %s; choose of %s' % (flag, name or repr(text), what,
+                                                                           ', '.join(known)))
+    return names
 
 
 @functools.lru_cache(maxsize=None)

@@ -386,7 +386,8 @@ def test_methods_have_log_directories_of_their_own(flags, name):
     ('--method trades --attack-iter 0', 'needs an attack'),
     ('--method trades --attack-goal targeted', 'no attack that is targeted'), ('--method other', 'invalid choice'),
     ('--ema 1', "'1' is not a number between 0 and 1"), ('--ema 0', 'between 0 and 1'),
-    ('--ema nan', 'between 0 and 1'),
+    ('--ema nan', 'between 0 and 1'), ('--ema 0.9999999999', '0.9999999999: above 0.999999 averages don\'t follow'),
+    ('--method fast --noise 32 --attack-epsilon 8', '--noise 32 times --attack-epsilon 8 is more than 255'),
     ('--weights ema', '--weights goes with --load'), ('--attack-iter 0 --on-overfitting stop', 'goes with adversarial'),
     ('--keep-best eval-clean/error-top1', '--keep-best needs evaluations between epochs, and a training with --fake')])
 def test_flags_that_do_not_go_together(flags, said):

@@ -25,7 +25,7 @@ sys.path.insert(0, ROOT)
 
 from main import positive_float, positive_int  # noqa: E402
 from nets import ARCHITECTURES, Network, find_network, network_named  # noqa: E402
-from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.command_line import Parser, run_command, some_of  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile  # noqa: E402
 from tools.cifar10_folders import BATCH, SHAPE, divergence, finished_checkpoint, served, work_in  # noqa: E402
@@ -178,10 +178,9 @@ def main() -> int:
     if options.networks is None and (options.epochs, options.base_lr) != (EPOCHS, BASE_LR):
         raise InputError('--epochs and --base-lr go with --networks')
     recipes = RECIPES if options.networks is None else recipes_of(options.networks, options.epochs, options.base_lr)
-    chosen = options.only.split(',') if options.networks is None else [recipe.name for recipe in recipes]
-    for name in chosen:
-        if name not in [recipe.name for recipe in recipes]:
-            raise InputError('--only %s: there is no such network; choose of %s' % (name, ', '.join(names)))
+    chosen = [recipe.name for recipe in recipes]
+    if options.networks is None:
+        chosen = some_of(options.only, chosen, flag='--only', what='network')
     out, photos, locked = work_in(options.data, options.out, options.val_images, 'cifar10.py')
     results: Dict[Recipe, Any] = {}
     for recipe in recipes:

@@ -20,7 +20,7 @@ sys.path.insert(0, ROOT)
 
 from main import positive_float, positive_int, several  # noqa: E402
 from nets import is_own, network_named  # noqa: E402
-from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.command_line import Parser, run_command, some_of  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile, check_writable  # noqa: E402
 from runtime.launcher import check_alone  # noqa: E402
@@ -226,10 +226,7 @@ def main() -> int:
     options = command_line().parse_args(sys.argv[1:])
     check_alone('cifar10_methods.py')
     check_stdout()
-    methods = list(dict.fromkeys(options.methods.split(',')))
-    for method in methods:
-        if method not in METHODS:
-            raise InputError('--methods %s: there is no such method; choose of %s' % (method, ', '.join(METHODS)))
+    methods = some_of(options.methods, METHODS, flag='--methods', what='method')
     if is_own(network_named(options.network).arch):
         raise InputError('--network %s: it is one of the zoo\'s' % options.network)
     out, photos, locked = work_in(options.data, options.out, options.val_images, 'cifar10_methods.py')

@@ -21,7 +21,7 @@ from evaluation.preflight import check_places
 from evaluation.results import wilson_interval
 from main import natural, parse_options, positive_float, positive_int, several
 from nets import network_of
-from runtime.command_line import Parser, run_command
+from runtime.command_line import Parser, run_command, some_of
 from runtime.errors import InputError
 from runtime.files import WholeFile, check_folder, check_writable
 from runtime.launcher import check_alone
@@ -153,10 +153,7 @@ def evaluations(options: argparse.Namespace) -> Dict[str, List[str]]:
     for flag in ('data', 'out', 'classes', 'subset'):
         if getattr(options, flag) == '':  # most likely a shell variable that is not set
             raise InputError('--%s is empty' % flag)
-    chosen = list(dict.fromkeys(options.only.split(',')))
-    for name in chosen:
-        if name not in WAYS:
-            raise InputError('--only %s: there is no such way; choose of %s' % (name, ', '.join(WAYS)))
+    chosen = some_of(options.only, WAYS, flag='--only', what='way')
     check_network(options, options.load)
     dataset = load_dataset(options.data, 'val', options.classes)
     commands = {name: evaluation(name, options, len(dataset.class_names)) for name in chosen}

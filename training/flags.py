@@ -9,6 +9,8 @@ from training.schedule import SCHEDULES, attack_iters_after
 
 IGNORE = 'ignore'
 ACTIONS = (IGNORE, 'stop', 'restore')
+MOST_DECAY = 0.999999  # float32 has 7 digits: a step of 1e-7 of the difference is often lost
+MOST_NOISE = 255  # to each side
 MOST_PASSES = 65536  # of batches in a step, which takes no signal before its end
 
 # Without them a training is as published
@@ -48,6 +50,8 @@ def decay(text: str) -> float:
         value = -1.0
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError('%r is not a number between 0 and 1, such as 0.999' % text)
+    if value > MOST_DECAY:
+        raise argparse.ArgumentTypeError('%s: above %s averages don\'t follow, in float32' % (text, MOST_DECAY))
     return value
 
 
@@ -61,6 +65,9 @@ def settle_training(options: argparse.Namespace, given: Set[str]) -> None:
     if method.replays * options.accumulate > MOST_PASSES:
         raise InputError('%s--accumulate is at most %d' % ('--replays times ' if method.replays > 1 else '',
                                                            MOST_PASSES))
+    if options.noise is not None and options.noise * options.attack_epsilon[0] > MOST_NOISE:
+        raise InputError('--noise %g times --attack-epsilon %g is more than %d, all of a pixel\'s range'
+                         % (options.noise, options.attack_epsilon[0], MOST_NOISE))
     if options.on_overfitting and not method.attacks:
         raise InputError('--on-overfitting goes with adversarial training, not with --attack-iter 0')
     if options.keep_best is not None:
