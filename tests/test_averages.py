@@ -1,4 +1,5 @@
 """Averaged weights and the best checkpoint: as files, as flags, and what a training says of them."""
+import json
 import os
 import re
 import signal
@@ -179,7 +180,8 @@ def test_a_training_with_averages_is_stopped_and_goes_on(root, tmp_path, python)
     assert 'The best checkpoint by eval-ema-clean/error-top1: %s\n' % said in text
     assert measured[8]['best-step'] == best and (log / ('best-%d.index' % best)).exists()
     reader = tf.train.load_checkpoint(str(log / 'model-8'))
-    assert not reader.has_tensor('perturbation') and reader.has_tensor('training/ema/conv0/bn/variance/EMA')
+    assert reader.has_tensor('training/ema/conv0/bn/variance/EMA')
+    assert not any('perturbation' in name for name in reader.get_variable_to_shape_map())
 
     # the averages evaluate to what was said of them
     done = python(os.path.join(root, 'main.py'), '--eval', '--load', said, '--weights', 'ema', '--data', str(data),
@@ -187,3 +189,37 @@ def test_a_training_with_averages_is_stopped_and_goes_on(root, tmp_path, python)
     assert done.returncode == 0, done.stderr
     assert read_figures(done.stdout)['Top1 Error'] == pytest.approx(
         measured[best]['eval-ema-clean/error-top1'], abs=1.01 / 20)
+
+    # an evaluation alone is made up for without a data server
+    records = [{k: v for k, v in record.items() if not k.startswith('eval-')} if record['global_step'] == 8 else record
+               for record in statistics(log)]
+    (log / 'stats.json').write_text(json.dumps(records))
+    Job(root, tmp_path, None, *flags, '--data-timeout', '20').end()
+    again = [record for record in statistics(log) if 'eval-ema-clean/error-top1' in record][-1]
+    assert again['eval-ema-clean/error-top1'] == measured[8]['eval-ema-clean/error-top1']
+
+
+def change(path, **changed):
+    """Write a TF checkpoint anew, with other values of some variables."""
+    reader = tf.train.load_checkpoint(path)
+    with tf.Graph().as_default(), tf.Session() as session:
+        for name in reader.get_variable_to_shape_map():
+            value = reader.get_tensor(name)
+            tf.get_variable(name, initializer=np.full_like(value, changed.get(name, value)))
+        session.run(tf.global_variables_initializer())
+        tf.train.Saver().save(session, path, write_meta_graph=False)
+
+
+@pytest.mark.slow
+def test_averages_and_the_attacks_step_are_those_of_the_checkpoint(root, tmp_path):
+    """The weights hardly move."""
+    flags = [*SMALL[:-1], '64', '--fake', '--method', 'fast', '--ema', '0.5', '--base-lr', '1e-6', '--steps-per-epoch',
+             '2', '--resume', '--max-epoch']
+    Job(root, tmp_path, None, '--on-overfitting', 'restore', *flags, '1').end()
+    log = tmp_path / 'train_log' / 'Fast-ema0.5-ResNet14-Batch64-1GPUs-iter1-epsilon16.0-step20.0'
+    change(str(log / 'model-2'), **{'training/ema/linear/b': 8.0, 'training/attack_step_factor': 0.5})
+    Job(root, tmp_path, None, *flags, '2').end()
+    reader = tf.train.load_checkpoint(str(log / 'model-4'))
+    np.testing.assert_allclose(reader.get_tensor('training/ema/linear/b'), 8 / 4, atol=1e-3)
+    assert reader.get_tensor('training/attack_step_factor') == 0.5
+    assert all('overfitting/error-1step' in record for record in statistics(log))

@@ -195,6 +195,7 @@ FREE = ['--method', 'free', '--replays', '3', '--accumulate', '2', '--attack-eps
 GUARDED = ['--method', 'fast', '--attack-epsilon', '8', '--ema', '0.9', '--on-overfitting']
 # after 2 steps the weights are 4e-4 to 6e-4 from the first ones, after 4 steps 1.1e-3 to 1.6e-3, after 8 above 2.2e-3
 RESTORING = dict(name='restore', flags=GUARDED + ['restore'], epochs=7, rate=1e-4, overfits_at=8e-4)
+WARNING = dict(name='warn', flags=GUARDED[:-1], epochs=3, rate=1e-4, overfits_at=8e-4)
 # in the first epoch; and from the beginning on, which is no leap
 FIRST = dict(name='first', flags=GUARDED + ['stop'], epochs=2, rate=1e-4, overfits_at=1e-4, save_every=1)
 ALWAYS = dict(name='always', flags=GUARDED + ['stop'], epochs=1, rate=1e-4, overfits_at=-1.0)
@@ -209,8 +210,7 @@ def trained(tmp_path_factory):
     said = run_worker(
         folder, dict(name='free', flags=FREE), dict(name='resumed', flags=FREE, restore='free/model-2'),
         dict(name='trades', flags=['--method', 'trades', '--beta', '3', '--attack-iter', '2'], steps=3),
-        dict(name='warn', flags=GUARDED[:-1], epochs=3, rate=1e-4, overfits_at=8e-4), RESTORING, STOPPING,
-        FIRST, ALWAYS)
+        WARNING, RESTORING, STOPPING, FIRST, ALWAYS)
     return folder, said
 
 
@@ -337,8 +337,9 @@ def test_the_guard_compares_the_first_epoch_with_the_beginning(trained):
 
 @pytest.mark.slow
 def test_the_guard_on_two_ranks(tmp_path):
-    """Both end at once, and go back at once."""
-    said = run_worker(tmp_path, RESTORING, STOPPING, ranks=2)
+    """Both end at once, and go back at once; one says so."""
+    said = run_worker(tmp_path, WARNING, RESTORING, STOPPING, ranks=2)
+    assert said.count('--on-overfitting stop or restore acts on it') == 1
     ends = re.findall('^RunError: catastrophic overfitting in epoch ([0-9])', said, re.MULTILINE)
     assert sorted(ends) == ['2', '2', '5', '5']
     check_restored(tmp_path, ranks=2)

@@ -22,9 +22,19 @@ CUT_OFF = dict(BAD, **{RESTORES: 1})  # a signal came before the distance was me
     ([GOOD, BAD], None, (0.7, 500, 0)), ([GOOD, BAD], 'stop', (0.1, 400, 0)), ([GOOD, BAD], 'restore', (0.1, 400, 0)),
     ([BAD], 'restore', (0, 0, 0)), ([GOOD, *WENT_BACK], 'restore', (0.3, 600, 2)),
     (WENT_BACK, 'restore', (0.3, 600, 2)), ([GOOD, CUT_OFF], 'restore', (None, 500, 1)),
-    ([GOOD, *WENT_BACK, record(700, 0.4, 0.5, False)], 'restore', (0.1, 700, 0))])
+    ([GOOD, *WENT_BACK, record(700, 0.4, 0.5, False)], 'restore', (0.1, 700, 0)),
+    # it was warned of, and trained on; no later epoch had a leap
+    ([GOOD, BAD, record(600, 0.2, 0.9, False)], 'restore', (0.1, 400, 0)),
+    ([GOOD, BAD, record(600, 0.2, 0.9, False)], None, (0.7, 600, 0))])
 def test_what_was_measured_before(tmp_path, records, action, earlier):
     """A checkpoint of within an overfitted epoch, at step 490, is not taken for a good one."""
     (tmp_path / 'stats.json').write_text(json.dumps(records))
     found = earlier_measurement(str(tmp_path), action, 490)
     assert found == pytest.approx(earlier) if None not in earlier else found == earlier
+
+
+@pytest.mark.parametrize('records, earlier', [([GOOD], (None, 400, 0)), ([GOOD, WENT_BACK[0]], (None, 500, 1))])
+def test_what_it_begins_with_is_measured_anew(tmp_path, records, earlier):
+    """--attack-step-size may be another one now."""
+    (tmp_path / 'stats.json').write_text(json.dumps(records))
+    assert earlier_measurement(str(tmp_path), 'restore', records[-1]['global_step']) == earlier

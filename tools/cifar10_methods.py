@@ -85,11 +85,11 @@ class Measured(NamedTuple):
     records: Dict[str, Dict[str, Any]]
 
 
-def train(flags: List[str], photos: str, log: str, out: str) -> None:
-    """Train, or go on."""
+def train(flags: List[str], photos: str, log: str, out: str, *, how: str = '--resume') -> None:
+    """Train, or go on; with --overwrite, from nothing."""
     with served(photos, out) as endpoint:
         run([sys.executable, os.path.join(ROOT, 'main.py'), '--data', photos, '--endpoint', endpoint] + flags
-            + ['--resume'], log, out)
+            + [how], log, out)
 
 
 def epochs_of(log: str) -> Dict[int, Dict[str, float]]:
@@ -125,7 +125,8 @@ def batches_per_second(what: Run, num_steps: int, photos: str, out: str) -> floa
     flags[flags.index('--logdir') + 1] = 'probe-%d' % num_steps
     log = log_directory(['--data', photos] + flags, folder=out)
     if 2 not in epochs_of(log):
-        train(flags, photos, os.path.join(out, '%s-%s-probe.log' % (what.network, what.method)), out)
+        # one that was interrupted would tell the speed of a part of its epoch
+        train(flags, photos, os.path.join(out, '%s-%s-probe.log' % (what.network, what.method)), out, how='--overwrite')
     epochs = epochs_of(log)
     if 2 not in epochs:
         raise InputError('the training that tells the speed of %s was stopped: give the same command again'

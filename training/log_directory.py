@@ -18,6 +18,7 @@ from typing import Any, List, NamedTuple, Optional
 
 import numpy as np
 
+from checkpoint import DENOISING
 from evaluation.outcomes import Strength
 from nets import network_of
 from runtime.errors import InputError
@@ -31,6 +32,7 @@ LOCK = '.lock'  # a file of every log directory
 
 # Saved in every checkpoint beside the weights: they turn its count of steps into epochs
 STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH = ['training/' + n for n in ('steps_per_epoch', 'step_offset', 'total_batch')]
+OWN_OF_A_TRAINING = (STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH, DENOISING)  # not taken over from a checkpoint
 
 
 class Start(NamedTuple):
@@ -113,7 +115,7 @@ class LogName(NamedTuple):
     attack: Strength
     suffix: Optional[str] = None  # --logdir
     variant: str = ''  # of the network, as nets.Network has it
-    method: str = 'PGD'  # with all that is not its default
+    method: str = 'PGD'  # as Method.name has it
 
     def path(self) -> str:
         """Return the directory, below train_log/."""

@@ -63,7 +63,7 @@ class Method:
         return 1
 
     def name(self) -> str:
-        """Return the beginning of the log directory's name, with all that is not the method's default."""
+        """Return the beginning of the log directory's name: with its own flags' values, and a goal that isn't usual."""
         settings = ['%s%s' % (flag, value) for flag, value in self.settings().items()]
         goal = [self.goal] if self.attacks and self.goal != self.goals[0] else []
         return '-'.join([self.title] + settings + goal)

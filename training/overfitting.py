@@ -3,6 +3,7 @@ becomes robust to one step and to nothing else (Wong, Rice and Kolter 2020).
 
 After each epoch the network is attacked by one step and by several, on a few batches that it doesn't train on.
 """
+import itertools
 import math
 import os
 import time
@@ -14,13 +15,13 @@ import numpy as np
 from tensorpack import Callback, logger
 
 from adv_model import Attacker, PGDAttacker, attacked_images, is_wrong, scale_pixels
-from checkpoint import AVERAGES, DENOISING, checkpoint_files
+from checkpoint import AVERAGES, checkpoint_files
 from kernels.mode import native_mode
 from nets import Network
 from runtime.distributed import World
 from runtime.errors import RunError
 from training.callbacks import Saver
-from training.log_directory import OFFSET, STEPS_PER_EPOCH, TOTAL_BATCH, damage, saved_checkpoints, step_of
+from training.log_directory import OWN_OF_A_TRAINING, damage, saved_checkpoints, step_of
 from training.records import read_statistics
 
 STEP_FACTOR = 'training/attack_step_factor'  # in checkpoints: times which the attack's steps are
@@ -130,8 +131,9 @@ class Guard(Callback):
                 % (self.epoch_num, one, several, STEPS, self.distance))
         if self.action is None:
             self.distance = several - one
-            logger.warning('%s. A smaller --attack-step-size, more --noise or --replays, or --method pgd avoid it; '
-                           '--on-overfitting stop or restore acts on it' % said)
+            if self.world.is_chief:
+                logger.warning('%s. A smaller --attack-step-size, more --noise or --replays, or --method pgd avoid it; '
+                               '--on-overfitting stop or restore acts on it' % said)
             return
         good = self.world.from_chief(self.world.patiently(
             lambda: self.last_good() if self.world.is_chief else None))
@@ -164,8 +166,7 @@ class Guard(Callback):
         if self.world.is_chief:
             assert self.step_factor is not None
             factor = session.run(self.step_factor) / 2
-            load_variables(session, good, but=(STEP_FACTOR, 'global_step', 'learning_rate', STEPS_PER_EPOCH, OFFSET,
-                                               TOTAL_BATCH, DENOISING))
+            load_variables(session, good, but=(STEP_FACTOR, 'global_step', 'learning_rate', *OWN_OF_A_TRAINING))
             self.step_factor.load(factor, session)
             logger.warning('%s. Going back to the weights of %s; the attack\'s steps are %g times as long as at the '
                            'beginning from now on' % (said, good, factor))
@@ -201,15 +202,22 @@ def load_variables(session: tf.Session, path: str, but: Tuple[str, ...]) -> None
 
 
 def earlier_measurement(directory: str, action: Optional[str], begins_at: int) -> Earlier:
-    """Return what the last record of stats.json says; with an action, the last one where the network did not overfit or
-    was restored. A training where nothing was measured has its good step at `begins_at`."""
+    """Return what the last record of stats.json says; with an action, the last one before the network overfitted, or
+    where it was restored. A training where nothing was measured has its good step at `begins_at`.
+
+    The distance is not known where the training begins with those weights: it is measured anew, since the attack's step
+    may have another size now.
+    """
     measured = [r for r in read_statistics(directory) if ONE_STEP in r and SEVERAL in r]
-    good = [r for r in measured if action is None or not r.get(FOUND) or RESTORES in r]
+    good = measured
+    if action is not None:  # epochs after one that overfitted may have had no leap, and are no better
+        good = list(itertools.takewhile(lambda r: not r.get(FOUND) or RESTORES in r, measured))
     if not good:
         return Earlier(0.0) if measured else Earlier(None, begins_at)
     last = good[-1]
     distance = last.get(RESTORED_DISTANCE) if RESTORES in last else last[SEVERAL] - last[ONE_STEP]
-    return Earlier(distance, int(last['global_step']), int(last.get(RESTORES, 0)))
+    return Earlier(None if last['global_step'] == begins_at else distance, int(last['global_step']),
+                   int(last.get(RESTORES, 0)))
 
 
 def has_step_factor(path: str) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, List
 
 from runtime.compat import tf  # before tensorpack
 
-from tensorpack.callbacks import CallbackFactory
+from tensorpack import Callback
 from tensorpack.input_source import InputSource
 
 from attacks.pgd import pixels
@@ -15,6 +15,21 @@ from training.input import TimedInput, show_wait
 
 if TYPE_CHECKING:
     from training.trainer import Gradients
+
+
+class FirstBatches(Callback):
+    """Holds batches before the first step, so that there is something to show and to time. A training that only makes
+    up for an evaluation needs none, and no data server."""
+
+    _chief_only = False
+
+    def __init__(self, held: 'HeldInput'):
+        self.held, self.loaded = held, False
+
+    def _before_epoch(self) -> None:
+        if not self.loaded:
+            self.held.load(self.trainer.sess)
+            self.loaded = True
 
 
 class HeldInput(InputSource):
@@ -31,9 +46,7 @@ class HeldInput(InputSource):
         self.inner.setup(input_signature)
 
     def _get_callbacks(self) -> List[Any]:
-        # so that there is something to show and to time before the first step
-        return self.inner.get_callbacks() + [
-            CallbackFactory(before_train=lambda _: self.load(tf.get_default_session()))]
+        return self.inner.get_callbacks() + [FirstBatches(self)]
 
     def _get_input_tensors(self) -> List[tf.Tensor]:
         (images, labels), wait = self.inner.pull()

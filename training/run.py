@@ -40,9 +40,7 @@ from training.callbacks import (
 from training.flags import is_guarded
 from training.input import errors_of_input, training_input
 from training.log_directory import (
-    OFFSET,
-    STEPS_PER_EPOCH,
-    TOTAL_BATCH,
+    OWN_OF_A_TRAINING,
     Start,
     log_directory_of,
     newest_complete,
@@ -262,8 +260,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
                           step_size=method.strength.step_size * step_factor)
     model = training_model(options, inputs, replays, step_factor)
     if start.checkpoint:
-        restored = SaverRestore(start.checkpoint,
-                                ignore=[STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH, checkpoint.DENOISING])
+        restored = SaverRestore(start.checkpoint, ignore=list(OWN_OF_A_TRAINING))
     else:
         restored = DictRestore(dict(inputs.weights or {}, global_step=np.int64(start.global_step)))
     with errors_of_input(data):
