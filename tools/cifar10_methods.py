@@ -202,7 +202,7 @@ def draw(measured: Dict[Run, Union[str, Measured]]) -> bytes:
                           label=method + (', averaged' if weights == 'ema' else ''))
     axes.set_xlabel('minutes of training')
     axes.set_ylabel('top-1 error under PGD-20, margin loss, %')
-    axes.legend(fontsize=7, frameon=False, ncol=2)
+    axes.legend(fontsize=7, frameon=False, ncol=2, handlelength=4, markerscale=0)
     return png_of(figure)
 
 
