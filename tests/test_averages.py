@@ -146,7 +146,6 @@ def test_the_last_table_has_both_weights(tmp_path):
 
 # --- a training ------------------------------------------------------------------------------------------------------
 
-@once
 def change(path, **changed):
     """Write a TF checkpoint anew, with other values of some variables."""
     reader = tf.train.load_checkpoint(path)
@@ -158,6 +157,7 @@ def change(path, **changed):
         tf.train.Saver().save(session, path, write_meta_graph=False)
 
 
+@once
 @pytest.mark.slow
 def test_a_training_with_averages_is_stopped_and_goes_on(root, tmp_path, python):
     """Free replays with averages and the best of them kept: stopped by a signal, and resumed."""
