@@ -9,7 +9,7 @@ import logging
 import os
 from typing import Any, Dict, Optional, Sequence, Set, Tuple
 
-from runtime.compat import tf, xla_compile
+from runtime.compat import seed_where_deterministic, tf, xla_compile
 
 import numpy as np
 
@@ -104,6 +104,7 @@ class Classifier:
         self._towers: Dict[Tuple[str, str, str], AttackTower] = {}  # by attacker, loss and goal, made when asked for
         self._graph = tf.Graph()
         with self._graph.as_default():
+            seed_where_deterministic(0)
             self._tower = tower = self._tower_of('pgd', 'ce', 'targeted')
             assert isinstance(tower.attacker, PGDAttacker)
             self._gradient = PIXEL * tower.attacker.gradient(tower.clean, tower.label, tower.attack_logits)

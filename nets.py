@@ -7,7 +7,7 @@ TensorFlow is loaded when a network is built: the command line knows the names a
 """
 import argparse
 import re
-from typing import TYPE_CHECKING, Any, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
+from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from runtime.errors import InputError
 from runtime.own_code import check_code, files_of, load_code, place_of
@@ -146,12 +146,23 @@ class Network(NamedTuple):
 
     def variable_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Return every variable that a checkpoint of this network holds, {name: shape}."""
-        from runtime.compat import tf
+        from runtime.compat import seed_where_deterministic, tf
 
         from kernels.mode import Mode
-        with tf.Graph().as_default():
+        made: Dict[str, 'tf.Tensor'] = {}
+
+        def stand_in(getter: Callable, name: str, shape: List[int], dtype: 'tf.DType', **options: Any) -> 'tf.Tensor':
+            """Make a placeholder: most of the time of a variable goes into its initial value."""
+            if name not in made:
+                made[name] = tf.placeholder(dtype, shape)
+            return made[name]
+
+        own = is_own(self.arch)  # what such a network does with its variables is not known
+        with tf.Graph().as_default(), tf.variable_scope('', custom_getter=None if own else stand_in):
+            seed_where_deterministic(0)
             self.logits(tf.zeros([1, self.image_size, self.image_size, 3]), Mode())
-            return {v.op.name: tuple(v.shape.as_list()) for v in tf.global_variables()}
+            variables = {v.op.name: v for v in tf.global_variables()} if own else made
+            return {name: tuple(v.shape.as_list()) for name, v in variables.items()}
 
     def files(self) -> List[str]:
         """List the files of a network of one's own, which need not be this project's; nothing else has any."""

@@ -4,7 +4,7 @@ import contextlib
 import logging
 from typing import Any, Dict, Iterator, List, Sequence, Type
 
-from runtime.compat import ask_for_determinism, depends_on, tf
+from runtime.compat import ask_for_determinism, depends_on, seed_where_deterministic, tf
 
 import checkpoint
 from adv_model import Attacker, AttackTower, PGDAttacker
@@ -108,6 +108,7 @@ def attacked_network(options: argparse.Namespace, inputs: Inputs, world: World) 
     """Build the towers, and a session in which their network has its weights."""
     ask_for_determinism()
     with tf.Graph().as_default() as graph:
+        seed_where_deterministic(options.seed)
         towers = {name: build_tower(options, inputs, name) for name in inputs.attackers}
     savers = {name: ImageWriter(options.save_adversarial, inputs.name_in_files(name))
               for name in inputs.attackers} if options.save_adversarial else {}

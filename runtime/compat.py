@@ -77,9 +77,23 @@ def depends_on(tensors: Sequence[Any], source: Any, *, but_for: Any) -> bool:
 
 def ask_for_determinism() -> None:
     """Have GPUs compute the same each time, before the first session: cuDNN's fastest gradients vary, and its choice of
-    one."""
-    for name, value in [('TF_CUDNN_DETERMINISTIC', '1'), ('TF_DETERMINISTIC_OPS', '1'), ('TF_CUDNN_USE_AUTOTUNE', '0')]:
+    one. In TensorFlow 2 TF_DETERMINISTIC_OPS does more: it refuses the gradient of BatchNorm in test mode, which
+    attacks on networks of one's own may need."""
+    names = ['TF_CUDNN_DETERMINISTIC'] + ([] if TF2 else ['TF_DETERMINISTIC_OPS'])
+    for name, value in [(name, '1') for name in names] + [('TF_CUDNN_USE_AUTOTUNE', '0')]:
         os.environ.setdefault(name, value)
+
+
+def is_deterministic() -> bool:
+    """Tell whether TF_DETERMINISTIC_OPS has TensorFlow 2 refuse what is not the same each time."""
+    return TF2 and os.environ.get('TF_DETERMINISTIC_OPS', '').lower() in ('1', 'true')
+
+
+def seed_where_deterministic(seed: int) -> None:
+    """Seed what is random in the default graph where TensorFlow refuses it otherwise. Elsewhere what has no seed of its
+    own is another one in each process."""
+    if is_deterministic():
+        tf.set_random_seed(seed)
 
 
 def max_pool_gradient(x: Any, pooled: Any, upstream: Any, padding: str) -> Any:

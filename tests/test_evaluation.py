@@ -85,6 +85,28 @@ def test_needs_neither_horovod_nor_mpi(root, data, weights_file, tmp_path, pytho
     assert len(read_figures(done.stdout)) == 3
 
 
+@pytest.mark.parametrize('job', ['evaluation', 'api', 'own network'])
+def test_where_the_environment_asks_for_determinism(root, python, data, weights_file, tmp_path, job):
+    """TensorFlow 2 then refuses random operations without a seed, such as the first values of weights."""
+    program = """
+import inference, numpy as np
+classifier = inference.load_classifier('%s', 'ResNet', 14, image_size=32)
+classifier.pgd(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, int), steps=1)
+""" % weights_file()
+    (tmp_path / 'own.py').write_text("""
+from runtime.compat import tf
+def network(images, num_classes, mode):
+    weights = tf.get_variable('W', [3, num_classes], initializer=tf.random_normal_initializer())
+    return tf.matmul(tf.reduce_mean(images, [1, 2]), weights)
+""")
+    np.savez(str(tmp_path / 'own.npz'), W=np.ones((3, 10), np.float32))
+    evaluate = [os.path.join(root, 'main.py'), '--eval', '--data', data, '--attack-iter', '1', '--image-size', '32']
+    commands = {'evaluation': evaluate + ['--load', weights_file(), '-d', '14'], 'api': ['-c', program],
+                'own network': evaluate + ['--arch', 'own:network', '--load', tmp_path / 'own.npz']}
+    done = python(*commands[job], env={'TF_DETERMINISTIC_OPS': '1', 'PYTHONPATH': str(tmp_path)})
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_longer_attack_passes_the_shorter_ones(images, weights_of):
     """Strengths that share a trajectory give the outcomes that they have alone."""
     from runtime.compat import tf

@@ -4,7 +4,7 @@ import logging
 import shlex
 from typing import Any, List, NamedTuple, Optional
 
-import runtime.compat  # noqa: F401  before tensorpack
+from runtime.compat import is_deterministic  # before tensorpack
 
 import numpy as np
 from tensorpack import Callback, TrainConfig, launch_train_with_config, logger
@@ -98,6 +98,9 @@ def run_training(options: argparse.Namespace, classes: List[str], validation: Op
     Raises InputError where the options, the data or the checkpoint are wrong, or the data server falls silent, and
     RunError where the training can't go on. classes, validation: those of --data, as `Inputs` has them.
     """
+    if is_deterministic():
+        raise InputError('TF_DETERMINISTIC_OPS is set: TensorFlow 2 refuses the clock then, by which a training tells '
+                         'how long its attacks take; unset it')
     inputs = find_inputs(options, classes, validation)
     world = HorovodWorld()
     stopper = StopOnSignal(world)
