@@ -6,6 +6,7 @@ import re
 import cv2
 import numpy as np
 import pytest
+from lanes import once
 from photos import photographs
 
 from evaluation.results import wilson_interval
@@ -282,6 +283,7 @@ def folders(tmp_path, classifier):
     return said
 
 
+@once
 def test_folders_that_are_scored(judged, folders, tmp_path, weights_file):
     labels = [a if i % 3 else (a + 1) % 10 for i, a in enumerate(folders['A'])]
     manifest = write_lines(tmp_path / 'm.csv', ['file,label'] + ['%d.JPEG,%d' % row for row in enumerate(labels)])
@@ -296,6 +298,7 @@ def test_folders_that_are_scored(judged, folders, tmp_path, weights_file):
     assert again['right'] == results['right'] and again['all_right'] == results['all_right']
 
 
+@once
 def test_an_image_that_cannot_be_read_is_missing(judged, folders, tmp_path, weights_file, caplog):
     (tmp_path / 'B' / '3.png').write_bytes(b'no image')
     manifest = write_lines(tmp_path / 'm.csv', ['file,label'] + ['%d.png,%d' % row for row in enumerate(folders['A'])])
@@ -331,6 +334,7 @@ def test_what_was_scored_before_a_failure_is_kept(folders, tmp_path, classifier)
     assert read_predictions(kept) == (paths[:5], [int(label) for label in folders['A'][:5]])
 
 
+@once
 def test_a_network_without_the_manifests_classes(folders, tmp_path, weights_file):
     manifest = write_lines(tmp_path / 'm.csv', ['file,label'] + ['%d.png,10' % i for i in range(12)])
     with pytest.raises(InputError, match='--labels has the label 10, and there are 10 classes'):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from evaluating import alone, evaluate, evaluation, ranks, read_table
 from forked import run_main
+from lanes import once
 from photos import photographs, write_split
 from PIL import Image
 
@@ -148,6 +149,7 @@ def refused(done):
     return lines.pop()
 
 
+@once
 @pytest.mark.parametrize('launcher', [alone, ranks(2)])
 @pytest.mark.parametrize('outputs', [False, True])
 def test_all_broken_images_are_named_before_the_first_step(root, tmp_path, data, weights_file, launcher, outputs):
@@ -199,6 +201,7 @@ def begun(root, data, tmp_path, weights_file):
     return lambda launcher=alone: run(launcher, root, data, weights_file(), *flags)
 
 
+@once
 def test_continued_when_only_later_images_changed(data, begun, tmp_path):
     """Under another number of ranks; the rows are those of before, but for the changed images."""
     paths = paths_of(data)
@@ -219,6 +222,7 @@ def test_continued_when_only_later_images_changed(data, begun, tmp_path):
     assert done.returncode == 0 and 'changed' not in done.stderr
 
 
+@once
 def test_refused_when_an_image_changed_that_is_done(data, begun, tmp_path):
     paths = paths_of(data)
     before = (tmp_path / 'j').read_bytes()
@@ -230,6 +234,7 @@ def test_refused_when_an_image_changed_that_is_done(data, begun, tmp_path):
     assert (tmp_path / 'j').read_bytes() == before
 
 
+@once
 def test_refused_when_an_image_is_gone_or_in_another_class(data, begun):
     paths = paths_of(data)
     moved = paths[39].replace('/c9/', '/c8/')
@@ -239,6 +244,7 @@ def test_refused_when_an_image_is_gone_or_in_another_class(data, begun):
     assert 'num_images is 40 there and 39 here' in refused(begun())
 
 
+@once
 def test_a_later_image_that_broke_and_was_repaired_costs_nothing(data, begun):
     last = paths_of(data)[-1]
     with open(last, 'rb') as f:

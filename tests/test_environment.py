@@ -141,6 +141,7 @@ def set_up(machine: Machine) -> str:
     return result.stderr
 
 
+@once
 def test_a_second_run_sets_up_nothing(machine: Machine) -> None:
     machine.give_system_packages()
     machine.give_python()

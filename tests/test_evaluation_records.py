@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from evaluating import SMALL, alone, evaluate, evaluation, ranks, read_table
 from forked import start_main
+from lanes import once
 from photos import write_split
 
 from tools.mpi import read_figures
@@ -200,6 +201,7 @@ def test_journal_of_another_command_is_refused(python, data, weights_file, whole
     assert (whole / 'journal').read_bytes() == before
 
 
+@once
 @pytest.mark.slow
 def test_killed_again_and_again(root, data, weights_file, tmp_path, whole):
     """SIGKILL at random moments of the work, alone and for a rank of two: nothing that was finished is lost, and the

@@ -9,6 +9,7 @@ import time
 import psutil
 import pytest
 from jobs import FAKE, Job
+from lanes import once
 from photos import write_split
 
 from tools.mpi import mpirun
@@ -57,6 +58,7 @@ def refused(folder, first, second):
     return done.stdout
 
 
+@once
 def test_ranks_with_other_flags_or_code_are_refused(root, tmp_path):
     from runtime.fingerprint import code_files
     other = tmp_path / 'other'
@@ -99,6 +101,7 @@ def test_a_loss_that_is_not_a_number(root, tmp_path):
     assert all(damage(path) is None for path in saved_checkpoints(str(tmp_path / 'train_log' / (NAME % 2))))
 
 
+@once
 def test_a_full_disk(root, tmp_path):
     """A checkpoint takes 80 MB here; there is space for one, and the second fails whole."""
     disk = tmp_path / 'train_log'
@@ -117,6 +120,7 @@ def test_a_full_disk(root, tmp_path):
         subprocess.run(['umount', '-l', str(disk)], check=True)
 
 
+@once
 def test_killed_at_random_times_no_checkpoint_is_lost(root, tmp_path):
     """A few of the rounds of tests/stress_resume.py."""
     from stress_resume import rounds

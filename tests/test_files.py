@@ -12,6 +12,7 @@ import tempfile
 
 import pytest
 from evaluating import SMALL, read_table
+from lanes import once
 from photos import write_split
 
 from runtime.files import WholeFile
@@ -369,6 +370,7 @@ def evaluation_of(data, weights, out):
             str(out / 'r.json'), '--per-image', str(out / 'r.csv'), '--save-adversarial', str(out / 'saved')]
 
 
+@once
 def test_an_evaluation_on_a_file_system_that_refuses_much(python, refusing, data, weights_file, tmp_path):
     done = python('main.py', *evaluation_of(data, weights_file(), tmp_path), '--journal', tmp_path / 'j', env=refusing(
         rename=errno.EPERM, fsync_folder=errno.EINVAL, flock=errno.ENOSYS))
@@ -385,6 +387,7 @@ def kept_in(text):
             re.findall(r'cannot write (\S+): No space left on device; its content is in (\S+)\n', text)}
 
 
+@once
 def test_an_evaluation_on_a_disk_that_is_full_at_the_end(root, data, weights_file, tmp_path):
     out = tmp_path / 'out'
     out.mkdir()
@@ -403,6 +406,7 @@ def test_an_evaluation_on_a_disk_that_is_full_at_the_end(root, data, weights_fil
         assert json.loads(read(kept['r.json']))['attacks'][1]['top1_error'] == pytest.approx(figures['Top1 Error'])
 
 
+@once
 def test_scoring_on_a_full_disk(root, data, weights_file, tmp_path):
     out = tmp_path / 'out'
     out.mkdir()

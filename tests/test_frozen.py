@@ -297,7 +297,7 @@ def test_gradients_of_3x3_with_a_stride(size, symmetric):
     check(computed[1], expected)
 
 
-@pytest.mark.parametrize('name', ['ResNet-14', 'ResNetDenoise-14', 'ResNetDenoise-14-median', 'ResNeXtDenoiseAll-14'])
+@pytest.mark.parametrize('name', ['ResNetDenoise-14', 'ResNetDenoise-14-median', 'ResNeXtDenoiseAll-14'])
 def test_second_derivatives_of_a_network(name):
     """In a loop, as an attacker may want them: beside those of TensorFlow's own convolutions."""
     network = network_named(name)._replace(num_classes=5)

@@ -145,18 +145,21 @@ def refused(done, *words):
     assert not done.stdout
 
 
+@once
 @pytest.mark.parametrize('job', ['--eval', 'training'])
 def test_srun_without_mpi_is_refused(evaluation, job):
     refused(evaluation(job=job, **TASK), 'for srun this process is one of 8, for MPI one of 1', 'sbatch',
             'mpirun -np 8 --bind-to none python ', '--attack-iter 0')
 
 
+@once
 @pytest.mark.parametrize('job', ['--eval', '--eval-directory'])
 def test_of_sruns_tasks_the_first_says_it(evaluation, job):
     done = evaluation(job=job, **STEP)
     assert done.returncode == 2 and done.stdout == done.stderr == ''
 
 
+@once
 @pytest.mark.parametrize('flags', [['--no-such-flag'], ['--results', '']])
 def test_of_sruns_tasks_the_first_says_what_is_wrong_with_the_flags(evaluation, flags):
     done = evaluation(*flags, **STEP)
@@ -204,6 +207,7 @@ def test_one_task_trains(evaluation, variables):
     assert done.returncode == 0 and '1 ranks' in done.stdout + done.stderr, done.stderr
 
 
+@once
 def test_sockets_are_on_the_nodes_own_disk(root, tmp_path):
     """Whatever the site calls its shared file system. Programs of slurm and MPI say here what they are given."""
     (tmp_path / 'bin').mkdir()

@@ -39,6 +39,7 @@ run_command('prog.py', command)
 '''
 
 
+@once
 def test_the_second_training_ends_and_says_who_the_first_is(root, python, tmp_path):
     log = tmp_path / 'train_log' / NAME
     first = Job(root, tmp_path, None, *ENDLESS)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+from lanes import once
 from photos import write_split
 
 SMALL = ['-d', '14', '--image-size', '32', '--batch', '4']
@@ -57,6 +58,7 @@ def test_an_evaluation_and_a_report(root, folder, tmp_path, locale):
 DIGESTS = {}
 
 
+@once
 def test_a_carriage_return_in_a_name(python, weights_file, tmp_path):
     """It ends a line of a CSV where it isn't quoted."""
     write_split(tmp_path / 'data' / 'val', 10)
@@ -102,6 +104,7 @@ def test_errors(root, folder, locale, flags):
     assert done.stderr.startswith(b'main.py: error: ') and (flags[2] in done.stderr or flags[4] in done.stderr)
 
 
+@once
 def test_a_label_file_with_odd_names(root, folder, tmp_path):
     """In val.txt names are bytes, too."""
     data = os.path.join(os.fsencode(str(tmp_path)), b'flat')
@@ -117,6 +120,7 @@ def test_a_label_file_with_odd_names(root, folder, tmp_path):
     assert rows[1].split(b',')[0] == b'0' and b'.jpg",3,0,' in rows[1] and b'\xff\xfe.jpg,1,0,' in rows[2]
 
 
+@once
 @pytest.mark.slow
 def test_a_training_in_an_odd_place(root, tmp_path):
     """It goes on from its checkpoint, which is read elsewhere, too."""

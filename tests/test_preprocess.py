@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 from evaluating import SMALL, alone, evaluate, ranks, read_table
+from lanes import once
 from photos import photographs, write_split
 
 from evaluation.preparation import default_preprocess, mistaken_preprocess
@@ -110,6 +111,7 @@ def test_an_evaluation_is_as_for_validation_unless_asked_otherwise(root, tmp_pat
     assert json.loads((tmp_path / 'r.json').read_text())['preprocess'] == (flags or ['', 'validation'])[1]
 
 
+@once
 def test_attacked_images_without_their_manifest_are_what_was_saved(root, python, tmp_path, weights_file):
     """They have the network's size, and get the labels that the network gave to just these pixels."""
     write_split(tmp_path / 'data' / 'val', 40)
@@ -120,6 +122,7 @@ def test_attacked_images_without_their_manifest_are_what_was_saved(root, python,
     assert score(python, tmp_path / 's', weights_file(), tmp_path) == predictions == with_manifest
 
 
+@once
 @pytest.mark.parametrize('size, launcher, flags, warned', [
     (32, alone, [], True), (32, ranks(2), ['--preprocess', 'torchvision'], True),
     (32, alone, ['--preprocess', 'resize'], False),
@@ -139,6 +142,7 @@ def _three_classes(weights_file):
         return dict(weights)
 
 
+@once
 def test_one_image_of_another_size_is_no_set_of_that_size(root, tmp_path, weights_file):
     for c in range(3):
         write_png(tmp_path / 'val' / ('c%d' % c), 4, 32, seed=c)
@@ -147,6 +151,7 @@ def test_one_image_of_another_size_is_no_set_of_that_size(root, tmp_path, weight
     assert 'size already' not in done.stderr
 
 
+@once
 def test_a_journal_of_another_preparation_is_refused(python, root, tmp_path, weights_file):
     write_split(tmp_path / 'val', 12)
     journal = ['--attack-iter', 0, '--journal', tmp_path / 'j']
@@ -167,6 +172,7 @@ def test_bad_input(python, flags, said):
     assert done.returncode == 2 and said in done.stderr and done.stderr.count('\n') == 1
 
 
+@once
 @pytest.mark.parametrize('preprocess', ['resize', 'torchvision'])
 def test_a_report_says_how_and_shows_what_the_network_saw(root, python, tmp_path, weights_file, preprocess):
     """The difference between a clean image and its attacked version lies within the budget."""

@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 from evaluating import alone, evaluate
+from lanes import once
 from photos import write_split
 
 from runtime.errors import InputError
@@ -31,6 +32,7 @@ def report(root, python, weights_file, tmp_path_factory):
     return folder
 
 
+@once
 def test_the_page_holds_all_figures_and_needs_nothing_else(report):
     page = (report / 'out' / 'report.html').read_text()
     for name in ('plain', 'denoise'):
@@ -50,6 +52,7 @@ def test_the_picture_shows_both_networks(report):
         assert (np.abs(picture.astype(int) - colour).max(axis=2) < 8).sum() > 200
 
 
+@once
 @pytest.mark.skipif(not BROWSER, reason='there is no Chromium to look at the page with')
 def test_in_a_browser(report):
     """What a person sees: the title, the curves, and images side by side, of which nothing failed to load."""

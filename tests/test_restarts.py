@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from evaluating import alone, evaluate, ranks, read_table
+from lanes import once
 from photos import write_split
 
 from evaluation.course import Course
@@ -292,6 +293,7 @@ def test_killed_in_the_third_restart_and_continued(root, data, weights_file, res
     assert (tmp_path / 'saved' / 'manifest.csv').read_text() == (restarted / 'saved' / 'manifest.csv').read_text()
 
 
+@once
 def test_several_attackers_and_their_worst_case(root, data, weights_file, tmp_path, python):
     flags = ['--attack-iter', '0,3,6', '--attack-epsilon', '1.5', '--attacker', 'pgd,momentum', '--num-targets', 2]
     done = evaluate(root, alone, data, weights_file(), *flags, *kept_in(tmp_path))
@@ -326,6 +328,7 @@ def test_an_attacker_that_finds_its_step_size_reports_none():
         assert Attack('some.module:Class', Strength(steps, 8.0), finds_step_size=finds).step_used == used
 
 
+@once
 def test_restarts_that_do_the_same_are_said(python, data, weights_file, tmp_path):
     done = python('main.py', '--eval', '--load', weights_file(), '-d', 14, '--image-size', 32, '--data', data,
                   '--subset', 5, '--attack-iter', 1, '--attacker', 'pgd,momentum', '--restarts', 2,

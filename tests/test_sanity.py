@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 from evaluating import SMALL, alone, evaluate
+from lanes import once
 from photos import photographs, write_split
 
 from evaluation.sanity import judge, suspicions
@@ -103,6 +104,7 @@ def test_an_evaluation_warns_and_goes_on(root, own_classes, weights_file, wrong,
     assert 'Top1 Error: ' in done.stdout
 
 
+@once
 def test_a_continued_evaluation_records_the_same(root, own_classes, weights_file, tmp_path):
     data = own_classes(shift=1)
     recorded = []
@@ -137,6 +139,7 @@ def test_a_robust_network_with_its_channels_exchanged():
     assert found[True] > 150 and found[False] == 0
 
 
+@once
 @pytest.mark.parametrize('wrong, columns, said', [
     (dict(), {}, None),
     (dict(shift=1), {}, 'labels are likely shifted'),

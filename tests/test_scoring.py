@@ -8,6 +8,7 @@ from runtime.compat import USES_BFLOAT16_UNITS, tf
 import cv2
 import numpy as np
 import pytest
+from lanes import once
 from photos import photographs
 from PIL import Image
 
@@ -60,6 +61,7 @@ def test_every_kind_of_image_gets_its_label(python, tmp_path, weights_file, clas
     assert [int(label) for _, label in rows] == list(classifier().logits(images).argmax(axis=1))
 
 
+@once
 def test_unreadable_files_are_named_and_shift_nothing(python, tmp_path, weights_file):
     folder = tmp_path / 'images'
     write_odd_images(folder)
@@ -77,6 +79,7 @@ def test_unreadable_files_are_named_and_shift_nothing(python, tmp_path, weights_
     assert read(tmp_path / 'out.txt') == read(tmp_path / 'good.txt')
 
 
+@once
 @pytest.mark.parametrize('make, said', [
     (lambda p: None, 'there is no image'),
     (lambda p: (p / 'only.txt').write_text('x'), '1 files were not scored'),
@@ -180,6 +183,7 @@ def scored(python, folder, weights, tmp_path, header, row):
                   '--prediction-file', tmp_path / 'p.txt', *SMALL)
 
 
+@once
 @pytest.mark.parametrize('header, row', [
     ('file,label', lambda i: '3'), ('file,label,target', lambda i: '3,'), ('file,label,target', lambda i: '3,-1'),
     ('file,label,target,attack_iter,epsilon', lambda i: '3,,0,16')])
@@ -191,6 +195,7 @@ def test_success_without_targets_is_unknown(python, ready, weights_file, tmp_pat
     assert figures['Attack Success Rate'] is None and 0 <= figures['Top1 Error'] <= 1
 
 
+@once
 def test_success_is_of_the_images_with_a_target(python, ready, weights_file, tmp_path):
     """Five have one, and it is what the network says, as their labels are not: 1, not 5/12."""
     first = scored(python, ready, weights_file(), tmp_path, 'file,label', lambda i: '3')

@@ -57,7 +57,8 @@ def computed(tmp_path_factory):
     folder = tmp_path_factory.mktemp('torch')
     weights = write_weights(folder, [(arch, 14) for arch in ARCHITECTURES])
     inputs = write_inputs(folder)
-    return run_worker(WORKER, folder, 'zoo', 'ways_to_compute', 'refusals', 'some_of_torchvision'), weights, inputs
+    return run_worker(WORKER, folder, 'zoo', 'ways_to_compute', 'refusals', 'some_of_torchvision',
+                      'shapes_of_torchvision'), weights, inputs
 
 
 def test_zoo(computed):
@@ -73,6 +74,8 @@ def assert_same(results):
 
 def test_torchvision(computed):
     assert_same(computed[0]['some_of_torchvision'])
+    same_shapes = computed[0]['shapes_of_torchvision']
+    assert len(same_shapes) == 10 and all(same_shapes.values()), same_shapes
 
 
 def test_ways_to_compute(computed):
@@ -115,10 +118,10 @@ def test_deep_networks(tmp_path):
 
 
 @pytest.mark.slow
-def test_rest_of_torchvision_and_inductor(tmp_path):
-    results = run_worker(WORKER, tmp_path, 'rest_of_torchvision', 'inductor')
-    assert len(results['rest_of_torchvision']) == 8
-    assert_same(results['rest_of_torchvision'])
+def test_more_of_torchvision_and_inductor(tmp_path):
+    results = run_worker(WORKER, tmp_path, 'more_of_torchvision', 'inductor')
+    assert len(results['more_of_torchvision']) == 4
+    assert_same(results['more_of_torchvision'])
     assert results['inductor']['logits'] < 1e-4 and results['inductor']['gradient'] < 1e-3
 
 

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 
+from runtime.compat import is_deterministic
+
 import numpy as np
 import pytest
 from forked import run_main
 from jobs import Job
+from lanes import once
 from photos import write_split
 
 from tools.mpi import mpirun, read_figures
@@ -107,6 +110,7 @@ def test_adversarial_training_from_photos_to_a_checkpoint_that_evaluates(root, c
     assert [(path.name, path.stat().st_mtime) for path in sorted(log.glob('[!.]*'))] == kept
 
 
+@once
 def test_stopped_while_an_epoch_is_evaluated(root, checkout, data, server):
     """Nothing is lost of the epoch, and the training that goes on makes up for the evaluation."""
     flags = SMALL + ['--batch', str(BATCH), '--endpoint', server[0], '--data', data, '--attack-iter', '0',
@@ -124,6 +128,19 @@ def test_stopped_while_an_epoch_is_evaluated(root, checkout, data, server):
     assert [r['global_step'] for r in records] == [10, 20] and [r['epoch_num'] for r in records] == [1, 2]
     for r in records:
         assert {'learning_rate', 'train-error-top1', 'eval-clean/error-top1', 'eval-100step/error-top1'} <= set(r)
+
+
+def test_where_the_environment_asks_for_determinism(root, checkout, python, monkeypatch):
+    """TensorFlow 2 refuses the clock then."""
+    asked = {'TF_DETERMINISTIC_OPS': '1'}
+    done = python(os.path.join(root, 'main.py'), '--fake', '--attack-iter', '1', '--steps-per-epoch', '1',
+                  '--max-epoch', '1', '--batch', '2', *SMALL, cwd=checkout, env=asked)
+    monkeypatch.setitem(os.environ, *asked.popitem())
+    if is_deterministic():
+        assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
+        assert 'TF_DETERMINISTIC_OPS is set' in done.stderr
+    else:
+        assert done.returncode == 0, done.stderr
 
 
 def test_fake_data_needs_no_server(root, checkout):
@@ -156,10 +173,12 @@ def test_every_kind_of_network_and_attack_trains(root, checkout, flags):
     assert costs and all(np.isfinite(float(c)) for c in costs)
 
 
-RECEIVERS = pytest.mark.parametrize('receiver', [[], ['--no-zmq-ops']], ids=['native', 'python'])
+RECEIVERS = pytest.mark.parametrize('receiver', [pytest.param([], id='native'),
+                                                 pytest.param(['--no-zmq-ops'], marks=once, id='python')])
 
 
-@pytest.mark.parametrize('ranks, receiver', [(2, []), (1, ['--no-zmq-ops'])], ids=['native', 'python'])
+@pytest.mark.parametrize('ranks, receiver', [pytest.param(2, [], id='native'),
+                                             pytest.param(1, ['--no-zmq-ops'], marks=once, id='python')])
 def test_without_a_server_it_says_which_to_start(root, checkout, data, ranks, receiver):
     for _ in range(3 - ranks):  # once, or again: what it leaves behind is no earlier training
         done = train(root, checkout, ranks, '--endpoint', 'ipc://%s' % (checkout / 'none'), '--data', data,
@@ -181,6 +200,7 @@ def test_a_server_that_dies_ends_the_training(root, checkout, data, server):
     assert trainer.returncode == 2 and 'serve-data.py --data DIR --batch 4' in stderr and 'Traceback' not in stderr
 
 
+@once
 def test_corrupt_validation_images_are_named_before_the_first_step(root, checkout, data):
     """All of them, when there is no server and no log directory yet."""
     shutil.copytree(data, str(checkout / 'data'))

@@ -7,6 +7,7 @@ import helpers
 import numpy as np
 import pytest
 from evaluating import SMALL, alone, evaluate
+from lanes import once
 from photos import write_split
 
 from inference import load_classifier
@@ -72,6 +73,7 @@ def data(tmp_path_factory):
     return folder
 
 
+@once
 @pytest.mark.parametrize('flags, said', [
     (['--attack-iter', '0,2', '--attack-epsilon', '8,0.0314'], ['epsilon 0.0314 is below one pixel']),
     (['--attack-iter', '2', '--attack-step-size', '32'], ['step size 32 is above the budget, epsilon 16']),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 
 from benchmarks.torchvision_import import import_torchvision
 from interop.from_torch import import_network
-from interop.torch_networks import load_network, network
+from interop.torch_networks import NonLocalSoftmax, ResNet, load_network, network
 from nets import TORCHVISION
 from runtime.errors import InputError
 from tools.to_pytorch import convert
@@ -106,8 +106,9 @@ def ways_to_compute():
 
 
 def inductor():
-    """Compile a network with a denoising block by the default backend: its gradient is another one than eager's."""
-    net = randomized(network('ResNetDenoise', 14, 10))
+    """Compile a network with denoising blocks by the default backend: its gradient is another one than eager's. Two
+    bottlenecks have all kinds of layers, and less C++ to compile than a whole network."""
+    net = randomized(ResNet([1, 1, 0, 0], 10, after_block=NonLocalSoftmax, same=True))
     images, cotangents = torch.rand(2, 3, 32, 32), torch.randn(2, 10)
     compiled = torch.compile(net, fullgraph=True)
     return dict(logits=error(compiled(images).detach(), net(images).detach()),
@@ -177,9 +178,18 @@ def some_of_torchvision():
     return against_torchvision(['resnet18', 'resnext50_32x4d'], (64, 75))
 
 
-def rest_of_torchvision():
-    return against_torchvision([arch for arch in TORCHVISION if arch not in ('resnet18', 'resnext50_32x4d')],
-                               (75,))
+def more_of_torchvision():
+    """Compare one of each other kind."""
+    return against_torchvision(['resnet34', 'resnet50', 'wide_resnet50_2', 'resnext101_64x4d'], (75,))
+
+
+def shapes_of_torchvision():
+    """Return {arch: whether its weights have the names and shapes of torchvision's}, of all."""
+    def shapes(net):
+        return {name: value.shape for name, value in net.state_dict().items() if not name.startswith('input.')}
+    with torch.device('meta'):  # without values
+        return {arch: shapes(network(arch)) == shapes(getattr(import_torchvision().models, arch)())
+                for arch in TORCHVISION}
 
 
 # --- the published code ----------------------------------------------------------------------------------------------
