@@ -329,7 +329,7 @@ def test_the_guard_ends_a_training(trained):
 
 def test_the_guard_compares_the_first_epoch_with_the_beginning(trained):
     folder, said = trained
-    assert re.search('RunError: catastrophic overfitting in epoch 1: .* 0.000 apart before it; there is no check', said)
+    assert re.search('RunError: catastrophic overfitting in epoch 1: .* 0.000 apart before; there is no check', said)
     assert sorted(path.stem for path in (folder / 'first').glob('*.index')) == ['overfitted-1', 'overfitted-2']
     assert [record['overfitting/found'] for record in statistics(folder / 'always')] == [0]
     assert (folder / 'always' / 'model-2.index').exists()

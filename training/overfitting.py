@@ -1,5 +1,5 @@
-"""The guard against catastrophic overfitting, which ends trainings with one-step attacks: within an epoch a network
-becomes robust to one step and to nothing else (Wong, Rice and Kolter 2020).
+"""The guard against catastrophic overfitting, which ends trainings with one-step attacks: within an epoch or a few a
+network becomes robust to one step and to nothing else (Wong, Rice and Kolter 2020).
 
 After each epoch the network is attacked by one step and by several, on a few batches that it doesn't train on.
 """
@@ -26,7 +26,7 @@ from training.records import read_statistics
 
 STEP_FACTOR = 'training/attack_step_factor'  # in checkpoints: times which the attack's steps are
 STEPS = 10
-LEAP = 0.3  # by how much the errors' distance may grow within an epoch
+LEAP = 0.3  # by how much the errors' distance may be above its smallest: where epochs are short, it grows over several
 IMAGES = 256  # that are attacked, on all ranks together; the errors' standard deviation is 3 points or less
 MOST_RESTORES = 3  # one after another: an eighth of the step overfits as well, and less is hardly an attack
 ONE_STEP, SEVERAL, FOUND, RESTORES, RESTORED_DISTANCE = ['overfitting/' + name for name in (
@@ -35,7 +35,7 @@ ONE_STEP, SEVERAL, FOUND, RESTORES, RESTORED_DISTANCE = ['overfitting/' + name f
 
 class Earlier(NamedTuple):
     """What was measured before."""
-    distance: Optional[float] = None  # of the error under several steps from that under one; None: not known
+    distance: Optional[float] = None  # smallest, of the error under several steps from that under one; None: not known
     good_step: int = 0                # after which the network had not overfitted
     restores: int = 0                 # one after another, before any other epoch without overfitting
 
@@ -123,11 +123,12 @@ class Guard(Callback):
         found = several - one > self.distance + LEAP
         put(FOUND, float(found))
         if not found:
-            self.distance, self.good_step, self.restores = several - one, self.global_step, 0
+            self.distance = min(self.distance, several - one)
+            self.good_step, self.restores = self.global_step, 0
             self.spare()
             return
         said = ('catastrophic overfitting in epoch %d: the error on training images is %.3f under one step and %.3f '
-                'under %d steps; they were %.3f apart before it'
+                'under %d steps; they were %.3f apart before'
                 % (self.epoch_num, one, several, STEPS, self.distance))
         if self.action is None:
             self.distance = several - one
