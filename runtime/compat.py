@@ -79,8 +79,10 @@ def ask_for_determinism() -> None:
     """Have GPUs compute the same each time, before the first session: cuDNN's fastest gradients vary, and its choice of
     one. In TensorFlow 2 TF_DETERMINISTIC_OPS does more: it refuses the gradient of BatchNorm in test mode, which
     attacks on networks of one's own may need."""
-    names = ['TF_CUDNN_DETERMINISTIC'] + ([] if TF2 else ['TF_DETERMINISTIC_OPS'])
-    for name, value in [(name, '1') for name in names] + [('TF_CUDNN_USE_AUTOTUNE', '0')]:
+    settings = {'TF_CUDNN_DETERMINISTIC': '1', 'TF_CUDNN_USE_AUTOTUNE': '0'}
+    if not TF2:
+        settings['TF_DETERMINISTIC_OPS'] = '1'
+    for name, value in settings.items():
         os.environ.setdefault(name, value)
 
 

@@ -35,7 +35,8 @@ ONE_STEP, SEVERAL, FOUND, RESTORES, RESTORED_DISTANCE = ['overfitting/' + name f
 
 class Earlier(NamedTuple):
     """What was measured before."""
-    distance: Optional[float] = None  # smallest, of the error under several steps from that under one; None: not known
+    # of the error under several steps from that under one, with which the next epoch's is compared; None: not known
+    distance: Optional[float] = None
     good_step: int = 0                # after which the network had not overfitted
     restores: int = 0                 # one after another, before any other epoch without overfitting
 
