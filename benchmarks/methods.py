@@ -26,12 +26,13 @@ from scaling import UPDATE, free, pgd, trades  # noqa: E402
 from turns import take_turns  # noqa: E402
 
 from main import positive_int  # noqa: E402
-from nets import is_own, network_named  # noqa: E402
+from nets import network_named  # noqa: E402
 from runtime.command_line import Parser, run_command, some_of  # noqa: E402
-from runtime.errors import InputError, RunError  # noqa: E402
+from runtime.errors import RunError  # noqa: E402
 from runtime.files import WholeFile, check_writable  # noqa: E402
 from tools.cifar10_methods import METHODS, RATE  # noqa: E402
 from tools.commands import log_directory, run  # noqa: E402
+from tools.network_flags import zoo_network  # noqa: E402
 
 STANDARD = 'standard'
 FEW, MANY = 'pgd-3', 'pgd-7'
@@ -88,8 +89,7 @@ def main() -> int:
     parser.add_argument('--table', metavar='FILE', help='write the table there, too')
     args = parser.parse_args()
     wanted = some_of(args.methods, COSTS, flag='--methods', what='method')
-    if is_own(network_named(args.network).arch):
-        raise InputError('--network %s: it is one of the zoo\'s' % args.network)
+    zoo_network(args.network)
     if args.table:
         check_writable(args.table)
     methods = [method for method in COSTS if method in wanted + [FEW, MANY]]

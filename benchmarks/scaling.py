@@ -40,9 +40,10 @@ class Cost(NamedTuple):
     attack_steps: float
     updates: int
 
-    def image_steps(self, update: float) -> float:
-        """Return the image-steps. update: those that an update takes the time of."""
-        return self.attack_steps + self.updates * update
+    def image_steps(self, update: float, beside: float = 0.0) -> float:
+        """Return the image-steps. update: those that an update takes the time of; beside: what an attack apart from it
+        takes beside its steps."""
+        return self.attack_steps + self.updates * update + beside * (self.attack_steps > 0)
 
 
 def pgd(steps: int) -> Cost:
@@ -81,15 +82,15 @@ METHODS = [
 ]
 
 
-def methods_table(gpu_rate: float, update: float) -> str:
+def methods_table(gpu_rate: float, update: float, beside: float) -> str:
     """Lay out the hours of each method on 1 and 8 GPUs, without evaluations, as a table in Markdown.
 
     gpu_rate: image-steps a second of a GPU at 224x224; an image-step takes time in proportion to the pixels.
-    update: image-steps that an update takes the time of.
+    update, beside: as of Cost.image_steps.
     """
     rows = []
     for m in METHODS:
-        passes = m.cost.image_steps(update)
+        passes = m.cost.image_steps(update, beside)
         pixels = sum(epochs * (size / 224) ** 2 for epochs, size in m.phases)
         hours = IMAGES * passes * pixels / gpu_rate / 3600
         rows.append([m.title, '%.1f' % passes, sum(epochs for epochs, _ in m.phases)]
@@ -188,6 +189,8 @@ def main() -> int:
     parser.add_argument('--methods', action='store_true', help='hours of each method of training on 1 and 8 GPUs')
     parser.add_argument('--update', type=positive_float, default=UPDATE,
                         help='of --methods: image-steps that an update takes the time of (%s)' % UPDATE)
+    parser.add_argument('--beside', type=positive_float, default=0.0,
+                        help='of --methods: image-steps that an attack takes beside its steps (0)')
     parser.add_argument('--repeats', type=positive_int, default=7)
     parser.add_argument('--parameters', type=positive_int, default=60192808, help='of the network (ResNet-152)')
     parser.add_argument('--attack-iter', type=natural, default=30)
@@ -198,7 +201,7 @@ def main() -> int:
         measure_allreduce(options.allreduce, options.repeats)
         return 0
     if options.methods:
-        print(methods_table(options.gpu_rate, options.update))
+        print(methods_table(options.gpu_rate, options.update, options.beside))
         return 0
     for gpus in (8, 16, 32, 64, 128, 256, 512, 1024):
         for gigabits in (10, 25, 100):

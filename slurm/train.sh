@@ -34,17 +34,18 @@ mkdir -p "$logs"
 # One socket a job and node: several of them may share a machine.
 export SOCKETS=$TRAINING_SOCKET_FOLDER/adversarial-training-$(id -u)-$SLURM_JOB_ID
 
-arguments=() server=() fake=''
+arguments=() server=() fake='' resume=--resume
 for ((i = 1; i <= $#; i++)); do
     case ${!i} in
         --overwrite) [ "$restart" -gt 0 ] && continue ;;  # it would delete what was trained so far
         --fake) fake=yes ;;
+        --resume | --resume=*) resume='' ;;  # it may name a directory, which another --resume would take back
         --data | --batch | --image-size | --classes) next=$((i + 1)); server+=("${!i}" "${!next:-}") ;;
         --data=* | --batch=* | --image-size=* | --classes=*) server+=("${!i}") ;;
     esac
     arguments+=("${!i}")
 done
-if [ "$restart" -gt 0 ]; then arguments+=(--resume); fi
+if [ "$restart" -gt 0 ] && [ -n "$resume" ]; then arguments+=("$resume"); fi
 
 trap '[ -z "$data" ] || kill "$data" 2>/dev/null || true; rm -rf "$SOCKETS"' EXIT
 

@@ -1,34 +1,32 @@
 """Trainings of a network of two small layers, for test_methods.py: methods_worker.py FOLDER SCENARIO...
 
-Each SCENARIO is a dict in JSON, of `train`'s parameters. What each rank learnt is in FOLDER/NAME-RANK.npz, the
+Each SCENARIO is a dict in JSON, of `run`'s parameters. What each rank learnt is in FOLDER/NAME-RANK.npz, the
 checkpoints in FOLDER/NAME/.
 """
 import json
 import os
+import signal
 import sys
-from types import SimpleNamespace
 
 from runtime.compat import tf  # before tensorpack
 
 import numpy as np
-from tensorpack import Callback, TrainConfig, launch_train_with_config, logger
-from tensorpack.callbacks import RunUpdateOps
+from tensorpack import Callback, logger
 from tensorpack.input_source import TensorInput
-from tensorpack.tfutils import DictRestore, SaverRestore
 
 from adv_model import Attacker, NoOpAttacker
+from evaluation.outcomes import Strength
 from main import parse_options
 from runtime.distributed import HorovodWorld
 from runtime.errors import RunError
-from training.averages import Averages
-from training.callbacks import Saver
+from training.averages import has_averages
+from training.callbacks import StopOnSignal
 from training.input import TimedInput
-from training.methods import method_of
-from training.overfitting import Guard, attack_step_factor
-from training.records import Statistics
-from training.replays import HeldInput, Replays
-from training.run import training_model
-from training.trainer import AccumulatingTrainer, SessionCreator
+from training.log_directory import Start, start_after
+from training.methods import METHODS
+from training.overfitting import Remembered, remembered
+from training.run import Inputs, Plan, train
+from training.schedule import LearningRate
 
 CLASSES, SIZE, BATCH, HIDDEN, BATCHES = 4, 4, 3, 5, 40
 NAMES = ('one/W', 'two/W')
@@ -53,7 +51,14 @@ def stream(rank, labelled=False):
 
 
 class TinyNetwork:
-    num_classes = CLASSES
+    """dies_in: the pass of training that kills the process, counted from 1."""
+    num_classes, denoising = CLASSES, None
+
+    def __init__(self, dies_in=None):
+        self.dies_in, self.passes = dies_in, 0
+
+    def variable_shapes(self):
+        return dict({name: value.shape for name, value in first_weights().items()}, **{TRACKED: (HIDDEN,)})
 
     def logits(self, x, mode):
         with tf.variable_scope('', reuse=tf.AUTO_REUSE):
@@ -61,9 +66,15 @@ class TinyNetwork:
             tracked = tf.get_variable(TRACKED, [HIDDEN], initializer=tf.zeros_initializer(), trainable=False)
         hidden = tf.tanh(tf.matmul(tf.reshape(x, [-1, SIZE * SIZE * 3]), one))
         if mode.training:
-            update = tf.assign_sub(tracked, 0.1 * (tracked - tf.reduce_mean(hidden, axis=0)))
+            with tf.control_dependencies([tf.py_func(self.count, [], [])] * (self.dies_in is not None)):
+                update = tf.assign_sub(tracked, 0.1 * (tracked - tf.reduce_mean(hidden, axis=0)))
             tf.add_to_collection(tf.GraphKeys.UPDATE_OPS, update.op)
         return tf.matmul(hidden, two)
+
+    def count(self):
+        self.passes += 1
+        if self.passes == self.dies_in:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 class Stream(TimedInput, TensorInput):
@@ -95,17 +106,19 @@ class Recorder(Callback):
 
     _chief_only = False
 
-    def __init__(self, path, averages, replays):
-        self.path, self.averages, self.replays, self.kept = path, averages, replays, {}
+    def __init__(self, path):
+        self.path, self.kept = path, {}
 
     def _setup_graph(self):
+        trainer = self.trainer
         named = {v.op.name: v for v in tf.global_variables()}
         self.values = {name: named[name] for name in NAMES + (TRACKED,)}
         self.steps = dict(self.values)
-        if self.averages is not None:
-            self.steps.update(('ema/' + v.op.name, a) for v, a in zip(self.averages.variables, self.averages.averages))
-        if self.replays is not None:
-            self.steps['perturbation'] = self.replays.perturbation
+        if trainer.averages is not None:
+            self.steps.update(('ema/' + v.op.name, a) for v, a in zip(trainer.averages.variables,
+                                                                      trainer.averages.averages))
+        if trainer.replays is not None:
+            self.steps['perturbation'] = trainer.replays.perturbation
         self.fetched = tf.train.SessionRunArgs(self.get_tensors_maybe_in_tower(
             ['attack/adversarial:0', 'smoothed-loss:0']))
 
@@ -128,40 +141,43 @@ class Recorder(Callback):
         np.savez(self.path, **self.kept)
 
 
-def train(folder, world, name, flags, epochs=1, steps=2, restore=None, rate=0.1, overfits_at=None, save_every=None,
-          kept=100):
-    """Train by the method that the flags say. overfits_at: how far from the first weights. save_every: steps between
-    checkpoints, of which `kept` are kept."""
-    options = parse_options(['--fake', '--image-size', str(SIZE), '--batch', str(BATCH)] + flags)
-    method, network = method_of(options), TinyNetwork()
-    directory = os.path.join(folder, name)
+class Constant(LearningRate):
+    """A learning rate that is as it was given, and no other."""
+
+    def at(self, step):
+        return self.base_lr
+
+
+def overfitting(kind, distance):
+    """Return a method whose guard sees the network overfit so far from the first weights."""
+    class Forced(kind):
+        def one_step(self, **_):
+            return NoOpAttacker()
+
+        def several_steps(self, **_):
+            return Overfits(distance)
+    return Forced
+
+
+def run(folder, world, name, flags, epochs=1, steps=2, restore=None, rate=0.1, overfits_at=None, save_every=None,
+        kept=100, dies_in=None):
+    """Train by the method that the flags say. restore: a checkpoint to go on from. overfits_at: how far from the first
+    weights. save_every: steps between checkpoints, of which `kept` are kept. dies_in: as of TinyNetwork."""
+    more = ['--save-every-steps', str(save_every)] if save_every else []
+    options = parse_options(['--fake', '--image-size', str(SIZE), '--batch', str(BATCH), '--max-epoch', str(epochs)]
+                            + more + flags)
+    kind = METHODS[options.method] if overfits_at is None else overfitting(METHODS[options.method], overfits_at)
+    directory, method = os.path.join(folder, name), kind(options)
     logger.set_logger_dir(directory, action='k')
-    data = held = Stream(*stream(world.rank, labelled=overfits_at is not None))
-    factor = attack_step_factor() if options.on_overfitting == 'restore' else 1.0
-    replays = averages = None
-    if options.method == 'free':
-        held = HeldInput(data, options.accumulate, BATCH, SIZE)
-        replays = Replays(method.replays, held, epsilon=method.strength.epsilon,
-                          step_size=method.strength.step_size * factor)
-    callbacks = []
-    if options.ema:
-        averages = Averages(options.ema, NAMES + (TRACKED,), begin=restore is None)
-        callbacks.append(averages)
-    saver = Saver(directory, save_every, 0, kept=kept) if world.is_chief else None
-    monitors = [Statistics()] if world.is_chief else []
-    if overfits_at is not None:
-        callbacks.append(Guard(network, SIZE, BATCH, world, one_step=NoOpAttacker,
-                               several=lambda: Overfits(overfits_at), action=options.on_overfitting,
-                               directory=directory, step_factor=factor, saver=saver, monitors=monitors))
-    callbacks += [saver] * world.is_chief
-    callbacks.append(Recorder(os.path.join(folder, '%s-%d.npz' % (name, world.rank)), averages, replays))
-    model = training_model(options, SimpleNamespace(network=network, method=method), replays, factor)
-    init = SaverRestore(os.path.join(folder, restore)) if restore else DictRestore(dict(
-        first_weights(), learning_rate=np.float32(rate)))
-    launch_train_with_config(TrainConfig(
-        model=model, data=held, callbacks=callbacks, steps_per_epoch=steps, max_epoch=epochs, monitors=monitors,
-        session_creator=SessionCreator(world), session_init=init, extra_callbacks=[RunUpdateOps()]),
-        AccumulatingTrainer(options.accumulate, replays=replays, averages=averages))
+    strength = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
+    inputs = Inputs(TinyNetwork(dies_in), [], None, first_weights(), strength, method)
+    path = os.path.join(folder, restore) if restore else None
+    plan = Plan(start_after(path, steps) if path else Start(steps), Constant(rate, BATCH, steps), catch_up=False,
+                averages_begin=not (path and has_averages(path)),
+                remembered=remembered(path, method.attack_name()) if path else Remembered())
+    train(options, inputs, plan, world, StopOnSignal(world), data=Stream(*stream(
+        world.rank, labelled=overfits_at is not None)), kept=kept,
+        more_callbacks=[Recorder(os.path.join(folder, '%s-%d.npz' % (name, world.rank)))])
 
 
 if __name__ == '__main__':
@@ -169,6 +185,6 @@ if __name__ == '__main__':
     for scenario in sys.argv[2:]:
         with tf.Graph().as_default():
             try:
-                train(sys.argv[1], the_world, **json.loads(scenario))
+                run(sys.argv[1], the_world, **json.loads(scenario))
             except RunError as e:
                 print('RunError: %s' % e)

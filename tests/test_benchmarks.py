@@ -65,9 +65,10 @@ def test_hours_of_methods(root, python):
     # 128 x 128 pixels are 0.327 of 224 x 224, 288 x 288 are 1.653 of them
     wanted = slow['fast, 15 epochs'][2] * (6 * 0.327 + 6 + 3 * 1.653) / 15
     assert slow['fast, 6 epochs at 128, 6 at 224, 3 at 288'][2] == pytest.approx(wanted, rel=2e-2)
-    done = python(script, '--methods', '--update', '3')
+    done = python(script, '--methods', '--update', '3', '--beside', '0.5')
     steps = {line.split('|')[1].strip(): float(line.split('|')[2]) for line in done.stdout.splitlines()[2:]}
-    assert steps['standard training'] == 3 and steps['fast, 15 epochs'] == 4 and steps['trades, 10 steps'] == 16.5
+    assert steps['standard training'] == 3 and steps['fast, 15 epochs'] == 4.5 and steps['trades, 10 steps'] == 17
+    assert steps['free, 4 replays, 92 / 4 epochs'] == 12
 
 
 def test_methods(root, tmp_path, python):

@@ -205,7 +205,8 @@ def test_a_method_is_trained_and_goes_on(root, tmp_path, python):
 
 
 @pytest.mark.parametrize('flags, named', [(['--methods', 'pgd'], 'pgd-3, pgd-7'), (['--minutes', '0'], '--minutes'),
-                                          (['--network', 'ResNet-15'], 'no depth 15')])
+                                          (['--network', 'ResNet-15'], 'no depth 15'),
+                                          (['--network', 'a:b'], '--network a:b: it is one of the zoo\'s')])
 def test_bad_input_of_methods(root, tmp_path, python, flags, named):
     done = python(os.path.join(root, 'tools', 'cifar10_methods.py'), tmp_path, '--out', tmp_path / 'out', *flags)
     assert done.returncode == 2 and named in done.stderr and len(done.stderr.splitlines()) == 1

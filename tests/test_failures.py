@@ -68,9 +68,9 @@ def test_ranks_with_other_flags_or_code_are_refused(root, tmp_path):
         shutil.copy(path, str(target))
     with open(str(other / 'nets.py'), 'a') as f:
         f.write('# changed\n')
-    main, flags = os.path.join(root, 'main.py'), ENDLESS + ['--base-lr', '0.1']
-    assert '--base-lr of rank 1 is not that of rank 0' in refused(
-        tmp_path, [main] + flags, [main] + flags[:-1] + ['0.2'])
+    main, flags = os.path.join(root, 'main.py'), ENDLESS + ['--attack-iter', '1', '--attack-step-size', '1']
+    said = refused(tmp_path, [main] + flags, [main] + flags[:-1] + ['2'])
+    assert 'started alike: --attack-step-size of rank 1 is not that of rank 0. Start' in said
     assert 'code of rank 1 is not that of rank 0' in refused(tmp_path, [main] + flags, [str(other / 'main.py')] + flags)
 
 

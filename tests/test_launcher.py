@@ -207,19 +207,39 @@ def test_one_task_trains(evaluation, variables):
     assert done.returncode == 0 and '1 ranks' in done.stdout + done.stderr, done.stderr
 
 
-@once
-def test_sockets_are_on_the_nodes_own_disk(root, tmp_path):
-    """Whatever the site calls its shared file system. Programs of slurm and MPI say here what they are given."""
+@pytest.fixture
+def batch_job(root, tmp_path):
+    """batch_job(argument, ..., **variables) -> what the batch job says. Programs of slurm and MPI say what they are
+    given."""
     (tmp_path / 'bin').mkdir()
     for name in ('srun', 'mpirun'):
-        (tmp_path / 'bin' / name).write_text('#!/bin/sh\necho "%s: $SOCKETS"\n' % name)
+        (tmp_path / 'bin' / name).write_text('#!/bin/sh\necho "%s: $SOCKETS"\necho "$@"\n' % name)
         (tmp_path / 'bin' / name).chmod(0o755)
-    variables = environment(SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='77', PYTHON_ENVIRONMENT=str(tmp_path),
-                            SCRATCH=str(tmp_path / 'shared'))
-    for folder in ('/tmp', str(tmp_path / 'own')):
-        more = {} if folder == '/tmp' else {'TRAINING_SOCKET_FOLDER': folder}
-        done = subprocess.run(['bash', os.path.join(root, 'slurm', 'train.sh')], env=dict(variables, **more),
-                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, universal_newlines=True, timeout=60)
+
+    def run(*arguments, **variables):
+        variables = environment(SLURM_SUBMIT_DIR=str(tmp_path), SLURM_JOB_ID='77', PYTHON_ENVIRONMENT=str(tmp_path),
+                                SCRATCH=str(tmp_path / 'shared'), **variables)
+        done = subprocess.run(['bash', os.path.join(root, 'slurm', 'train.sh'), *arguments], env=variables, timeout=60,
+                              stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, universal_newlines=True)
         assert done.returncode == 0
+        return done.stdout
+    return run
+
+
+@once
+def test_sockets_are_on_the_nodes_own_disk(batch_job, tmp_path):
+    """Whatever the site calls its shared file system."""
+    for folder in ('/tmp', str(tmp_path / 'own')):
+        said = batch_job(**({} if folder == '/tmp' else {'TRAINING_SOCKET_FOLDER': folder}))
         for name in ('srun', 'mpirun'):
-            assert '%s: %s/adversarial-training-%d-77\n' % (name, folder, os.getuid()) in done.stdout
+            assert '%s: %s/adversarial-training-%d-77\n' % (name, folder, os.getuid()) in said
+
+
+@once
+@pytest.mark.parametrize('given, passed', [
+    ('--overwrite', '--resume'),
+    # it names a directory, which another one would take back
+    ('--resume train_log/Fast', '--resume train_log/Fast'), ('--resume=a', '--resume=a')])
+def test_a_job_that_is_queued_again_resumes(batch_job, given, passed):
+    said = batch_job('--fake', *given.split(), SLURM_RESTART_COUNT='1')
+    assert re.search(r' main --fake ?(.*)$', said, re.MULTILINE).group(1) == passed

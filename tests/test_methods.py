@@ -2,6 +2,8 @@
 import json
 import os
 import re
+import shutil
+import signal
 import subprocess
 
 from runtime.compat import tf
@@ -177,7 +179,7 @@ def free_step(optimizer, held, perturbations, replays, epsilon):
         optimizer.update(sums)
 
 
-def run_worker(folder, *scenarios, ranks=1):
+def run_worker(folder, *scenarios, ranks=1, status=0):
     script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'methods_worker.py')
     arguments = [script, str(folder)] + [json.dumps(s) for s in scenarios]
     if ranks == 1:
@@ -187,19 +189,29 @@ def run_worker(folder, *scenarios, ranks=1):
         done = subprocess.run(mpirun(ranks, arguments), cwd=str(folder), stdin=subprocess.DEVNULL,
                               env=dict(os.environ, PYTHONPATH=os.pathsep.join([root, os.path.dirname(script)])),
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=300)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-5000:]
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-5000:]
     return done.stdout + done.stderr
 
 
-FREE = ['--method', 'free', '--replays', '3', '--accumulate', '2', '--attack-epsilon', '8', '--ema', '0.9']
+FREE = ['--method', 'free', '--replays', '3', '--accumulate', '2', '--attack-epsilon', '8', '--ema', '0.9',
+        '--on-overfitting', 'ignore']
+# in the second replay of the third step: there are two micro-batches, and three replays
+KILLED = dict(name='killed', flags=FREE, epochs=2, dies_in=2 * 6 + 3)
 GUARDED = ['--method', 'fast', '--attack-epsilon', '8', '--ema', '0.9', '--on-overfitting']
-# after 2 steps the weights are 4e-4 to 6e-4 from the first ones, after 4 steps 1.1e-3 to 1.6e-3, after 8 above 2.2e-3
-RESTORING = dict(name='restore', flags=GUARDED + ['restore'], epochs=7, rate=1e-4, overfits_at=8e-4)
-WARNING = dict(name='warn', flags=GUARDED[:-1], epochs=3, rate=1e-4, overfits_at=8e-4)
+# after 2 steps the weights are 1.2e-3 from the first ones, after 4 steps 1.8e-3 to 2.0e-3, after 8 3.2e-3; on two ranks
+# they are 5e-4, 1.1e-3 and 2.4e-3
+RESTORING = dict(name='restore', flags=GUARDED + ['restore'], epochs=7, rate=1e-4, overfits_at=1.5e-3)
+FREE_RESTORING = dict(RESTORING, name='restore-free', flags=[
+    '--method', 'free', '--replays', '1', '--attack-epsilon', '8', '--on-overfitting', 'restore'])
+# and from where that ended: with the same attack, and with another one
+AGAIN = dict(RESTORING, name='again', restore='again/model-8')
+OTHER_STEP = dict(RESTORING, name='other-step', restore='other-step/model-8', epochs=5,
+                  flags=RESTORING['flags'] + ['--attack-step-size', '5'])
+WARNING = dict(name='warn', flags=GUARDED[:-1], epochs=3, rate=1e-4, overfits_at=1.5e-3)
 # in the first epoch; and from the beginning on, which is no leap
 FIRST = dict(name='first', flags=GUARDED + ['stop'], epochs=2, rate=1e-4, overfits_at=1e-4, save_every=1)
 ALWAYS = dict(name='always', flags=GUARDED + ['stop'], epochs=1, rate=1e-4, overfits_at=-1.0)
-STOPPING = dict(name='stop', flags=GUARDED + ['stop'], epochs=3, steps=4, rate=1e-4, overfits_at=1.9e-3, save_every=1,
+STOPPING = dict(name='stop', flags=GUARDED + ['stop'], epochs=3, steps=4, rate=1e-4, overfits_at=2.5e-3, save_every=1,
                 kept=2)
 
 
@@ -207,10 +219,13 @@ STOPPING = dict(name='stop', flags=GUARDED + ['stop'], epochs=3, steps=4, rate=1
 def trained(tmp_path_factory):
     """Return the folder of all scenarios' results, and what was said."""
     folder = tmp_path_factory.mktemp('methods')
-    said = run_worker(
-        folder, dict(name='free', flags=FREE), dict(name='resumed', flags=FREE, restore='free/model-2'),
+    said = run_worker(folder, RESTORING, KILLED, status=-signal.SIGKILL)
+    for again in AGAIN, OTHER_STEP:
+        shutil.copytree(str(folder / 'restore'), str(folder / again['name']))
+    said += run_worker(
+        folder, dict(name='free', flags=FREE), dict(KILLED, name='resumed', restore='killed/model-2', dies_in=None),
         dict(name='trades', flags=['--method', 'trades', '--beta', '3', '--attack-iter', '2'], steps=3),
-        WARNING, RESTORING, STOPPING, FIRST, ALWAYS)
+        WARNING, STOPPING, FIRST, ALWAYS, AGAIN, OTHER_STEP, FREE_RESTORING)
     return folder, said
 
 
@@ -240,7 +255,9 @@ def test_free_updates_weights_and_perturbation_from_one_backward_pass(trained):
     """Two micro-batches, three replays of both: momentum, weight decay and averages follow each of the updates."""
     optimizer = Optimizer(decay=0.9)
     check_free(trained[0], 'free', optimizer, ranks=1)
-    # and from its checkpoint, between batches, it goes on with all of that, but for the perturbation
+    # one that was killed within the replays of a batch goes on with all that its last checkpoint, of before that, has;
+    # the perturbation begins anew
+    assert sorted(path.name for path in (trained[0] / 'killed').glob('*.index')) == ['model-2.index']
     check_free(trained[0], 'resumed', optimizer, ranks=1)
 
 
@@ -269,10 +286,11 @@ def test_trades_learns_clean_images_and_the_divergence(trained):
     images, labels = worker.stream(0)
     with np.load(str(trained[0] / 'trades-0.npz')) as kept:
         for step in range(3):
-            loss, gradients, divergence = trades_gradients(optimizer.weights, images[step] / 127.5 - 1,
-                                                           kept['adversarial'][step], labels[step], beta=3)
+            clean, label = images[2 + step] / 127.5 - 1, labels[2 + step]  # the attack was timed with two batches
+            loss, gradients, divergence = trades_gradients(optimizer.weights, clean, kept['adversarial'][step], label,
+                                                           beta=3)
             assert kept['loss'][step] == pytest.approx(loss, rel=1e-5) and divergence > 0.1
-            for x in images[step] / 127.5 - 1, kept['adversarial'][step]:  # in this order
+            for x in clean, kept['adversarial'][step]:  # in this order
                 optimizer.track(x)
             np.testing.assert_allclose(kept[TRACKED][step], optimizer.tracked[0], atol=2e-6)
             optimizer.update(gradients)
@@ -293,7 +311,6 @@ def check_restored(folder, ranks):
                 assert len(after) == 4 and all((value == good).all() for value in after)
     records = statistics(folder / 'restore')
     assert [record['overfitting/found'] for record in records] == [0, 1, 1, 1, 1]
-    assert [record.get('overfitting/distance-restored') for record in records] == [None, 0, 0, 0, None]
     good = tf.train.load_checkpoint(str(folder / 'restore' / 'model-2'))
     for step, factor in (4, 0.5), (6, 0.25), (8, 0.125):
         reader = tf.train.load_checkpoint(str(folder / 'restore' / ('model-%d' % step)))
@@ -301,15 +318,39 @@ def check_restored(folder, ranks):
             assert (reader.get_tensor(name) == good.get_tensor(name)).all(), name
         assert reader.get_tensor('global_step') == step
         assert reader.get_tensor('training/attack_step_factor') == factor
+        assert reader.get_tensor('training/overfitting/good_step') == step
+        assert reader.get_tensor('training/overfitting/distance') == 0  # as measured anew
 
 
 def test_the_guard_goes_back_to_the_last_good_checkpoint_with_half_of_the_step(trained):
     folder, said = trained
     assert re.search(r'catastrophic overfitting in epoch 2: the error on training images is 0.000 under one step and '
                      r'1.000 under 10 steps.* Going back to the weights of .*model-2; .* 0.5 times', said)
-    assert re.search('RunError: catastrophic overfitting in epoch 5: .* before that is .*model-8. Go on from it with a '
+    assert re.search('RunError: catastrophic overfitting in epoch 5: .*, with 0.125 of the attack\'s step; the last '
+                     'checkpoint before that is .*model-8. Go on from it with a '
                      'lower --attack-step-size, .* --resume .*/restore$', said, re.MULTILINE)
     check_restored(folder, ranks=1)
+
+
+def test_a_halved_step_is_of_one_attack(trained):
+    """A training that goes on with the same one goes on with an eighth of its step; with another one it begins anew."""
+    folder, said = trained
+    again = re.findall("RunError: catastrophic overfitting in epoch 5: .*with 0.125 of the attack's step", said)
+    assert len(again) == 2  # RESTORING's own, and AGAIN's
+    assert said.count('0.125 times as long as at the beginning, since the network overfitted\n') == 1
+    assert said.count('the attack is another one now') == 1
+    reader = tf.train.load_checkpoint(str(folder / 'other-step' / 'model-10'))
+    assert reader.get_tensor('training/attack_step_factor') == 0.5
+    assert not (folder / 'again' / 'model-10.index').exists()
+
+
+def test_free_takes_halved_steps_too(trained):
+    """Of 8 pixels at first, clipped at 8; after three times of 1."""
+    folder, _ = trained
+    assert sum(record['overfitting/found'] for record in statistics(folder / 'restore-free')) == 4
+    with np.load(str(folder / 'restore-free-0.npz')) as kept:
+        first, *_, last = [np.round(np.abs(p) / PIXEL) for p in kept['perturbation']]
+    assert set(first.ravel()) <= {0, 8} and 1 in last % 2 and 8 in last
 
 
 def check_stopped(folder):
@@ -338,7 +379,8 @@ def test_the_guard_compares_the_first_epoch_with_the_beginning(trained):
 @pytest.mark.slow
 def test_the_guard_on_two_ranks(tmp_path):
     """Both end at once, and go back at once; one says so."""
-    said = run_worker(tmp_path, WARNING, RESTORING, STOPPING, ranks=2)
+    said = run_worker(tmp_path, dict(WARNING, overfits_at=8e-4), dict(RESTORING, overfits_at=8e-4),
+                      dict(STOPPING, overfits_at=1.7e-3), ranks=2)
     assert said.count('--on-overfitting stop or restore acts on it') == 1
     ends = re.findall('^RunError: catastrophic overfitting in epoch ([0-9])', said, re.MULTILINE)
     assert sorted(ends) == ['2', '2', '5', '5']
@@ -349,7 +391,7 @@ def test_the_guard_on_two_ranks(tmp_path):
 def test_the_guard_warns_once(trained):
     folder, said = trained
     assert said.count('--on-overfitting stop or restore acts on it') == 1
-    assert [record['overfitting/found'] for record in statistics(folder / 'warn')] == [0, 1, 0]
+    assert [record['overfitting/found'] for record in statistics(folder / 'warn')] == [0, 1, 1]
     assert (folder / 'warn' / 'model-6.index').exists()
 
 
@@ -383,6 +425,7 @@ def test_methods_have_log_directories_of_their_own(flags, name):
     ('--method free --replays 0', 'not a whole number'), ('--method free --replays 70000', 'at most 65536'),
     ('--method fast --attack-iter 7', '--method fast attacks by one step, not by --attack-iter 7'),
     ('--method fast --beta 6', '--beta goes with --method trades, not with --method fast'),
+    ('--method trades --beta 1e30', '--beta 1e\\+30: above 10000 nothing is learnt'),
     ('--method trades --noise 2', '--noise goes with --method fast'),
     ('--method trades --attack-iter 0', 'needs an attack'),
     ('--method trades --attack-goal targeted', 'no attack that is targeted'), ('--method other', 'invalid choice'),

@@ -1,62 +1,80 @@
-"""The guard against catastrophic overfitting: what it finds, and what a training that is continued knows of before."""
-import json
+"""The guard against catastrophic overfitting: what it finds, and what checkpoints tell of it."""
 from types import SimpleNamespace
 
+from runtime.compat import tf  # before tensorpack
+
 import pytest
+from tensorpack import logger
 
-from training import overfitting
-from training.overfitting import FOUND, ONE_STEP, RESTORED_DISTANCE, RESTORES, SEVERAL, earlier_measurement
-
-
-def record(step, one, several, found):
-    return {'global_step': step, 'epoch_num': step // 100, ONE_STEP: one, SEVERAL: several, FOUND: float(found)}
+from training.overfitting import DISTANCE, FOUND, GOOD_STEP, STEP_FACTOR, Guard, Memory, Remembered, remembered
 
 
-GOOD, BAD = record(400, 0.4, 0.5, False), record(500, 0.2, 0.9, True)
-WENT_BACK = [dict(BAD, **{RESTORES: 1, RESTORED_DISTANCE: 0.2}),
-             dict(record(600, 0.2, 0.9, True), **{RESTORES: 2, RESTORED_DISTANCE: 0.3})]
-CUT_OFF = dict(BAD, **{RESTORES: 1})  # a signal came before the distance was measured anew
+def found_in(session, errors, distance=0.0):
+    """Return what a guard finds in epochs of 100 steps and these errors, and its memory."""
+    memory, found = Memory('attack', 0), []
 
-
-@pytest.mark.parametrize('records, action, earlier', [
-    ([], None, (None, 490, 0)), ([], 'restore', (None, 490, 0)), ([{'global_step': 400}], 'stop', (None, 490, 0)),
-    ([GOOD], None, (0.1, 400, 0)), ([GOOD], 'restore', (0.1, 400, 0)),
-    ([GOOD, BAD], None, (0.7, 500, 0)), ([GOOD, BAD], 'stop', (0.1, 400, 0)), ([GOOD, BAD], 'restore', (0.1, 400, 0)),
-    ([BAD], 'restore', (0, 0, 0)), ([GOOD, *WENT_BACK], 'restore', (0.3, 600, 2)),
-    (WENT_BACK, 'restore', (0.3, 600, 2)), ([GOOD, CUT_OFF], 'restore', (None, 500, 1)),
-    ([GOOD, *WENT_BACK, record(700, 0.4, 0.5, False)], 'restore', (0.1, 700, 0)),
-    # it was warned of, and trained on; no later epoch had a leap
-    ([GOOD, BAD, record(600, 0.2, 0.9, False)], 'restore', (0.1, 400, 0)),
-    ([GOOD, BAD, record(600, 0.2, 0.9, False)], None, (0.7, 600, 0))])
-def test_what_was_measured_before(tmp_path, records, action, earlier):
-    """A checkpoint of within an overfitted epoch, at step 490, is not taken for a good one."""
-    (tmp_path / 'stats.json').write_text(json.dumps(records))
-    found = earlier_measurement(str(tmp_path), action, 490)
-    assert found == pytest.approx(earlier) if None not in earlier else found == earlier
-
-
-@pytest.mark.parametrize('records, earlier', [([GOOD], (None, 400, 0)), ([GOOD, WENT_BACK[0]], (None, 500, 1))])
-def test_what_it_begins_with_is_measured_anew(tmp_path, records, earlier):
-    """--attack-step-size may be another one now."""
-    (tmp_path / 'stats.json').write_text(json.dumps(records))
-    assert earlier_measurement(str(tmp_path), 'restore', records[-1]['global_step']) == earlier
-
-
-def test_overfitting_over_several_epochs_is_found():
-    """Errors of a real training, with plain FGSM of budget 32 on two classes of photos: apart by degrees."""
-    errors = [(0.484, 0.672), (0.293, 0.754), (0.211, 0.875), (0.176, 0.871), (0.125, 0.957)]
-    found = []
-
-    class Measured(overfitting.Guard):
+    class Measured(Guard):
         def measure(self):
             return errors[len(found)]
 
     def put_scalar(name, value):
         if name == FOUND:
             found.append(value)
-    guard = Measured(None, 32, 4, SimpleNamespace(is_chief=True, size=1), one_step=None, several=None,
-                     earlier=overfitting.Earlier(0.0))
-    guard.trainer = SimpleNamespace(monitors=SimpleNamespace(put_scalar=put_scalar), epoch_num=1, global_step=1)
+    guard = Measured(None, 32, 4, SimpleNamespace(is_chief=True, size=1), one_step=None, several=None, memory=memory)
+    guard.trainer = SimpleNamespace(monitors=SimpleNamespace(put_scalar=put_scalar), epoch_num=0, global_step=0,
+                                    sess=session)
+    session.run(tf.global_variables_initializer())
+    memory.distance.load(distance, session)
+    guard._before_train()
     for _ in errors:
+        guard.trainer.epoch_num += 1
+        guard.trainer.global_step += 100
         guard._trigger_epoch()
-    assert found == [0, 1, 0, 0, 1]  # it is said again when it is worse by as much
+    return found, memory
+
+
+def test_overfitting_over_several_epochs_is_found(session):
+    """Errors of a real training, with plain FGSM of budget 32 on two classes of photos: apart by degrees."""
+    errors = [(0.484, 0.672), (0.293, 0.754), (0.211, 0.875), (0.176, 0.871), (0.125, 0.957)]
+    found, memory = found_in(session, errors, distance=0.05)
+    assert found == [0, 1, 1, 1, 1]
+    assert session.run([memory.good_step, memory.distance]) == [100, pytest.approx(0.05)]
+
+
+def test_the_smallest_distance_counts_and_is_told_to_checkpoints(session):
+    found, memory = found_in(session, [(0.3, 0.42), (0.3, 0.35), (0.2, 0.54)], distance=0.2)
+    assert found == [0, 0, 0] and session.run([memory.good_step, memory.distance]) == [300, pytest.approx(0.05)]
+
+
+def test_a_warning_is_said_again_when_the_network_had_recovered(session, monkeypatch):
+    said = []
+    monkeypatch.setattr(logger, 'warning', said.append)
+    overfitted, good = (0.1, 0.9), (0.4, 0.5)
+    found, memory = found_in(session, [good, overfitted, overfitted, good, overfitted])
+    assert found == [0, 1, 1, 0, 1] and session.run(memory.good_step) == 400
+    assert ['epoch 2' in said[0], 'epoch 5' in said[1], len(said)] == [True, True, 2]
+
+
+@pytest.mark.parametrize('factor, attack, expected, words', [
+    (1.0, 'attack', Remembered(1.0, True), []), (0.5, 'attack', Remembered(0.5, True), ['steps are 0.5 times']),
+    (1.0, 'another', Remembered(1.0, False), []),
+    (0.5, 'another', Remembered(1.0, False), ['steps were 0.5 times', 'another one now'])])
+def test_a_halved_step_is_that_of_one_attack(session, tmp_path, monkeypatch, factor, attack, expected, words):
+    said = []
+    monkeypatch.setattr(logger, 'info', said.append)
+    memory = Memory('attack', 7)
+    session.run(tf.global_variables_initializer())
+    memory.step_factor.load(factor, session)
+    path = tf.train.Saver(tf.global_variables()).save(session, str(tmp_path / 'model'), write_meta_graph=False)
+    assert remembered(path, attack) == expected
+    assert len(said) == bool(words) and all(word in said[0] for word in words)
+    assert {STEP_FACTOR, DISTANCE, GOOD_STEP} < {name for name, _ in tf.train.list_variables(path)}
+
+
+def test_a_checkpoint_that_does_not_say_which_attack_is_of_the_same(session, tmp_path):
+    """As those of before it was recorded, and of trainings without a guard."""
+    for name, expected in ('linear/W', Remembered()), (STEP_FACTOR, Remembered(0.25)):
+        variable = tf.get_variable(name, initializer=0.25)
+        session.run(tf.global_variables_initializer())
+        path = tf.train.Saver([variable]).save(session, str(tmp_path / 'model'), write_meta_graph=False)
+        assert remembered(path, 'attack') == expected

@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
 from main import positive_float, positive_int, several  # noqa: E402
-from nets import is_own, network_named  # noqa: E402
+from nets import network_named  # noqa: E402
 from runtime.command_line import Parser, run_command, some_of  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile, check_writable  # noqa: E402
@@ -28,6 +28,7 @@ from runtime.printing import check_stdout, say  # noqa: E402
 from third_party.imagenet import count_images  # noqa: E402
 from tools.cifar10_folders import BATCH, SHAPE, divergence, finished_checkpoint, served, work_in  # noqa: E402
 from tools.commands import log_directory, run  # noqa: E402
+from tools.network_flags import zoo_network  # noqa: E402
 from tools.pictures import plain_axes, png_of  # noqa: E402
 from tools.report import read_results  # noqa: E402
 
@@ -36,7 +37,7 @@ EPSILON = 8
 UNTARGETED = ['--attack-goal', 'untargeted']
 
 # name -> flags of main.py. The steps of PGD and TRADES are 1.5 to 1.75 epsilons together, so that from most noises they
-# can cross the ball: 3 of a pixel, the step that the paper takes 30 times, would stay near theirs
+# can cross the ball; without these flags they would be one epsilon together, as the shortest are that main.py takes
 METHODS: Dict[str, List[str]] = {
     'pgd-3': ['--attack-iter', '3', '--attack-step-size', '4', *UNTARGETED],
     'pgd-7': ['--attack-iter', '7', '--attack-step-size', '2', *UNTARGETED],
@@ -229,8 +230,7 @@ def main() -> int:
     check_alone('cifar10_methods.py')
     check_stdout()
     methods = some_of(options.methods, METHODS, flag='--methods', what='method')
-    if is_own(network_named(options.network).arch):
-        raise InputError('--network %s: it is one of the zoo\'s' % options.network)
+    zoo_network(options.network)
     out, photos, locked = work_in(options.data, options.out, options.val_images, 'cifar10_methods.py')
     made, picture = [os.path.join(out, 'methods' + end) for end in ('.md', '.png')]
     for path in (made, picture):

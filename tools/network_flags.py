@@ -1,11 +1,11 @@
-"""The flags that say which network a tool loads: in one place, with the names that main.py gives them."""
+"""The flags that say which network a tool loads or trains: in one place, with the names that main.py gives them."""
 import argparse
 import os
 from typing import TYPE_CHECKING, Any, Dict
 
 from checkpoint import WEIGHTS, check_files, checkpoint_files
 from main import image_size, positive_int
-from nets import DTYPES, FORMS, OPERATIONS, PLACES, network_of
+from nets import DTYPES, FORMS, OPERATIONS, PLACES, Network, is_own, network_named, network_of
 from runtime.errors import InputError
 from runtime.fingerprint import sha256_of_files
 
@@ -34,6 +34,13 @@ def check_network(options: argparse.Namespace, path: str) -> None:
         raise InputError('the checkpoint\'s name is empty')
     network_of(options)
     check_files(path)
+
+
+def zoo_network(name: str) -> Network:
+    """Return the network of the zoo that --network names, as Network.name has it. Raises InputError."""
+    if is_own(name):
+        raise InputError('--network %s: it is one of the zoo\'s, such as ResNet-50' % name)
+    return network_named(name)
 
 
 def load_network(options: argparse.Namespace, path: str) -> 'Classifier':

@@ -186,12 +186,15 @@ class errors_of_disk:
 
 
 class LossGuard(Callback):
-    """Ends the training when a rank's loss is not a number, or so large that it will not come down again."""
+    """Ends the training when a rank's loss is not a number, or so large that it will not come down again.
+
+    scale: how many times a cross-entropy the method's loss may be.
+    """
 
     _chief_only = False
 
-    def __init__(self, classes: int, rank: int, directory: Optional[str]):
-        self.limit = EXPLODED * math.log(classes)
+    def __init__(self, classes: int, rank: int, directory: Optional[str], scale: float = 1.0):
+        self.limit = EXPLODED * scale * math.log(classes)
         self.rank, self.directory = rank, directory
 
     def _setup_graph(self) -> None:

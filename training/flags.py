@@ -11,6 +11,7 @@ IGNORE = 'ignore'
 ACTIONS = (IGNORE, 'stop', 'restore')
 MOST_DECAY = 0.999999  # float32 has 7 digits: a step of 1e-7 of the difference is often lost
 MOST_NOISE = 255  # to each side
+MOST_BETA = 1e4  # a weight of the divergence next to which the clean loss is a rounding error
 MOST_PASSES = 65536  # of batches in a step, which takes no signal before its end
 
 # Without them a training is as published
@@ -68,6 +69,8 @@ def settle_training(options: argparse.Namespace, given: Set[str]) -> None:
     if options.noise is not None and options.noise * options.attack_epsilon[0] > MOST_NOISE:
         raise InputError('--noise %g times --attack-epsilon %g is more than %d, all of a pixel\'s range'
                          % (options.noise, options.attack_epsilon[0], MOST_NOISE))
+    if options.beta is not None and options.beta > MOST_BETA:
+        raise InputError('--beta %g: above %g nothing is learnt of clean images' % (options.beta, MOST_BETA))
     if options.on_overfitting and not method.attacks:
         raise InputError('--on-overfitting goes with adversarial training, not with --attack-iter 0')
     if options.keep_best is not None:

@@ -32,7 +32,8 @@ LOCK = '.lock'  # a file of every log directory
 
 # Saved in every checkpoint beside the weights: they turn its count of steps into epochs
 STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH = ['training/' + n for n in ('steps_per_epoch', 'step_offset', 'total_batch')]
-OWN_OF_A_TRAINING = (STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH, DENOISING)  # not taken over from a checkpoint
+ATTACK = 'training/attack'  # and, with the guard of overfitting.py, which attack was trained with
+OWN_OF_A_TRAINING = (STEPS_PER_EPOCH, OFFSET, TOTAL_BATCH, DENOISING, ATTACK)  # not taken over from a checkpoint
 
 
 class Start(NamedTuple):

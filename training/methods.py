@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from attacks.pgd import Attacker
     from training.replays import Replays
 
+GUARD_STEPS = 10  # of the attack that overfitting is told by
 FAST_STEP = 1.25  # of epsilon: Wong, Rice and Kolter (2020) found more to overfit, and less to be weaker
 
 
@@ -68,6 +69,10 @@ class Method:
         goal = [self.goal] if self.attacks and self.goal != self.goals[0] else []
         return '-'.join([self.title] + settings + goal)
 
+    def attack_name(self) -> str:
+        """Name its attack: trainings with the same name attack alike."""
+        return '-'.join([self.name(), *map(str, self.strength)])
+
     def settings(self) -> Dict[str, Any]:
         """Return its own flags' values, those that count."""
         return {flag: getattr(self.options, flag) for flag in self.own_flags
@@ -92,6 +97,16 @@ class Method:
         epsilon = self.strength.epsilon
         step = self.strength.step_size if not self.takes_steps else FAST_STEP * epsilon
         return scaled(FastAttacker(epsilon, step, num_classes=num_classes, goal=self.goal), step_factor)
+
+    def several_steps(self, *, num_classes: int) -> 'Attacker':
+        """Return the attack that the guard compares that with: PGD of the same budget and goal."""
+        from attacks.pgd import PGDAttacker
+        return PGDAttacker(GUARD_STEPS, self.strength.epsilon, 1.0, num_classes=num_classes, goal=self.goal)
+
+    @property
+    def loss_scale(self) -> float:
+        """Return how many times a cross-entropy the loss may be."""
+        return 1.0
 
     def lesson(self, replays: Optional['Replays'] = None) -> 'Lesson':
         """Return what is learnt from a batch: the loss."""
@@ -156,6 +171,10 @@ class Trades(Method):
     def attacker(self, *, num_classes: int, step_factor: Any = 1.0, **computed: Any) -> 'Attacker':
         from training.attackers import TradesAttacker
         return scaled(TradesAttacker(*self.strength, num_classes=num_classes, **computed), step_factor)
+
+    @property
+    def loss_scale(self) -> float:
+        return 1 + self.options.beta
 
     def lesson(self, replays: Optional['Replays'] = None) -> 'Lesson':
         from training.lessons import TradesLesson

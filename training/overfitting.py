@@ -1,9 +1,9 @@
 """The guard against catastrophic overfitting, which ends trainings with one-step attacks: within an epoch or a few a
 network becomes robust to one step and to nothing else (Wong, Rice and Kolter 2020).
 
-After each epoch the network is attacked by one step and by several, on a few batches that it doesn't train on.
+After each epoch the network is attacked by one step and by several, on a few batches that it doesn't train on. What the
+guard knows is in the checkpoints: a training that goes on from one, for whatever reason, knows what was known there.
 """
-import itertools
 import math
 import os
 import time
@@ -14,31 +14,66 @@ from runtime.compat import tf  # before tensorpack
 import numpy as np
 from tensorpack import Callback, logger
 
-from adv_model import Attacker, PGDAttacker, attacked_images, is_wrong, scale_pixels
+from adv_model import Attacker, attacked_images, is_wrong, scale_pixels
 from checkpoint import AVERAGES, checkpoint_files
 from kernels.mode import native_mode
 from nets import Network
 from runtime.distributed import World
 from runtime.errors import RunError
 from training.callbacks import Saver
-from training.log_directory import OWN_OF_A_TRAINING, damage, saved_checkpoints, step_of
-from training.records import read_statistics
+from training.log_directory import ATTACK, OWN_OF_A_TRAINING, damage, saved_checkpoints, step_of
+from training.methods import GUARD_STEPS
 
-STEP_FACTOR = 'training/attack_step_factor'  # in checkpoints: times which the attack's steps are
-STEPS = 10
+# In checkpoints: times which the attack's steps are, the smallest distance, and the step of the last good checkpoint
+STEP_FACTOR = 'training/attack_step_factor'
+DISTANCE, GOOD_STEP = 'training/overfitting/distance', 'training/overfitting/good_step'
+OF_AN_ATTACK = (STEP_FACTOR, DISTANCE)  # which say nothing of another one
 LEAP = 0.3  # by how much the errors' distance may be above its smallest: where epochs are short, it grows over several
 IMAGES = 256  # that are attacked, on all ranks together; the errors' standard deviation is 3 points or less
-MOST_RESTORES = 3  # one after another: an eighth of the step overfits as well, and less is hardly an attack
-ONE_STEP, SEVERAL, FOUND, RESTORES, RESTORED_DISTANCE = ['overfitting/' + name for name in (
-    'error-1step', 'error-%dstep' % STEPS, 'found', 'restores', 'distance-restored')]
+LEAST_FACTOR = 1 / 8  # where an eighth of the step overfits as well, less is hardly an attack
+NOT_MEASURED = 2.0  # more than any distance
+ONE_STEP, SEVERAL, FOUND = ['overfitting/' + name for name in ('error-1step', 'error-%dstep' % GUARD_STEPS, 'found')]
 
 
-class Earlier(NamedTuple):
-    """What was measured before."""
-    # of the error under several steps from that under one, with which the next epoch's is compared; None: not known
-    distance: Optional[float] = None
-    good_step: int = 0                # after which the network had not overfitted
-    restores: int = 0                 # one after another, before any other epoch without overfitting
+class Memory:
+    """What the guard knows, as variables that checkpoints hold.
+
+    Args:
+        attack: the method's attack, in words: a training that goes on with another one takes its steps as they are.
+        begins_at: the steps that were made before.
+    """
+
+    def __init__(self, attack: str, begins_at: int):
+        with tf.device('/cpu:0'):
+            self.step_factor, self.distance, self.good_step, _ = [
+                tf.get_variable(name, initializer=value, trainable=False) for name, value in [
+                    (STEP_FACTOR, np.float32(1)), (DISTANCE, np.float32(NOT_MEASURED)),
+                    (GOOD_STEP, np.int64(begins_at)), (ATTACK, characters(attack))]]
+
+
+class Remembered(NamedTuple):
+    """What a checkpoint says of the attack that a training goes on with."""
+    factor: float = 1.0  # times which its steps are
+    same_attack: bool = True
+
+
+def characters(text: str) -> np.ndarray:
+    """Return what a checkpoint holds of a text: (characters,) int64."""
+    return np.array([ord(c) for c in text], np.int64)
+
+
+def remembered(path: str, attack: str) -> Remembered:
+    """Read a TF checkpoint, and log how long the attack's steps are where the guard has halved them."""
+    reader = tf.train.load_checkpoint(path)
+    factor = float(reader.get_tensor(STEP_FACTOR)) if reader.has_tensor(STEP_FACTOR) else 1.0
+    same = not reader.has_tensor(ATTACK) or np.array_equal(reader.get_tensor(ATTACK), characters(attack))
+    if factor != 1.0 and same:
+        logger.info('the attack\'s steps are %g times as long as at the beginning, since the network overfitted'
+                    % factor)
+    elif factor != 1.0:
+        logger.info('the attack\'s steps were %g times as long as at the beginning, since the network overfitted; the '
+                    'attack is another one now, and has the steps that the flags say' % factor)
+    return Remembered(factor if same else 1.0, same)
 
 
 class Guard(Callback):
@@ -48,27 +83,23 @@ class Guard(Callback):
         network: its variables are those of the graph. image_size, batch: of the training.
         one_step: makes the attack of one step, several: the one that it is compared with.
         action: None: says so. 'stop': ends the training by a RunError. 'restore': goes back to the last good
-            checkpoint, with all that it holds but the place in the schedule, and halves the attack's steps; the fourth
-            time in a row it ends the training.
-        directory: of the checkpoints, the chief's. step_factor: the variable, with 'restore'. saver, monitors: the
-            chief's.
-        earlier: as of earlier_measurement.
+            checkpoint, with all that it holds but the place in the schedule, and halves the attack's steps; where
+            they are an eighth, it ends the training.
+        memory: variables of this graph. directory: of the checkpoints, the chief's. saver, monitors: the chief's.
         stopped: tells whether to leave off, on all ranks at once; what is not measured is no verdict.
     """
 
     _chief_only = False
 
     def __init__(self, network: Network, image_size: int, batch: int, world: World, *,
-                 one_step: Callable[[], Attacker], several: Callable[[], Attacker], action: Optional[str] = None,
-                 directory: Optional[str] = None, step_factor: Optional[tf.Variable] = None,
-                 saver: Optional[Saver] = None, monitors: Sequence[Any] = (), earlier: Optional[Earlier] = None,
-                 stopped: Callable[[], bool] = lambda: False):
+                 one_step: Callable[[], Attacker], several: Callable[[], Attacker], memory: Memory,
+                 action: Optional[str] = None, directory: Optional[str] = None, saver: Optional[Saver] = None,
+                 monitors: Sequence[Any] = (), stopped: Callable[[], bool] = lambda: False):
         self.network, self.image_size, self.world = network, image_size, world
-        self.one_step, self.several, self.action = one_step, several, action
-        self.directory, self.step_factor, self.saver, self.monitors = directory, step_factor, saver, monitors
-        self.distance, self.good_step, self.restores = earlier or Earlier()
-        self.stopped = stopped
+        self.one_step, self.several, self.memory, self.action = one_step, several, memory, action
+        self.directory, self.saver, self.monitors, self.stopped = directory, saver, monitors, stopped
         self.batches: List[List[np.ndarray]] = []
+        self.warned = False
         self.num_batches = math.ceil(IMAGES / (batch * world.size))
 
     def _setup_graph(self) -> None:
@@ -84,18 +115,30 @@ class Guard(Callback):
                 self.wrong.append(tf.reduce_sum(tf.cast(wrong, tf.float32)))
 
     def _before_train(self) -> None:
+        memory = self.memory
+        self.factor, self.distance, self.good_step = self.trainer.sess.run(
+            [memory.step_factor, memory.distance, memory.good_step])
+        self.spare()
+
+    def remember(self) -> None:
+        """Have the variables say what this object does."""
+        memory = self.memory
+        for variable, value in [(memory.step_factor, self.factor), (memory.distance, self.distance),
+                                (memory.good_step, self.good_step)]:
+            variable.load(value, self.trainer.sess)
         self.spare()
 
     def spare(self) -> None:
         """Have the last good checkpoint kept, however many an epoch has."""
         if self.saver is not None and self.action:
-            self.saver.spared = self.good_step
+            self.saver.spared = int(self.good_step)
 
     def _before_epoch(self) -> None:
         if not self.batches:  # a training that only makes up for an evaluation needs no data
             self.batches = [self.trainer.draw() for _ in range(self.num_batches)]
-        if self.distance is None:  # of the weights that it begins with
-            self.distance = self.measured_distance()
+        if self.distance == NOT_MEASURED:  # of the weights that it begins with
+            self.measure_distance()
+            self.remember()
 
     def measure(self) -> Optional[Tuple[float, float]]:
         """Return the error on all ranks' images under one step and under several; None when the training ends."""
@@ -108,14 +151,14 @@ class Guard(Callback):
         one, several, total = self.world.sum(counts)
         return one / total, several / total
 
-    def measured_distance(self) -> Optional[float]:
-        """Return how far apart the two errors are now; None when the training ends."""
+    def measure_distance(self) -> None:
+        """Measure how far apart the two errors are now, unless the training ends."""
         errors = self.measure()
-        return None if errors is None else errors[1] - errors[0]
+        self.distance = NOT_MEASURED if errors is None else errors[1] - errors[0]
 
     def _trigger_epoch(self) -> None:
         errors = self.measure()
-        if errors is None or self.distance is None:  # a signal came
+        if errors is None or self.distance == NOT_MEASURED:  # a signal came
             return
         one, several = errors
         put = self.trainer.monitors.put_scalar
@@ -124,22 +167,23 @@ class Guard(Callback):
         found = several - one > self.distance + LEAP
         put(FOUND, float(found))
         if not found:
-            self.distance = min(self.distance, several - one)
-            self.good_step, self.restores = self.global_step, 0
-            self.spare()
+            self.distance, self.good_step, self.warned = min(self.distance, several - one), self.global_step, False
+            self.remember()
             return
         said = ('catastrophic overfitting in epoch %d: the error on training images is %.3f under one step and %.3f '
                 'under %d steps; they were %.3f apart before'
-                % (self.epoch_num, one, several, STEPS, self.distance))
+                % (self.epoch_num, one, several, GUARD_STEPS, self.distance))
         if self.action is None:
-            self.distance = several - one
-            if self.world.is_chief:
+            if self.world.is_chief and not self.warned:
                 logger.warning('%s. A smaller --attack-step-size, more --noise or --replays, or --method pgd avoid it; '
                                '--on-overfitting stop or restore acts on it' % said)
+            self.warned = True
             return
         good = self.world.from_chief(self.world.patiently(
             lambda: self.last_good() if self.world.is_chief else None))
-        if self.action == 'stop' or good is None or self.restores == MOST_RESTORES:
+        if self.action == 'restore' and self.factor <= LEAST_FACTOR:
+            self.end('%s, with %g of the attack\'s step' % (said, self.factor), good)
+        if self.action == 'stop' or good is None:
             self.end(said, good)
         self.restore(said, good)
 
@@ -164,21 +208,16 @@ class Guard(Callback):
 
     def restore(self, said: str, good: str) -> None:
         """Go back to a checkpoint on all ranks, halve the attack's steps, and measure anew: one step is weaker now."""
-        session = self.trainer.sess
+        self.factor, self.good_step = self.factor / 2, self.global_step
         if self.world.is_chief:
-            assert self.step_factor is not None
-            factor = session.run(self.step_factor) / 2
-            load_variables(session, good, but=(STEP_FACTOR, 'global_step', 'learning_rate', *OWN_OF_A_TRAINING))
-            self.step_factor.load(factor, session)
+            load_variables(self.trainer.sess, good,
+                           but=(STEP_FACTOR, DISTANCE, GOOD_STEP, 'global_step', 'learning_rate', *OWN_OF_A_TRAINING))
             logger.warning('%s. Going back to the weights of %s; the attack\'s steps are %g times as long as at the '
-                           'beginning from now on' % (said, good, factor))
+                           'beginning from now on' % (said, good, self.factor))
         self.trainer.broadcast(None)
-        self.restores, self.good_step = self.restores + 1, self.global_step
-        self.spare()
-        self.trainer.monitors.put_scalar(RESTORES, self.restores)
-        self.distance = self.measured_distance()
-        if self.distance is not None:
-            self.trainer.monitors.put_scalar(RESTORED_DISTANCE, self.distance)
+        self.remember()  # before it measures, with steps of half the length
+        self.measure_distance()
+        self.remember()
         if self.saver is not None:  # a checkpoint of the overfitted weights, within the epoch's last step
             self.saver.saved_step = None
 
@@ -201,38 +240,3 @@ def load_variables(session: tf.Session, path: str, but: Tuple[str, ...]) -> None
             name = name[len(AVERAGES):]
         if name not in but and reader.has_tensor(name):
             variable.load(reader.get_tensor(name), session)
-
-
-def earlier_measurement(directory: str, action: Optional[str], begins_at: int) -> Earlier:
-    """Return what the last record of stats.json says; with an action, the last one before the network overfitted, or
-    where it was restored. A training where nothing was measured has its good step at `begins_at`.
-
-    The distance is not known where the training begins with those weights: it is measured anew, since the attack's step
-    may have another size now.
-    """
-    measured = [r for r in read_statistics(directory) if ONE_STEP in r and SEVERAL in r]
-    good = measured
-    if action is not None:  # epochs after one that overfitted may have had no leap, and are no better
-        good = list(itertools.takewhile(lambda r: not r.get(FOUND) or RESTORES in r, measured))
-    if not good:
-        return Earlier(0.0) if measured else Earlier(None, begins_at)
-    last = good[-1]
-    distance = last.get(RESTORED_DISTANCE) if RESTORES in last else last[SEVERAL] - last[ONE_STEP]
-    return Earlier(None if last['global_step'] == begins_at else distance, int(last['global_step']),
-                   int(last.get(RESTORES, 0)))
-
-
-def has_step_factor(path: str) -> bool:
-    """Tell whether the attack's steps were halved in the training of a TF checkpoint, or might have been."""
-    return any(name == STEP_FACTOR for name, _ in tf.train.list_variables(path))
-
-
-def attack_step_factor() -> tf.Variable:
-    """Return the variable, times which the attack's steps are, as it goes into checkpoints: 1, until it is halved."""
-    with tf.device('/cpu:0'):
-        return tf.get_variable(STEP_FACTOR, initializer=1.0, trainable=False)
-
-
-def several_steps(epsilon: float, goal: str, **network: Any) -> Attacker:
-    """Return the attack that one step is compared with: PGD of the same budget and goal."""
-    return PGDAttacker(STEPS, epsilon, 1.0, goal=goal, **network)

@@ -67,6 +67,10 @@ class HeldInput(InputSource):
         for slot in range(self.micro_batches):
             session.run(self._load, {self.slot: slot})
 
+    def load_last(self, session: tf.Session) -> None:
+        """Take a new batch in place of the last one, which is read where none is named."""
+        session.run(self._load)
+
 
 class Replays:
     """The perturbations of held batches. They are kept between replays, and from a batch to the one that takes its

@@ -2,7 +2,7 @@
 import argparse
 import logging
 import shlex
-from typing import Any, List, NamedTuple, Optional
+from typing import Any, List, NamedTuple, Optional, Sequence
 
 from runtime.compat import is_deterministic  # before tensorpack
 
@@ -28,6 +28,7 @@ from third_party.preparations import PREPARATIONS
 from training.averages import Averages, has_averages
 from training.best import best_checkpoint, find_best
 from training.callbacks import (
+    CHECKPOINTS_KEPT,
     KeepBest,
     LossGuard,
     RecordedDenoising,
@@ -38,7 +39,7 @@ from training.callbacks import (
     errors_of_disk,
 )
 from training.flags import is_guarded
-from training.input import errors_of_input, training_input
+from training.input import TimedInput, errors_of_input, training_input
 from training.log_directory import (
     OWN_OF_A_TRAINING,
     Start,
@@ -49,14 +50,7 @@ from training.log_directory import (
     start_after,
 )
 from training.methods import Method, method_of
-from training.overfitting import (
-    Earlier,
-    Guard,
-    attack_step_factor,
-    earlier_measurement,
-    has_step_factor,
-    several_steps,
-)
+from training.overfitting import OF_AN_ATTACK, Guard, Memory, Remembered, remembered
 from training.progress import Events, Progress, evaluation_table
 from training.records import Statistics, evaluated_epochs, forget_after
 from training.replays import HeldInput, Replays
@@ -87,8 +81,7 @@ class Plan(NamedTuple):
     schedule: LearningRate
     catch_up: bool  # with the evaluation of the epoch before
     averages_begin: bool  # with the weights that there are
-    has_factor: bool  # of the attack's steps, which overfitting.py may have halved
-    measured: Earlier  # of overfitting
+    remembered: Remembered  # of overfitting
 
 
 def run_training(options: argparse.Namespace, classes: List[str], validation: Optional[Dataset]) -> int:
@@ -104,7 +97,10 @@ def run_training(options: argparse.Namespace, classes: List[str], validation: Op
     inputs = find_inputs(options, classes, validation)
     world = HorovodWorld()
     stopper = StopOnSignal(world)
-    check_agreement(world, vars(options), checkpoint=checkpoint.checkpoint_files(options.load) if options.load else [],
+    # one flag gives both step sizes, of the method and of evaluations
+    flags = dict(vars(options), attack_step_size=[options.attack_step_size, options.training_step_size])
+    del flags['training_step_size']
+    check_agreement(world, flags, checkpoint=checkpoint.checkpoint_files(options.load) if options.load else [],
                     data=inputs.validation.listing(options.data) if inputs.validation else inputs.classes,
                     more_code=sha256_of_files(inputs.network.files()))
     warn_of_cost(options.attack_dtype, options.xla)
@@ -159,15 +155,15 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
     total_batch = options.batch * world.size * options.accumulate
     steps_per_epoch = options.steps_per_epoch or steps_in_epoch(images, total_batch)
     schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch, options.schedule)
-    start, catch_up, averages_begin, has_factor, measured = Start(steps_per_epoch), False, True, False, Earlier()
+    start, catch_up, averages_begin, known = Start(steps_per_epoch), False, True, Remembered()
     # reading its checkpoints may take the chief minutes
     prepared = world.patiently(lambda: prepare_chief(options, inputs, world.size, steps_per_epoch)
                                if world.is_chief else None)
     if prepared:
         start = prepared
         averages_begin = not (start.checkpoint and has_averages(start.checkpoint))
-        has_factor = bool(start.checkpoint and has_step_factor(start.checkpoint))
-        measured = earlier_measurement(logger.get_logger_dir(), options.on_overfitting, start.global_step)
+        if start.checkpoint:
+            known = remembered(start.checkpoint, inputs.method.attack_name())
         catch_up = bool(start.checkpoint and inputs.validation and start.epoch > 1 and not start.step_of_epoch
                         and start.epoch - 1 not in evaluated_epochs(logger.get_logger_dir()))
         logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
@@ -180,10 +176,10 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
     else:
         logger.setLevel('WARNING')
     # the chief alone knows its disk
-    global_step, offset, catch_up, averages_begin, has_factor, measured = world.from_chief(
-        [start.global_step, start.offset, catch_up, averages_begin, has_factor, measured])
-    return Plan(start._replace(global_step=global_step, offset=offset), schedule, catch_up, averages_begin, has_factor,
-                Earlier(*measured))
+    global_step, offset, catch_up, averages_begin, known = world.from_chief(
+        [start.global_step, start.offset, catch_up, averages_begin, known])
+    return Plan(start._replace(global_step=global_step, offset=offset), schedule, catch_up, averages_begin,
+                Remembered(*known))
 
 
 def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps_per_epoch: int) -> Start:
@@ -223,25 +219,30 @@ def find_start(options: argparse.Namespace, directory: str, network: Network, st
 
 # --- its epochs, and its end -----------------------------------------------------------------------------------------
 
-def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World, stopper: StopOnSignal) -> None:
-    """Train for all epochs from the plan's start on."""
+def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World, stopper: StopOnSignal, *,
+          data: Optional[TimedInput] = None, kept: int = CHECKPOINTS_KEPT,
+          more_callbacks: Sequence[Callback] = ()) -> None:
+    """Train for all epochs from the plan's start on. data: in place of what the options name. kept: checkpoints."""
     start, total_batch, method = plan.start, plan.schedule.total_batch, inputs.method
     directory = logger.get_logger_dir()  # the chief's
     position = ScheduledPosition(start, total_batch)
     callbacks: List[Callback] = [
         position, RecordedDenoising(checkpoint.denoising_record(inputs.network)),
         ScheduledLearningRate(plan.schedule, start.offset),
-        LossGuard(inputs.network.num_classes, world.rank, directory), stopper]
+        LossGuard(inputs.network.num_classes, world.rank, directory, method.loss_scale), stopper]
     averages = None
     if options.ema is not None:
         averages = Averages(options.ema, inputs.network.variable_shapes(), begin=plan.averages_begin)
         callbacks.append(averages)
     if world.is_chief:
-        stopper.saver = Saver(directory, options.save_every_steps, start.offset)
+        stopper.saver = Saver(directory, options.save_every_steps, start.offset, kept=kept)
     monitors = [Events(start.global_step), Statistics(), ScalarPrinter()] if world.is_chief else []
-    step_factor: Any = attack_step_factor() if options.on_overfitting == 'restore' or plan.has_factor else 1.0
-    if is_guarded(options):
-        callbacks.append(guard_of(options, inputs, plan, world, step_factor, stopper, monitors))
+    memory = None
+    if is_guarded(options) or plan.remembered.factor != 1.0:
+        memory = Memory(method.attack_name(), start.global_step)
+    step_factor: Any = memory.step_factor if memory else 1.0
+    if memory and is_guarded(options):
+        callbacks.append(guard_of(options, inputs, world, memory, stopper, monitors))
     if world.is_chief:
         callbacks += [stopper.saver, Progress(start, total_batch=total_batch, max_epoch=options.max_epoch,
                                               micro_batches=options.accumulate, targeted=method.targeted,
@@ -253,9 +254,10 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
         callbacks.append(DistributedEvaluation(validation, world, stopper, catch_up=plan.catch_up, averages=averages))
     if options.keep_best and world.is_chief:
         callbacks.append(KeepBest(directory, options.keep_best))
+    callbacks += more_callbacks
     # the last one, since its clock runs from here to the epoch's end: others measure and draw before an epoch
     callbacks.append(ThroughputTracker(samples_per_step=total_batch))
-    data = training_input(options, inputs.network.num_classes)
+    data = data or training_input(options, inputs.network.num_classes)
     held, replays = data, None
     if method.holds_batches:
         held = HeldInput(data, options.accumulate, options.batch, options.image_size)
@@ -263,7 +265,8 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
                           step_size=method.strength.step_size * step_factor)
     model = training_model(options, inputs, replays, step_factor)
     if start.checkpoint:
-        restored = SaverRestore(start.checkpoint, ignore=list(OWN_OF_A_TRAINING))
+        ignored = OWN_OF_A_TRAINING if plan.remembered.same_attack else OWN_OF_A_TRAINING + OF_AN_ATTACK
+        restored = SaverRestore(start.checkpoint, ignore=list(ignored))
     else:
         restored = DictRestore(dict(inputs.weights or {}, global_step=np.int64(start.global_step)))
     with errors_of_input(data):
@@ -288,15 +291,15 @@ def training_model(options: argparse.Namespace, inputs: Inputs, replays: Optiona
                             attack_mode=settings['attack_mode'], lesson=inputs.method.lesson(replays))
 
 
-def guard_of(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World, step_factor: Any,
-             stopper: StopOnSignal, monitors: List[Any]) -> Guard:
+def guard_of(options: argparse.Namespace, inputs: Inputs, world: World, memory: Memory, stopper: StopOnSignal,
+             monitors: List[Any]) -> Guard:
     """Return the guard against catastrophic overfitting."""
-    method, network = inputs.method, dict(num_classes=inputs.network.num_classes)
-    return Guard(inputs.network, options.image_size, options.batch, world, action=options.on_overfitting,
-                 one_step=lambda: method.one_step(step_factor=step_factor, **network),
-                 several=lambda: several_steps(method.strength.epsilon, method.goal, **network),
-                 directory=logger.get_logger_dir(), step_factor=step_factor, saver=stopper.saver, monitors=monitors,
-                 earlier=plan.measured, stopped=stopper.agreed)
+    method, num_classes = inputs.method, inputs.network.num_classes
+    return Guard(inputs.network, options.image_size, options.batch, world, memory=memory,
+                 action=options.on_overfitting,
+                 one_step=lambda: method.one_step(step_factor=memory.step_factor, num_classes=num_classes),
+                 several=lambda: method.several_steps(num_classes=num_classes),
+                 directory=logger.get_logger_dir(), saver=stopper.saver, monitors=monitors, stopped=stopper.agreed)
 
 
 def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSignal) -> None:

@@ -9,8 +9,8 @@ PUBLISHED_EPOCHS = 110
 MILESTONES = (35, 70, 95)
 WARM_UP_EPOCHS = 5
 WARM_UP_START = 0.1
-# steps: as above. cyclic: up to the peak at 2/5 of the epochs, and down to 0 (Wong et al. 2020). cosine: warm-up, and
-# half a cosine down to 0
+# steps: as above. cyclic: up to the peak at 2/5 of the epochs, and down to 0, like Wong et al. 2020, whose peak for
+# CIFAR-10 is at half. cosine: warm-up, and half a cosine down to 0
 SCHEDULES = ('steps', 'cyclic', 'cosine')
 PEAK_EPOCH = PUBLISHED_EPOCHS * 2 // 5
 

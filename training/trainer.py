@@ -99,6 +99,6 @@ class AccumulatingTrainer(HorovodTrainer):
     def draw(self) -> List[np.ndarray]:
         """Return a batch of the training stream, uint8 images and int32 labels, which is not trained on then."""
         if self.replays is not None:
-            self.replays.held.load(self.sess)
+            self.replays.held.load_last(self.sess)
         tower = self.towers.training()[0]
         return self.sess.run([tower.get_tensor('input'), tower.get_tensor('label')])
