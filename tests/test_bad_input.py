@@ -5,6 +5,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from lanes import once
 from photos import write_split
 
 from tools.mpi import mpirun
@@ -113,6 +114,7 @@ def test_corrupt_validation_image_stops_the_evaluation(python, files):
     assert 'Top1 Error' not in done.stdout
 
 
+@once
 @pytest.mark.slow
 @pytest.mark.parametrize('flags, said', [
     ('--eval --load {missing} --data {data}', 'no checkpoint'),

@@ -20,6 +20,7 @@ NAME = 'PGD-ResNet14-Batch4-%dGPUs-iter0-epsilon16.0-step1.0'
 ENDLESS = FAKE + ['--steps-per-epoch', '10000', '--max-epoch', '2', '--save-every-steps', '2']
 
 
+@once
 def test_a_rank_that_is_killed_ends_the_job(root, tmp_path):
     job = Job(root, tmp_path, 3, *ENDLESS)
     job.wait_for('model-2.')
@@ -34,6 +35,7 @@ def test_a_rank_that_is_killed_ends_the_job(root, tmp_path):
     assert psutil.wait_procs(ranks, timeout=max(0, begin + 30 - time.time()))[1] == []
 
 
+@once
 def test_sigterm_at_mpirun(root, tmp_path):
     """With this option it hands it on after so many seconds, and gives its ranks as many again to save a checkpoint."""
     from training.log_directory import newest_complete, saved_checkpoints
@@ -74,6 +76,7 @@ def test_ranks_with_other_flags_or_code_are_refused(root, tmp_path):
     assert 'code of rank 1 is not that of rank 0' in refused(tmp_path, [main] + flags, [str(other / 'main.py')] + flags)
 
 
+@once
 def test_ranks_with_another_checkpoint_or_other_data_are_refused(root, tmp_path, weights_file):
     """Under other names they may be, as on another machine's disk."""
     main = os.path.join(root, 'main.py')

@@ -187,6 +187,7 @@ def test_without_a_server_it_says_which_to_start(root, checkout, data, ranks, re
         assert 'File "' not in done.stdout + done.stderr
 
 
+@once
 def test_a_server_that_dies_ends_the_training(root, checkout, data, server):
     endpoint, process = server
     command = mpirun(2, [os.path.join(root, 'main.py'), '--batch', str(BATCH)] + SMALL + [
@@ -226,6 +227,7 @@ def test_wrong_numbers_of_classes_between_server_and_training(root, checkout, da
     assert 'classes' in done.stderr and 'Traceback' not in done.stderr
 
 
+@once
 @pytest.mark.parametrize('kind, problem', [
     ('another batch', 'uint8 (2, 32, 32, 3)'), ('no tensors', 'tensors in a message of 50 bytes')])
 def test_messages_of_another_kind(root, checkout, data, tmp_path, kind, problem):
@@ -246,8 +248,8 @@ def test_messages_of_another_kind(root, checkout, data, tmp_path, kind, problem)
     assert 'only messages that do not fit' in done.stderr and problem in done.stderr and 'Traceback' not in done.stderr
 
 
-@pytest.mark.parametrize('ranks, receiver, steps', [(2, [], 40), (None, ['--no-zmq-ops'], 60)],
-                         ids=['native', 'python'])
+@pytest.mark.parametrize('ranks, receiver, steps', [
+    pytest.param(2, [], 40, id='native'), pytest.param(None, ['--no-zmq-ops'], 60, marks=once, id='python')])
 def test_the_server_is_killed_and_started_again(root, checkout, data, server, ranks, receiver, steps):
     """The training waits meanwhile, and makes all of its steps: more in an epoch than it has received ahead."""
     endpoint, process = server

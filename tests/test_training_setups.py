@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 from jobs import FAKE, SMALL, Job, statistics
+from lanes import once
 from photos import write_split
 
 from tools.mpi import read_figures
@@ -70,6 +71,7 @@ def test_micro_batches_are_one_step(root, tmp_path, weights_file):
             assert np.linalg.norm(other[name] - one[name]) < 0.02 * moved[name], name
 
 
+@once
 @pytest.mark.slow
 def test_three_ranks_an_empty_class_and_a_partial_epoch(root, tmp_path, weights_file, python):
     """41 images in 3 batches of 4 a step, in float16; one of 10 classes is empty, the weights are of another 1000."""
