@@ -273,7 +273,12 @@ def advice(weights: Weights, network: Network, recorded: Optional[Denoising] = N
 
 def denoising_record(network: Network) -> Optional[np.ndarray]:
     """Return what training adds to its checkpoints, under DENOISING: (characters,) int64; None without such blocks."""
-    return np.array([ord(c) for c in ' '.join(network.denoising)], np.int64) if network.denoising else None
+    return as_numbers(' '.join(network.denoising)) if network.denoising else None
+
+
+def as_numbers(text: str) -> np.ndarray:
+    """Return what a checkpoint can hold of a text, its characters' numbers: (characters,) int64."""
+    return np.array([ord(c) for c in text], np.int64)
 
 
 def recorded_denoising(path: str) -> Optional[Denoising]:

@@ -190,7 +190,7 @@ def main() -> int:
     parser.add_argument('--update', type=positive_float, default=UPDATE,
                         help='of --methods: image-steps that an update takes the time of (%s)' % UPDATE)
     parser.add_argument('--beside', type=positive_float, default=0.0,
-                        help='of --methods: image-steps that an attack takes beside its steps (0)')
+                        help='of --methods: image-steps that an attack takes beside its steps (none)')
     parser.add_argument('--repeats', type=positive_int, default=7)
     parser.add_argument('--parameters', type=positive_int, default=60192808, help='of the network (ResNet-152)')
     parser.add_argument('--attack-iter', type=natural, default=30)

@@ -212,7 +212,6 @@ def test_a_training_with_averages_is_stopped_and_goes_on(root, tmp_path, python)
     assert errors == pytest.approx([10 / 11, 9 / 11])
 
 
-@once
 @pytest.mark.slow
 def test_averages_and_the_attacks_step_are_those_of_the_checkpoint(root, tmp_path):
     """The weights hardly move."""

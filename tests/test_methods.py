@@ -23,6 +23,7 @@ from main import parse_options
 from runtime.errors import InputError
 from tools.mpi import mpirun
 from training.attackers import FastAttacker, TradesAttacker
+from training.callbacks import LossGuard
 from training.flags import is_guarded
 from training.log_directory import log_directory_of
 from training.methods import method_of
@@ -110,6 +111,14 @@ def test_flags_make_the_attackers_of_the_papers():
     assert attacker('--method', 'fast', '--attack-step-size', '3').step_size == 3
     trades = attacker('--method', 'trades', '--attack-iter', '10', '--attack-epsilon', '8', '--attack-step-size', '2')
     assert (trades.num_iter, trades.step_size) == (10, 2)
+
+
+def test_a_loss_explodes_beyond_what_the_methods_can_be():
+    def limit(*flags):
+        method = method_of(parse_options(['--fake', '-d', '14'] + list(flags)))
+        return LossGuard(10, 0, None, method.largest_loss).limit
+    assert limit() == limit('--method', 'fast') == pytest.approx(100 * np.log(10))
+    assert limit('--method', 'trades', '--beta', '5') == pytest.approx(6 * 100 * np.log(10))
 
 
 def test_between_epochs_steps_have_their_usual_size():
@@ -201,13 +210,17 @@ GUARDED = ['--method', 'fast', '--attack-epsilon', '8', '--ema', '0.9', '--on-ov
 # after 2 steps the weights are 1.2e-3 from the first ones, after 4 steps 1.8e-3 to 2.0e-3, after 8 3.2e-3; on two ranks
 # they are 5e-4, 1.1e-3 and 2.4e-3
 RESTORING = dict(name='restore', flags=GUARDED + ['restore'], epochs=7, rate=1e-4, overfits_at=1.5e-3)
-FREE_RESTORING = dict(RESTORING, name='restore-free', flags=[
-    '--method', 'free', '--replays', '1', '--attack-epsilon', '8', '--on-overfitting', 'restore'])
+# its weights are nearer the first ones: 3.8e-4 after 2 steps, 7.2e-4 after 4
+FREE_RESTORING = dict(RESTORING, name='restore-free', overfits_at=5e-4, flags=[
+    '--method', 'free', '--replays', '1', '--attack-epsilon', '8', '--accumulate', '2', '--on-overfitting', 'restore'])
 # and from where that ended: with the same attack, and with another one
 AGAIN = dict(RESTORING, name='again', restore='again/model-8')
 OTHER_STEP = dict(RESTORING, name='other-step', restore='other-step/model-8', epochs=5,
                   flags=RESTORING['flags'] + ['--attack-step-size', '5'])
 WARNING = dict(name='warn', flags=GUARDED[:-1], epochs=3, rate=1e-4, overfits_at=1.5e-3)
+# from where that had overfitted already
+WARNED = dict(WARNING, name='warned', restore='warn/model-4')
+WARNED_OTHERWISE = dict(WARNED, name='warned-otherwise', flags=WARNING['flags'] + ['--attack-step-size', '5'])
 # in the first epoch; and from the beginning on, which is no leap
 FIRST = dict(name='first', flags=GUARDED + ['stop'], epochs=2, rate=1e-4, overfits_at=1e-4, save_every=1)
 ALWAYS = dict(name='always', flags=GUARDED + ['stop'], epochs=1, rate=1e-4, overfits_at=-1.0)
@@ -225,7 +238,7 @@ def trained(tmp_path_factory):
     said += run_worker(
         folder, dict(name='free', flags=FREE), dict(KILLED, name='resumed', restore='killed/model-2', dies_in=None),
         dict(name='trades', flags=['--method', 'trades', '--beta', '3', '--attack-iter', '2'], steps=3),
-        WARNING, STOPPING, FIRST, ALWAYS, AGAIN, OTHER_STEP, FREE_RESTORING)
+        WARNING, WARNED, WARNED_OTHERWISE, STOPPING, FIRST, ALWAYS, AGAIN, OTHER_STEP, FREE_RESTORING)
     return folder, said
 
 
@@ -335,13 +348,13 @@ def test_the_guard_goes_back_to_the_last_good_checkpoint_with_half_of_the_step(t
 def test_a_halved_step_is_of_one_attack(trained):
     """A training that goes on with the same one goes on with an eighth of its step; with another one it begins anew."""
     folder, said = trained
-    again = re.findall("RunError: catastrophic overfitting in epoch 5: .*with 0.125 of the attack's step", said)
-    assert len(again) == 2  # RESTORING's own, and AGAIN's
+    ends = re.findall("RunError: catastrophic overfitting in epoch 5: .*with 0.125 of the attack's step; .*/(\S+)$",
+                      said, re.MULTILINE)
+    assert ends == ['restore', 'again', 'restore-free']
     assert said.count('0.125 times as long as at the beginning, since the network overfitted\n') == 1
     assert said.count('the attack is another one now') == 1
     reader = tf.train.load_checkpoint(str(folder / 'other-step' / 'model-10'))
     assert reader.get_tensor('training/attack_step_factor') == 0.5
-    assert not (folder / 'again' / 'model-10.index').exists()
 
 
 def test_free_takes_halved_steps_too(trained):
@@ -350,11 +363,18 @@ def test_free_takes_halved_steps_too(trained):
     assert sum(record['overfitting/found'] for record in statistics(folder / 'restore-free')) == 4
     with np.load(str(folder / 'restore-free-0.npz')) as kept:
         first, *_, last = [np.round(np.abs(p) / PIXEL) for p in kept['perturbation']]
+        begin = kept['adversarial'][0]
     assert set(first.ravel()) <= {0, 8} and 1 in last % 2 and 8 in last
+    # the guard takes one batch for each of its measurements, of ceil(256 / 3) batches, not one for each micro-batch
+    images = worker.stream(0, labelled=True)[0] / 127.5 - 1
+    which = [k for k in range(worker.BATCHES) if np.allclose(images[k], begin, atol=1e-6)]
+    assert which == [(86 + 2 + 2 - 1) % worker.BATCHES]
 
 
 def check_stopped(folder):
     """The good checkpoint is kept, though 2 are and its epoch had 4; those after it have another name."""
+    good = tf.train.load_checkpoint(str(folder / 'stop' / 'model-4'))  # saved before the verdict, too
+    assert good.get_tensor('training/overfitting/good_step') == 4
     last = statistics(folder / 'stop')[-1]
     assert last['global_step'] == 8 and last['overfitting/found'] == 1
     assert last['overfitting/error-1step'] == 0 and last['overfitting/error-10step'] == 1
@@ -379,9 +399,10 @@ def test_the_guard_compares_the_first_epoch_with_the_beginning(trained):
 @pytest.mark.slow
 def test_the_guard_on_two_ranks(tmp_path):
     """Both end at once, and go back at once; one says so."""
-    said = run_worker(tmp_path, dict(WARNING, overfits_at=8e-4), dict(RESTORING, overfits_at=8e-4),
-                      dict(STOPPING, overfits_at=1.7e-3), ranks=2)
-    assert said.count('--on-overfitting stop or restore acts on it') == 1
+    said = run_worker(tmp_path, dict(WARNING, overfits_at=8e-4), dict(WARNED, overfits_at=8e-4),
+                      dict(RESTORING, overfits_at=8e-4), dict(STOPPING, overfits_at=1.7e-3), ranks=2)
+    assert said.count('--on-overfitting stop or restore acts on it') == 2
+    check_warned(tmp_path, 'warned')
     ends = re.findall('^RunError: catastrophic overfitting in epoch ([0-9])', said, re.MULTILINE)
     assert sorted(ends) == ['2', '2', '5', '5']
     check_restored(tmp_path, ranks=2)
@@ -390,9 +411,25 @@ def test_the_guard_on_two_ranks(tmp_path):
 
 def test_the_guard_warns_once(trained):
     folder, said = trained
-    assert said.count('--on-overfitting stop or restore acts on it') == 1
+    assert said.count('--on-overfitting stop or restore acts on it') == 1 + 2  # WARNED and WARNED_OTHERWISE
     assert [record['overfitting/found'] for record in statistics(folder / 'warn')] == [0, 1, 1]
     assert (folder / 'warn' / 'model-6.index').exists()
+
+
+def check_warned(folder, name):
+    """The distance is that of before the network overfitted, and the last good checkpoint, though it was resumed since.
+    """
+    assert [record['overfitting/found'] for record in statistics(folder / name)] == [1]
+    reader = tf.train.load_checkpoint(str(folder / name / 'model-6'))
+    assert [reader.get_tensor('training/overfitting/' + what) for what in ('distance', 'good_step')] == [0, 2]
+
+
+def test_a_resumed_training_knows_that_it_has_overfitted(trained):
+    """Also where it goes on with a smaller step, as the warning says."""
+    folder, said = trained
+    check_warned(folder, 'warned')
+    check_warned(folder, 'warned-otherwise')
+    assert said.count('After step 2 it had not overfitted') == 3
 
 
 def test_a_halved_step_is_one_of_half_the_size(session):

@@ -6,53 +6,57 @@ from runtime.compat import tf  # before tensorpack
 import pytest
 from tensorpack import logger
 
-from training.overfitting import DISTANCE, FOUND, GOOD_STEP, STEP_FACTOR, Guard, Memory, Remembered, remembered
+from training.overfitting import FOUND, STEP_FACTOR, Guard, Remembered, attack_step_factor, remembered
 
 
 def found_in(session, errors, distance=0.0):
-    """Return what a guard finds in epochs of 100 steps and these errors, and its memory."""
-    memory, found = Memory('attack', 0), []
+    """Return what a guard finds in epochs of 100 steps and these errors, and the guard."""
+    found = []
 
     class Measured(Guard):
+        def _setup_graph(self):
+            self.memory = [tf.Variable(value) for value in (1.0, distance, 0)]
+
         def measure(self):
             return errors[len(found)]
 
     def put_scalar(name, value):
         if name == FOUND:
             found.append(value)
-    guard = Measured(None, 32, 4, SimpleNamespace(is_chief=True, size=1), one_step=None, several=None, memory=memory)
+    guard = Measured(None, 32, 4, SimpleNamespace(is_chief=True, size=1), one_step=None, several=None, step_factor=None)
     guard.trainer = SimpleNamespace(monitors=SimpleNamespace(put_scalar=put_scalar), epoch_num=0, global_step=0,
                                     sess=session)
+    guard._setup_graph()
     session.run(tf.global_variables_initializer())
-    memory.distance.load(distance, session)
     guard._before_train()
     for _ in errors:
         guard.trainer.epoch_num += 1
         guard.trainer.global_step += 100
         guard._trigger_epoch()
-    return found, memory
+    return found, guard
 
 
 def test_overfitting_over_several_epochs_is_found(session):
     """Errors of a real training, with plain FGSM of budget 32 on two classes of photos: apart by degrees."""
     errors = [(0.484, 0.672), (0.293, 0.754), (0.211, 0.875), (0.176, 0.871), (0.125, 0.957)]
-    found, memory = found_in(session, errors, distance=0.05)
+    found, guard = found_in(session, errors, distance=0.05)
     assert found == [0, 1, 1, 1, 1]
-    assert session.run([memory.good_step, memory.distance]) == [100, pytest.approx(0.05)]
+    assert session.run(guard.memory) == [1, pytest.approx(0.05), 100]
 
 
 def test_the_smallest_distance_counts_and_is_told_to_checkpoints(session):
-    found, memory = found_in(session, [(0.3, 0.42), (0.3, 0.35), (0.2, 0.54)], distance=0.2)
-    assert found == [0, 0, 0] and session.run([memory.good_step, memory.distance]) == [300, pytest.approx(0.05)]
+    found, guard = found_in(session, [(0.3, 0.42), (0.3, 0.35), (0.2, 0.54)], distance=0.2)
+    assert found == [0, 0, 0] and session.run(guard.memory) == [1, pytest.approx(0.05), 300]
 
 
 def test_a_warning_is_said_again_when_the_network_had_recovered(session, monkeypatch):
     said = []
     monkeypatch.setattr(logger, 'warning', said.append)
     overfitted, good = (0.1, 0.9), (0.4, 0.5)
-    found, memory = found_in(session, [good, overfitted, overfitted, good, overfitted])
-    assert found == [0, 1, 1, 0, 1] and session.run(memory.good_step) == 400
-    assert ['epoch 2' in said[0], 'epoch 5' in said[1], len(said)] == [True, True, 2]
+    found, guard = found_in(session, [good, overfitted, overfitted, good, overfitted])
+    assert found == [0, 1, 1, 0, 1] and guard.good_step == 400
+    assert len(said) == 2 and 'in epoch 2:' in said[0] and 'After step 100 it had not overfitted' in said[0]
+    assert 'in epoch 5:' in said[1] and 'After step 400 it had not' in said[1]
 
 
 @pytest.mark.parametrize('factor, attack, expected, words', [
@@ -62,13 +66,12 @@ def test_a_warning_is_said_again_when_the_network_had_recovered(session, monkeyp
 def test_a_halved_step_is_that_of_one_attack(session, tmp_path, monkeypatch, factor, attack, expected, words):
     said = []
     monkeypatch.setattr(logger, 'info', said.append)
-    memory = Memory('attack', 7)
+    variable = attack_step_factor('attack')
     session.run(tf.global_variables_initializer())
-    memory.step_factor.load(factor, session)
+    variable.load(factor, session)
     path = tf.train.Saver(tf.global_variables()).save(session, str(tmp_path / 'model'), write_meta_graph=False)
     assert remembered(path, attack) == expected
     assert len(said) == bool(words) and all(word in said[0] for word in words)
-    assert {STEP_FACTOR, DISTANCE, GOOD_STEP} < {name for name, _ in tf.train.list_variables(path)}
 
 
 def test_a_checkpoint_that_does_not_say_which_attack_is_of_the_same(session, tmp_path):

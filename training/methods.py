@@ -104,7 +104,7 @@ class Method:
         return PGDAttacker(GUARD_STEPS, self.strength.epsilon, 1.0, num_classes=num_classes, goal=self.goal)
 
     @property
-    def loss_scale(self) -> float:
+    def largest_loss(self) -> float:
         """Return how many times a cross-entropy the loss may be."""
         return 1.0
 
@@ -173,7 +173,7 @@ class Trades(Method):
         return scaled(TradesAttacker(*self.strength, num_classes=num_classes, **computed), step_factor)
 
     @property
-    def loss_scale(self) -> float:
+    def largest_loss(self) -> float:
         return 1 + self.options.beta
 
     def lesson(self, replays: Optional['Replays'] = None) -> 'Lesson':

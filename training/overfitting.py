@@ -15,7 +15,7 @@ import numpy as np
 from tensorpack import Callback, logger
 
 from adv_model import Attacker, attacked_images, is_wrong, scale_pixels
-from checkpoint import AVERAGES, checkpoint_files
+from checkpoint import AVERAGES, as_numbers, checkpoint_files
 from kernels.mode import native_mode
 from nets import Network
 from runtime.distributed import World
@@ -24,10 +24,9 @@ from training.callbacks import Saver
 from training.log_directory import ATTACK, OWN_OF_A_TRAINING, damage, saved_checkpoints, step_of
 from training.methods import GUARD_STEPS
 
-# In checkpoints: times which the attack's steps are, the smallest distance, and the step of the last good checkpoint
+# In checkpoints: times which the attack's steps are; the smallest distance; the step of the last good checkpoint
 STEP_FACTOR = 'training/attack_step_factor'
 DISTANCE, GOOD_STEP = 'training/overfitting/distance', 'training/overfitting/good_step'
-OF_AN_ATTACK = (STEP_FACTOR, DISTANCE)  # which say nothing of another one
 LEAP = 0.3  # by how much the errors' distance may be above its smallest: where epochs are short, it grows over several
 IMAGES = 256  # that are attacked, on all ranks together; the errors' standard deviation is 3 points or less
 LEAST_FACTOR = 1 / 8  # where an eighth of the step overfits as well, less is hardly an attack
@@ -35,20 +34,12 @@ NOT_MEASURED = 2.0  # more than any distance
 ONE_STEP, SEVERAL, FOUND = ['overfitting/' + name for name in ('error-1step', 'error-%dstep' % GUARD_STEPS, 'found')]
 
 
-class Memory:
-    """What the guard knows, as variables that checkpoints hold.
-
-    Args:
-        attack: the method's attack, in words: a training that goes on with another one takes its steps as they are.
-        begins_at: the steps that were made before.
-    """
-
-    def __init__(self, attack: str, begins_at: int):
-        with tf.device('/cpu:0'):
-            self.step_factor, self.distance, self.good_step, _ = [
-                tf.get_variable(name, initializer=value, trainable=False) for name, value in [
-                    (STEP_FACTOR, np.float32(1)), (DISTANCE, np.float32(NOT_MEASURED)),
-                    (GOOD_STEP, np.int64(begins_at)), (ATTACK, characters(attack))]]
+def attack_step_factor(attack: str) -> tf.Variable:
+    """Return the variable, times which the attack's steps are: 1, until they are halved. Checkpoints hold it, and which
+    attack it is of, in words."""
+    with tf.device('/cpu:0'):
+        tf.get_variable(ATTACK, initializer=as_numbers(attack), trainable=False)
+        return tf.get_variable(STEP_FACTOR, initializer=np.float32(1), trainable=False)
 
 
 class Remembered(NamedTuple):
@@ -57,16 +48,11 @@ class Remembered(NamedTuple):
     same_attack: bool = True
 
 
-def characters(text: str) -> np.ndarray:
-    """Return what a checkpoint holds of a text: (characters,) int64."""
-    return np.array([ord(c) for c in text], np.int64)
-
-
 def remembered(path: str, attack: str) -> Remembered:
     """Read a TF checkpoint, and log how long the attack's steps are where the guard has halved them."""
     reader = tf.train.load_checkpoint(path)
     factor = float(reader.get_tensor(STEP_FACTOR)) if reader.has_tensor(STEP_FACTOR) else 1.0
-    same = not reader.has_tensor(ATTACK) or np.array_equal(reader.get_tensor(ATTACK), characters(attack))
+    same = not reader.has_tensor(ATTACK) or np.array_equal(reader.get_tensor(ATTACK), as_numbers(attack))
     if factor != 1.0 and same:
         logger.info('the attack\'s steps are %g times as long as at the beginning, since the network overfitted'
                     % factor)
@@ -85,24 +71,31 @@ class Guard(Callback):
         action: None: says so. 'stop': ends the training by a RunError. 'restore': goes back to the last good
             checkpoint, with all that it holds but the place in the schedule, and halves the attack's steps; where
             they are an eighth, it ends the training.
-        memory: variables of this graph. directory: of the checkpoints, the chief's. saver, monitors: the chief's.
+        step_factor: the variable. same_attack: whether what a checkpoint says is of this attack. directory: of the
+            checkpoints, the chief's. saver, monitors: the chief's.
         stopped: tells whether to leave off, on all ranks at once; what is not measured is no verdict.
     """
 
     _chief_only = False
 
     def __init__(self, network: Network, image_size: int, batch: int, world: World, *,
-                 one_step: Callable[[], Attacker], several: Callable[[], Attacker], memory: Memory,
-                 action: Optional[str] = None, directory: Optional[str] = None, saver: Optional[Saver] = None,
-                 monitors: Sequence[Any] = (), stopped: Callable[[], bool] = lambda: False):
+                 one_step: Callable[[], Attacker], several: Callable[[], Attacker], step_factor: tf.Variable,
+                 same_attack: bool = True, action: Optional[str] = None, directory: Optional[str] = None,
+                 saver: Optional[Saver] = None, monitors: Sequence[Any] = (),
+                 stopped: Callable[[], bool] = lambda: False):
         self.network, self.image_size, self.world = network, image_size, world
-        self.one_step, self.several, self.memory, self.action = one_step, several, memory, action
+        self.one_step, self.several, self.action = one_step, several, action
+        self.step_factor, self.same_attack = step_factor, same_attack
         self.directory, self.saver, self.monitors, self.stopped = directory, saver, monitors, stopped
         self.batches: List[List[np.ndarray]] = []
         self.warned = False
         self.num_batches = math.ceil(IMAGES / (batch * world.size))
 
     def _setup_graph(self) -> None:
+        with tf.device('/cpu:0'):
+            values = [(DISTANCE, np.float32(NOT_MEASURED)), (GOOD_STEP, np.int64(0))]
+            self.memory = [self.step_factor] + [tf.get_variable(name, initializer=value, trainable=False)
+                                                for name, value in values]
         mode = native_mode()
         with tf.name_scope('overfitting'):
             self.image = tf.placeholder(tf.uint8, [None, self.image_size, self.image_size, 3], 'image')
@@ -115,17 +108,18 @@ class Guard(Callback):
                 self.wrong.append(tf.reduce_sum(tf.cast(wrong, tf.float32)))
 
     def _before_train(self) -> None:
-        memory = self.memory
-        self.factor, self.distance, self.good_step = self.trainer.sess.run(
-            [memory.step_factor, memory.distance, memory.good_step])
+        self.factor, self.distance, self.good_step = self.trainer.sess.run(self.memory)
+        self.anew = not self.same_attack
+        if self.distance == NOT_MEASURED:  # no guard was there before
+            self.good_step = self.global_step
         self.spare()
 
     def remember(self) -> None:
-        """Have the variables say what this object does."""
-        memory = self.memory
-        for variable, value in [(memory.step_factor, self.factor), (memory.distance, self.distance),
-                                (memory.good_step, self.good_step)]:
+        """Have the checkpoints say what this object does, also one that this step has already."""
+        for variable, value in zip(self.memory, (self.factor, self.distance, self.good_step)):
             variable.load(value, self.trainer.sess)
+        if self.saver is not None:
+            self.saver.saved_step = None
         self.spare()
 
     def spare(self) -> None:
@@ -136,8 +130,12 @@ class Guard(Callback):
     def _before_epoch(self) -> None:
         if not self.batches:  # a training that only makes up for an evaluation needs no data
             self.batches = [self.trainer.draw() for _ in range(self.num_batches)]
-        if self.distance == NOT_MEASURED:  # of the weights that it begins with
+        if self.anew or self.distance == NOT_MEASURED:  # of the weights that it begins with
+            before = self.distance
             self.measure_distance()
+            if self.distance > before + LEAP:  # by whatever attack, it has overfitted already
+                self.distance = before
+            self.anew = False
             self.remember()
 
     def measure(self) -> Optional[Tuple[float, float]]:
@@ -175,8 +173,9 @@ class Guard(Callback):
                 % (self.epoch_num, one, several, GUARD_STEPS, self.distance))
         if self.action is None:
             if self.world.is_chief and not self.warned:
-                logger.warning('%s. A smaller --attack-step-size, more --noise or --replays, or --method pgd avoid it; '
-                               '--on-overfitting stop or restore acts on it' % said)
+                logger.warning('%s. After step %d it had not overfitted. A smaller --attack-step-size, more --noise or '
+                               '--replays, or --method pgd avoid it; --on-overfitting stop or restore acts on it'
+                               % (said, self.good_step))
             self.warned = True
             return
         good = self.world.from_chief(self.world.patiently(
@@ -218,8 +217,6 @@ class Guard(Callback):
         self.remember()  # before it measures, with steps of half the length
         self.measure_distance()
         self.remember()
-        if self.saver is not None:  # a checkpoint of the overfitted weights, within the epoch's last step
-            self.saver.saved_step = None
 
 
 def set_aside_after(step: int, directory: str) -> None:

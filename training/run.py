@@ -50,7 +50,7 @@ from training.log_directory import (
     start_after,
 )
 from training.methods import Method, method_of
-from training.overfitting import OF_AN_ATTACK, Guard, Memory, Remembered, remembered
+from training.overfitting import STEP_FACTOR, Guard, Remembered, attack_step_factor, remembered
 from training.progress import Events, Progress, evaluation_table
 from training.records import Statistics, evaluated_epochs, forget_after
 from training.replays import HeldInput, Replays
@@ -229,7 +229,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
     callbacks: List[Callback] = [
         position, RecordedDenoising(checkpoint.denoising_record(inputs.network)),
         ScheduledLearningRate(plan.schedule, start.offset),
-        LossGuard(inputs.network.num_classes, world.rank, directory, method.loss_scale), stopper]
+        LossGuard(inputs.network.num_classes, world.rank, directory, method.largest_loss), stopper]
     averages = None
     if options.ema is not None:
         averages = Averages(options.ema, inputs.network.variable_shapes(), begin=plan.averages_begin)
@@ -237,12 +237,11 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
     if world.is_chief:
         stopper.saver = Saver(directory, options.save_every_steps, start.offset, kept=kept)
     monitors = [Events(start.global_step), Statistics(), ScalarPrinter()] if world.is_chief else []
-    memory = None
+    step_factor: Any = 1.0
     if is_guarded(options) or plan.remembered.factor != 1.0:
-        memory = Memory(method.attack_name(), start.global_step)
-    step_factor: Any = memory.step_factor if memory else 1.0
-    if memory and is_guarded(options):
-        callbacks.append(guard_of(options, inputs, world, memory, stopper, monitors))
+        step_factor = attack_step_factor(method.attack_name())
+    if is_guarded(options):
+        callbacks.append(guard_of(options, inputs, plan, world, step_factor, stopper, monitors))
     if world.is_chief:
         callbacks += [stopper.saver, Progress(start, total_batch=total_batch, max_epoch=options.max_epoch,
                                               micro_batches=options.accumulate, targeted=method.targeted,
@@ -265,8 +264,8 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
                           step_size=method.strength.step_size * step_factor)
     model = training_model(options, inputs, replays, step_factor)
     if start.checkpoint:
-        ignored = OWN_OF_A_TRAINING if plan.remembered.same_attack else OWN_OF_A_TRAINING + OF_AN_ATTACK
-        restored = SaverRestore(start.checkpoint, ignore=list(ignored))
+        ignored = [*OWN_OF_A_TRAINING] + [STEP_FACTOR] * (not plan.remembered.same_attack)
+        restored = SaverRestore(start.checkpoint, ignore=ignored)
     else:
         restored = DictRestore(dict(inputs.weights or {}, global_step=np.int64(start.global_step)))
     with errors_of_input(data):
@@ -291,13 +290,13 @@ def training_model(options: argparse.Namespace, inputs: Inputs, replays: Optiona
                             attack_mode=settings['attack_mode'], lesson=inputs.method.lesson(replays))
 
 
-def guard_of(options: argparse.Namespace, inputs: Inputs, world: World, memory: Memory, stopper: StopOnSignal,
-             monitors: List[Any]) -> Guard:
+def guard_of(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World, step_factor: Any,
+             stopper: StopOnSignal, monitors: List[Any]) -> Guard:
     """Return the guard against catastrophic overfitting."""
     method, num_classes = inputs.method, inputs.network.num_classes
-    return Guard(inputs.network, options.image_size, options.batch, world, memory=memory,
-                 action=options.on_overfitting,
-                 one_step=lambda: method.one_step(step_factor=memory.step_factor, num_classes=num_classes),
+    return Guard(inputs.network, options.image_size, options.batch, world, step_factor=step_factor,
+                 same_attack=plan.remembered.same_attack, action=options.on_overfitting,
+                 one_step=lambda: method.one_step(step_factor=step_factor, num_classes=num_classes),
                  several=lambda: method.several_steps(num_classes=num_classes),
                  directory=logger.get_logger_dir(), saver=stopper.saver, monitors=monitors, stopped=stopper.agreed)
 
