@@ -348,7 +348,7 @@ def test_the_guard_goes_back_to_the_last_good_checkpoint_with_half_of_the_step(t
 def test_a_halved_step_is_of_one_attack(trained):
     """A training that goes on with the same one goes on with an eighth of its step; with another one it begins anew."""
     folder, said = trained
-    ends = re.findall("RunError: catastrophic overfitting in epoch 5: .*with 0.125 of the attack's step; .*/(\S+)$",
+    ends = re.findall(r"RunError: catastrophic overfitting in epoch 5: .*with 0.125 of the attack's step; .*/(\S+)$",
                       said, re.MULTILINE)
     assert ends == ['restore', 'again', 'restore-free']
     assert said.count('0.125 times as long as at the beginning, since the network overfitted\n') == 1
