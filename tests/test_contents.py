@@ -179,6 +179,7 @@ def test_many_broken_images_are_all_named(root, data, weights_file):
     assert [path for path in paths if path in line] == paths[3:29:2]
 
 
+@once
 def test_the_digest_of_the_data_is_of_paths_labels_and_contents(root, data, tmp_path, weights_file):
     evaluate(root, ranks(2), data, weights_file(), '--attack-iter', 0, '--batch', 3, '--results', tmp_path / 'r.json')
     expected = hashlib.sha256()

@@ -66,6 +66,7 @@ def test_what_ranks_tell_each_other(root, tmp_path, count):
         assert json.loads((tmp_path / str(rank)).read_text()) == [chief, None, rows, [count, sum(range(count))]]
 
 
+@once
 @pytest.mark.skipif(has_gpu() or len(os.sched_getaffinity(0)) < 2, reason='needs CPUs alone, and more than one core')
 def test_ranks_that_leave_cores_unused_say_so_once(root):
     """Whatever binds them, and also a single one; ranks that are bound to all cores leave none."""

@@ -158,6 +158,7 @@ def test_an_unlisted_image_gets_a_label_and_no_figure(python, whole, weights_fil
     assert '1 of the 3 images of --labels were not scored' in done.stderr
 
 
+@once
 def test_continued_from_any_line_on_other_ranks(root, data, weights_file, whole, tmp_path):
     """A journal that was cut off after the first rounds; two ranks go on, and the files are those of the whole run."""
     cut_off(whole, tmp_path)

@@ -5,6 +5,7 @@ import helpers
 import numpy as np
 import pytest
 from helpers import NumpyNetwork
+from lanes import once
 
 from inference import load_classifier
 from runtime.errors import InputError
@@ -345,6 +346,7 @@ np.save(sys.argv[2], clf.logits(np.load(sys.argv[3])))
 '''
 
 
+@once
 def test_needs_neither_horovod_nor_mpi(clf, python, weights_file, tmp_path):
     np.save(str(tmp_path / 'images.npy'), photos())
     process = python('-c', WITHOUT_MPI, weights_file('ResNet'), tmp_path / 'logits.npy', tmp_path / 'images.npy',

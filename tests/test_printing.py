@@ -6,6 +6,7 @@ import sys
 
 import pytest
 from evaluating import SMALL
+from lanes import once
 from photos import write_split
 
 PROGRAM = '''
@@ -49,6 +50,7 @@ def test_what_is_printed_at_the_end_of_a_program(root):
     assert done.stderr == 'prog.py: failed: cannot write to stdout: No space left on device\n'
 
 
+@once
 def test_an_evaluation_keeps_its_results_all_the_same(root, weights_file, tmp_path):
     write_split(tmp_path / 'data' / 'val', 12)
     done = run(root, '>/dev/full', sys.executable, 'main.py', '--eval', '--load', weights_file(), '--data',

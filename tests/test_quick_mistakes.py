@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from lanes import once
 from photos import write_split
 
 from evaluation.journal import FORMAT, check_usable, line_of
@@ -127,6 +128,7 @@ CASES = [
 ]
 
 
+@once
 @pytest.mark.parametrize('flags, said', CASES)
 def test_without_tensorflow(root, files, flags, said):
     done, seconds = run(root, files, [sys.executable, os.path.join(root, 'main.py')] + flags.split())

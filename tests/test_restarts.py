@@ -268,6 +268,7 @@ def test_a_saved_image_is_that_of_the_start_that_is_recorded(restarted, single, 
     assert changed
 
 
+@once
 @pytest.mark.parametrize('count', [1, 2])
 def test_killed_in_the_third_restart_and_continued(root, data, weights_file, restarted, single, tmp_path, count):
     lines = (restarted / 'j').read_bytes().splitlines(True)

@@ -94,6 +94,7 @@ def own_classes(tmp_path_factory, classifier):
     return write
 
 
+@once
 @pytest.mark.parametrize('wrong, said', [
     (dict(), None), (dict(shift=1), 'labels are likely shifted'), (dict(swap=True), 'RGB and BGR are likely swapped')])
 def test_an_evaluation_warns_and_goes_on(root, own_classes, weights_file, wrong, said):

@@ -14,6 +14,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from lanes import once
 
 from third_party.transport import Receiver
 
@@ -242,6 +243,7 @@ def test_a_process_that_dies_is_replaced_and_reported(temporary, data, which):
         assert seconds < 2 and status == 0 and errors == ''
 
 
+@once
 def test_a_process_that_keeps_dying_ends_the_server(temporary, data):
     with Server(temporary, flags(data, workers=1)) as server:
         seen = set()

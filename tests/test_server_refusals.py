@@ -12,6 +12,7 @@ import time
 import cv2
 import numpy as np
 import pytest
+from lanes import once
 from photos import write_split
 from test_serve_data import (
     BATCH,
@@ -173,6 +174,7 @@ def limited(which, number):
     return lambda: resource.setrlimit(which, (number, number))
 
 
+@once
 @pytest.mark.parametrize('number', [32, 24, 20, 18, 16, 14, 12])
 @pytest.mark.parametrize('what', ['serve', 'benchmark', 'fake'])
 def test_too_few_open_files(temporary, data, number, what):
@@ -202,6 +204,7 @@ def test_too_little_memory(temporary, data, number):
     check_refused(temporary, process, '%d KiB of memory' % (number << 10), 'ulimit -v')
 
 
+@once
 @pytest.mark.parametrize('call, number, words', [
     ('fork', errno.EAGAIN, 'ulimit -u'), ('fork', errno.ENOMEM, os.strerror(errno.ENOMEM)),
     ('pipe2', errno.ENFILE, 'fs.file-max'), ('pipe2', errno.EMFILE, 'ulimit -n'),

@@ -88,6 +88,7 @@ def test_an_evaluation_records_it(root, data, weights_file, tmp_path, flags, sai
         assert text.startswith(begin)
 
 
+@once
 def test_a_training_says_so(python, root, tmp_path):
     done = python(root + '/main.py', '--fake', '--steps-per-epoch', '1', '--max-epoch', '1', '--batch', '2',
                   '--attack-iter', '1', '--attack-epsilon', '0.0314', '--training-eval', 'none', *SMALL, cwd=tmp_path)
