@@ -5,11 +5,10 @@ export LANE PYTHON
 # Every recipe gets the lane's environment from tools/setup.sh, which prints its path, and puts it first on PATH.
 ENTER = env=$$(tools/setup.sh) && export PATH="$$env/bin:$$PATH"
 
-# A test process for each core, at most 4 for their memory. One that has nothing left takes tests from another; until
-# then each keeps to its share of the files, since tests of a file share networks and data. Slow tests often wait, for
-# each other's processes, for slurm, for time limits: one process more than there are cores.
-PARALLEL = -n logical --maxprocesses 4 --dist worksteal
-PARALLEL_SLOW = -n $$(($$(nproc) < 4 ? $$(nproc) + 1 : 4)) --dist worksteal
+# A test process more than there are cores, as tests often wait, for each other's processes, for slurm, for time limits;
+# at most 4 for their memory. One that has nothing left takes tests from another; until then each keeps to its share of
+# the files, since tests of a file share networks and data.
+PARALLEL = -n $$(($$(nproc) < 4 ? $$(nproc) + 1 : 4)) --dist worksteal
 
 .PHONY: help setup demo test lint
 
@@ -37,4 +36,4 @@ demo:
 	@$(ENTER) && python tools/demo.py
 
 test:
-	@$(ENTER) && tools/test_tools.sh "$$env" && python -m pytest $(PARALLEL) -m 'not slow' tests && python -m pytest $(PARALLEL_SLOW) -m slow tests
+	@$(ENTER) && tools/test_tools.sh "$$env" && python -m pytest $(PARALLEL) -m 'not slow' tests && python -m pytest $(PARALLEL) -m slow tests
