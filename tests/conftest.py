@@ -19,9 +19,9 @@ from forked import run_main  # noqa: E402
 from helpers import expected_shapes, random_weights  # noqa: E402
 
 # The files with the longest tests. These begin first, so that the test processes end at about the same time.
-LONGEST = ['test_torch_networks.py', 'test_slurm.py', 'test_averages.py', 'test_training.py', 'test_training_setups.py',
-           'test_reference.py', 'test_cifar10.py', 'test_resume.py', 'test_failures.py', 'test_evaluation_records.py',
-           'test_apgd.py']
+LONGEST = ['test_torch_networks.py', 'test_slurm.py', 'test_networks.py', 'test_averages.py', 'test_training.py',
+           'test_training_setups.py', 'test_reference.py', 'test_cifar10.py', 'test_resume.py', 'test_failures.py',
+           'test_evaluation_records.py', 'test_apgd.py']
 
 
 def pytest_collection_modifyitems(items):

@@ -7,6 +7,7 @@ import helpers
 import numpy as np
 import pytest
 from evaluating import SMALL, alone, evaluate
+from lanes import once
 from photos import write_split
 
 import checkpoint
@@ -117,7 +118,7 @@ def attack_in(settings, network, weights, pixels, target):
 
 
 @pytest.mark.parametrize('settings', [
-    ('bfloat16',), pytest.param(('float16',), marks=slow), pytest.param(('bfloat16', True), marks=slow)],
+    ('bfloat16',), pytest.param(('float16',), marks=slow), pytest.param(('bfloat16', True), marks=[slow, once])],
     ids=['bfloat16', 'float16', 'bfloat16-xla'])
 def test_attack_in_reduced_precision_is_about_as_strong(settings, weights_of):
     """Within the budget, and in the float32 network about as good as the float32 attack."""

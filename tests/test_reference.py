@@ -142,7 +142,7 @@ def step_of_training(network, images, label, weights):
             return before, session.run(variables)
 
 
-@pytest.mark.parametrize('network', ['ResNet-50', 'ResNetDenoise-50'])
+@pytest.mark.parametrize('network', [pytest.param('ResNet-50', marks=once), 'ResNetDenoise-50'])
 def test_a_step_of_training_is_the_published_one(network, reference_dir, published, reference_weights):
     """Its cost, and what every variable becomes. Rounding is measured by the step: the difference's norm over the
     step's.

@@ -5,6 +5,7 @@ import signal
 import numpy as np
 import pytest
 from jobs import FAKE, Job, statistics
+from lanes import once
 
 NAME = 'PGD-ResNet14-Batch4-%dGPUs-iter0-epsilon16.0-step1.0'
 
@@ -107,6 +108,7 @@ def test_any_suffix_is_found_again_under_other_ranks(tmp_path, monkeypatch, suff
     assert directory_to_resume(name._replace(ranks=16, batch=256), '') == name.path()
 
 
+@once
 @pytest.mark.slow
 def test_an_interrupted_training_ends_as_an_uninterrupted_one(root, tmp_path):
     """Stopped by a signal within an epoch, its last checkpoint lost, resumed, then on one rank without mpirun."""
