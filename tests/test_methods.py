@@ -340,8 +340,8 @@ def test_the_guard_goes_back_to_the_last_good_checkpoint_with_half_of_the_step(t
     assert re.search(r'catastrophic overfitting in epoch 2: the error on training images is 0.000 under one step and '
                      r'1.000 under 10 steps.* Going back to the weights of .*model-2; .* 0.5 times', said)
     assert re.search('RunError: catastrophic overfitting in epoch 5: .*, with 0.125 of the attack\'s step; the last '
-                     'checkpoint before that is .*model-8. Go on from it with a '
-                     'lower --attack-step-size, .* --resume .*/restore$', said, re.MULTILINE)
+                     'checkpoint before that is .*model-8. Go on from it with more '
+                     'steps, by --method pgd, and with --resume .*/restore$', said, re.MULTILINE)
     check_restored(folder, ranks=1)
 
 
@@ -373,13 +373,13 @@ def test_free_takes_halved_steps_too(trained):
 
 def check_stopped(folder):
     """The good checkpoint is kept, though 2 are and its epoch had 4; those after it have another name."""
-    good = tf.train.load_checkpoint(str(folder / 'stop' / 'model-4'))  # saved before the verdict, too
+    good = tf.train.load_checkpoint(str(folder / 'stop' / 'model-4'))
     assert good.get_tensor('training/overfitting/good_step') == 4
     last = statistics(folder / 'stop')[-1]
     assert last['global_step'] == 8 and last['overfitting/found'] == 1
     assert last['overfitting/error-1step'] == 0 and last['overfitting/error-10step'] == 1
-    assert sorted(path.name for path in (folder / 'stop').glob('*.index')) == ['model-4.index', 'overfitted-8.index']
-    assert tf.train.load_checkpoint(str(folder / 'stop' / 'overfitted-8')).get_tensor('global_step') == 8
+    assert sorted(path.name for path in (folder / 'stop').glob('*.index')) == ['model-4.index', 'overfitted-7.index']
+    assert tf.train.load_checkpoint(str(folder / 'stop' / 'overfitted-7')).get_tensor('global_step') == 7
 
 
 def test_the_guard_ends_a_training(trained):
@@ -391,7 +391,7 @@ def test_the_guard_ends_a_training(trained):
 def test_the_guard_compares_the_first_epoch_with_the_beginning(trained):
     folder, said = trained
     assert re.search('RunError: catastrophic overfitting in epoch 1: .* 0.000 apart before; there is no check', said)
-    assert sorted(path.stem for path in (folder / 'first').glob('*.index')) == ['overfitted-1', 'overfitted-2']
+    assert sorted(path.stem for path in (folder / 'first').glob('*.index')) == ['overfitted-1']
     assert [record['overfitting/found'] for record in statistics(folder / 'always')] == [0]
     assert (folder / 'always' / 'model-2.index').exists()
 

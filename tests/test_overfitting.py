@@ -6,7 +6,7 @@ from runtime.compat import tf  # before tensorpack
 import pytest
 from tensorpack import logger
 
-from training.overfitting import FOUND, STEP_FACTOR, Guard, Remembered, attack_step_factor, remembered
+from training.overfitting import FOUND, NOT_MEASURED, STEP_FACTOR, Guard, Remembered, attack_step_factor, remembered
 
 
 def found_in(session, errors, distance=0.0):
@@ -57,6 +57,17 @@ def test_a_warning_is_said_again_when_the_network_had_recovered(session, monkeyp
     assert found == [0, 1, 1, 0, 1] and guard.good_step == 400
     assert len(said) == 2 and 'in epoch 2:' in said[0] and 'After step 100 it had not overfitted' in said[0]
     assert 'in epoch 5:' in said[1] and 'After step 400 it had not' in said[1]
+
+
+@pytest.mark.parametrize('errors, distance', [
+    ((0.1, 0.3), 0.2),
+    ((0.1, 0.9), 0.05),  # it has overfitted already
+    (None, NOT_MEASURED)])  # a signal came: the distance of before is another attack's
+def test_with_another_attack_it_measures_anew(session, errors, distance):
+    _, guard = found_in(session, [], distance=0.05)
+    guard.batches, guard.anew, guard.measure = [()], True, lambda: errors
+    guard._before_epoch()
+    assert session.run(guard.memory[1]) == pytest.approx(distance)
 
 
 @pytest.mark.parametrize('factor, attack, expected, words', [

@@ -113,7 +113,9 @@ class Saver(ModelSaver):
             super()._before_train()
 
     def _trigger_step(self) -> None:
-        if self.every_steps and (self.global_step - self.offset) % self.every_steps == 0:
+        # not after an epoch's last step: the epoch's checkpoint comes when the guard has looked at it
+        last = self.local_step + 1 == self.trainer.steps_per_epoch
+        if self.every_steps and (self.global_step - self.offset) % self.every_steps == 0 and not last:
             self.save()
 
     def _trigger(self) -> None:

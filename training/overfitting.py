@@ -115,7 +115,7 @@ class Guard(Callback):
         self.spare()
 
     def remember(self) -> None:
-        """Have the checkpoints say what this object does, also one that this step has already."""
+        """Have the checkpoints say what this object does, also one that there is of this step."""
         for variable, value in zip(self.memory, (self.factor, self.distance, self.good_step)):
             variable.load(value, self.trainer.sess)
         if self.saver is not None:
@@ -133,7 +133,7 @@ class Guard(Callback):
         if self.anew or self.distance == NOT_MEASURED:  # of the weights that it begins with
             before = self.distance
             self.measure_distance()
-            if self.distance > before + LEAP:  # by whatever attack, it has overfitted already
+            if before + LEAP < self.distance < NOT_MEASURED:  # by whatever attack, it has overfitted already
                 self.distance = before
             self.anew = False
             self.remember()
@@ -180,10 +180,10 @@ class Guard(Callback):
             return
         good = self.world.from_chief(self.world.patiently(
             lambda: self.last_good() if self.world.is_chief else None))
-        if self.action == 'restore' and self.factor <= LEAST_FACTOR:
-            self.end('%s, with %g of the attack\'s step' % (said, self.factor), good)
+        if self.action == 'restore' and self.factor <= LEAST_FACTOR:  # another step would be longer
+            self.end('%s, with %g of the attack\'s step' % (said, self.factor), good, 'more steps, by --method pgd')
         if self.action == 'stop' or good is None:
-            self.end(said, good)
+            self.end(said, good, 'a lower --attack-step-size, or with more steps, by --method pgd')
         self.restore(said, good)
 
     def last_good(self) -> Optional[str]:
@@ -191,7 +191,7 @@ class Guard(Callback):
         return next((path for path in saved_checkpoints(self.directory or '')
                      if step_of(path) <= self.good_step and damage(path) is None), None)
 
-    def end(self, said: str, good: Optional[str]) -> None:
+    def end(self, said: str, good: Optional[str], advice: str) -> None:
         for monitor in self.monitors:
             monitor.trigger_epoch()  # what was measured is in stats.json all the same
         if self.world.is_chief:
@@ -199,11 +199,9 @@ class Guard(Callback):
         else:
             time.sleep(3)  # all ranks see it: one of them should say so
         if good is None:
-            raise RunError('%s; there is no checkpoint from before that to go back to. Lower --attack-step-size, or '
-                           'take more steps, with --method pgd' % said)
-        raise RunError('%s; the last checkpoint before that is %s. Go on from it with a lower --attack-step-size, or '
-                       'with more steps, by --method pgd, and with --resume %s'
-                       % (said, good, os.path.dirname(good)))
+            raise RunError('%s; there is no checkpoint from before that to go back to. Begin with %s' % (said, advice))
+        raise RunError('%s; the last checkpoint before that is %s. Go on from it with %s, and with --resume %s'
+                       % (said, good, advice, os.path.dirname(good)))
 
     def restore(self, said: str, good: str) -> None:
         """Go back to a checkpoint on all ranks, halve the attack's steps, and measure anew: one step is weaker now."""
