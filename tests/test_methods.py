@@ -199,7 +199,9 @@ def run_worker(folder, *scenarios, ranks=1, status=0):
                               env=dict(os.environ, PYTHONPATH=os.pathsep.join([root, os.path.dirname(script)])),
                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=300)
     assert done.returncode == status, done.stdout[-3000:] + done.stderr[-5000:]
-    return done.stdout + done.stderr
+    warned = re.findall(r'^catastrophic overfitting.*(?:acts on it|from now on)$', done.stderr, re.MULTILINE)
+    assert len(warned) == len(re.findall('WRN.* catastrophic overfitting', done.stdout))
+    return done.stdout
 
 
 FREE = ['--method', 'free', '--replays', '3', '--accumulate', '2', '--attack-epsilon', '8', '--ema', '0.9',

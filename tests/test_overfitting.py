@@ -6,6 +6,7 @@ from runtime.compat import tf  # before tensorpack
 import pytest
 from tensorpack import logger
 
+from training import overfitting
 from training.overfitting import FOUND, NOT_MEASURED, STEP_FACTOR, Guard, Remembered, attack_step_factor, remembered
 
 
@@ -51,7 +52,7 @@ def test_the_smallest_distance_counts_and_is_told_to_checkpoints(session):
 
 def test_a_warning_is_said_again_when_the_network_had_recovered(session, monkeypatch):
     said = []
-    monkeypatch.setattr(logger, 'warning', said.append)
+    monkeypatch.setattr(overfitting, 'warn', said.append)
     overfitted, good = (0.1, 0.9), (0.4, 0.5)
     found, guard = found_in(session, [good, overfitted, overfitted, good, overfitted])
     assert found == [0, 1, 1, 0, 1] and guard.good_step == 400

@@ -94,16 +94,22 @@ def damage(checkpoint: str) -> Optional[str]:
         return str(e).split('\n')[0][:200]
 
 
-def newest_complete(directory: str) -> Optional[str]:
-    """Return the prefix of the newest checkpoint that is complete; those that are not are named in the log."""
+def warn(said: str) -> None:
+    """Say it on stderr, as all warnings, and in the training's log file."""
     import runtime.compat  # noqa: F401  before tensorpack
 
     from tensorpack import logger
+    log.warning('%s', said)
+    logger.warning(said)
+
+
+def newest_complete(directory: str) -> Optional[str]:
+    """Return the prefix of the newest checkpoint that is complete; those that are not are warned of."""
     for checkpoint in saved_checkpoints(directory):
         problem = damage(checkpoint)
         if problem is None:
             return checkpoint
-        logger.warning('%s is incomplete or damaged (%s): going back to the one before' % (checkpoint, problem))
+        warn('%s is incomplete or damaged (%s): going back to the one before' % (checkpoint, problem))
     return None
 
 

@@ -21,7 +21,7 @@ from nets import Network
 from runtime.distributed import World
 from runtime.errors import RunError
 from training.callbacks import Saver
-from training.log_directory import ATTACK, OWN_OF_A_TRAINING, damage, saved_checkpoints, step_of
+from training.log_directory import ATTACK, OWN_OF_A_TRAINING, damage, saved_checkpoints, step_of, warn
 from training.methods import GUARD_STEPS
 
 # In checkpoints: times which the attack's steps are; the smallest distance; the step of the last good checkpoint
@@ -173,9 +173,9 @@ class Guard(Callback):
                 % (self.epoch_num, one, several, GUARD_STEPS, self.distance))
         if self.action is None:
             if self.world.is_chief and not self.warned:
-                logger.warning('%s. After step %d it had not overfitted. A smaller --attack-step-size, more --noise or '
-                               '--replays, or --method pgd avoid it; --on-overfitting stop or restore acts on it'
-                               % (said, self.good_step))
+                warn('%s. After step %d it had not overfitted. A smaller --attack-step-size, more --noise or '
+                     '--replays, or --method pgd avoid it; --on-overfitting stop or restore acts on it'
+                     % (said, self.good_step))
             self.warned = True
             return
         good = self.world.from_chief(self.world.patiently(
@@ -209,8 +209,8 @@ class Guard(Callback):
         if self.world.is_chief:
             load_variables(self.trainer.sess, good,
                            but=(STEP_FACTOR, DISTANCE, GOOD_STEP, 'global_step', 'learning_rate', *OWN_OF_A_TRAINING))
-            logger.warning('%s. Going back to the weights of %s; the attack\'s steps are %g times as long as at the '
-                           'beginning from now on' % (said, good, self.factor))
+            warn('%s. Going back to the weights of %s; the attack\'s steps are %g times as long as at the beginning '
+                 'from now on' % (said, good, self.factor))
         self.trainer.broadcast(None)
         self.remember()  # before it measures, with steps of half the length
         self.measure_distance()
