@@ -85,7 +85,7 @@ class Guard(Callback):
                  stopped: Callable[[], bool] = lambda: False):
         self.network, self.image_size, self.world = network, image_size, world
         self.one_step, self.several, self.action = one_step, several, action
-        self.step_factor, self.same_attack = step_factor, same_attack
+        self.step_factor, self.anew = step_factor, not same_attack
         self.directory, self.saver, self.monitors, self.stopped = directory, saver, monitors, stopped
         self.batches: List[List[np.ndarray]] = []
         self.warned = False
@@ -109,17 +109,14 @@ class Guard(Callback):
 
     def _before_train(self) -> None:
         self.factor, self.distance, self.good_step = self.trainer.sess.run(self.memory)
-        self.anew = not self.same_attack
         if self.distance == NOT_MEASURED:  # no guard was there before
             self.good_step = self.global_step
         self.spare()
 
     def remember(self) -> None:
-        """Have the checkpoints say what this object does, also one that there is of this step."""
+        """Have the checkpoints to come say what this object does."""
         for variable, value in zip(self.memory, (self.factor, self.distance, self.good_step)):
             variable.load(value, self.trainer.sess)
-        if self.saver is not None:
-            self.saver.saved_step = None
         self.spare()
 
     def spare(self) -> None:
