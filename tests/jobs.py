@@ -1,4 +1,4 @@
-"""Trainings as processes of their own: started, watched, killed, resumed."""
+"""Trainings as processes of their own: started, watched, killed, resumed; and those of a tiny network."""
 import json
 import os
 import signal
@@ -8,7 +8,7 @@ import tempfile
 import time
 
 import psutil
-from forked import start_main
+from forked import run_python, start_main
 
 from tools.mpi import mpirun
 
@@ -81,3 +81,18 @@ class Job:
 def statistics(log):
     with open(os.path.join(str(log), 'stats.json')) as f:
         return json.load(f)
+
+
+def tiny_trainings(folder, *scenarios, ranks=1, status=0):
+    """Run methods_worker.py's trainings, one after another, in a folder; returns a CompletedProcess with the output."""
+    script = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'methods_worker.py')
+    arguments = [script, str(folder)] + [json.dumps(s) for s in scenarios]
+    if ranks == 1:
+        done = run_python(*arguments, cwd=str(folder))
+    else:
+        root = os.path.dirname(os.path.dirname(script))
+        done = subprocess.run(mpirun(ranks, arguments), cwd=str(folder), stdin=subprocess.DEVNULL,
+                              env=dict(os.environ, PYTHONPATH=os.pathsep.join([root, os.path.dirname(script)])),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=300)
+    assert done.returncode == status, done.stdout[-3000:] + done.stderr[-5000:]
+    return done

@@ -1,10 +1,17 @@
-"""The guard against catastrophic overfitting: what it finds, and what checkpoints tell of it."""
+"""The guard against catastrophic overfitting: what it finds, what it does then, and what checkpoints tell of it."""
+import re
+import shutil
 from types import SimpleNamespace
 
 from runtime.compat import tf  # before tensorpack
 
+import methods_worker as worker
+import numpy as np
 import pytest
+from jobs import statistics, tiny_trainings
+from methods_worker import NAMES
 from tensorpack import logger
+from test_attack import PIXEL
 
 from training import overfitting
 from training.overfitting import FOUND, NOT_MEASURED, STEP_FACTOR, Guard, Remembered, attack_step_factor, remembered
@@ -93,3 +100,165 @@ def test_a_checkpoint_that_does_not_say_which_attack_is_of_the_same(session, tmp
         session.run(tf.global_variables_initializer())
         path = tf.train.Saver([variable]).save(session, str(tmp_path / 'model'), write_meta_graph=False)
         assert remembered(path, 'attack') == expected
+
+
+# --- trainings -------------------------------------------------------------------------------------------------------
+
+GUARDED = ['--method', 'fast', '--attack-epsilon', '8', '--ema', '0.9', '--on-overfitting']
+# after 2 steps the weights are 1.2e-3 from the first ones, after 4 steps 1.8e-3 to 2.0e-3, after 8 3.2e-3; on two ranks
+# they are 5e-4, 1.1e-3 and 2.4e-3
+RESTORING = dict(name='restore', flags=GUARDED + ['restore'], epochs=7, save_every=1, rate=1e-4, overfits_at=1.5e-3)
+# its weights are nearer the first ones: 3.8e-4 after 2 steps, 7.2e-4 after 4
+FREE_RESTORING = dict(RESTORING, name='restore-free', overfits_at=5e-4, flags=[
+    '--method', 'free', '--replays', '1', '--attack-epsilon', '8', '--accumulate', '2', '--on-overfitting', 'restore'])
+# and from where that ended: with the same attack, and with another one
+AGAIN = dict(RESTORING, name='again', restore='again/model-8')
+OTHER_STEP = dict(RESTORING, name='other-step', restore='other-step/model-8', epochs=5,
+                  flags=RESTORING['flags'] + ['--attack-step-size', '5'])
+WARNING = dict(name='warn', flags=GUARDED[:-1], epochs=3, rate=1e-4, overfits_at=1.5e-3)
+# from where that had overfitted already
+WARNED = dict(WARNING, name='warned', restore='warn/model-4')
+WARNED_OTHERWISE = dict(WARNED, name='warned-otherwise', flags=WARNING['flags'] + ['--attack-step-size', '5'])
+# in the first epoch; and from the beginning on, which is no leap
+FIRST = dict(name='first', flags=GUARDED + ['stop'], epochs=2, rate=1e-4, overfits_at=1e-4, save_every=1)
+ALWAYS = dict(name='always', flags=GUARDED + ['stop'], epochs=1, rate=1e-4, overfits_at=-1.0)
+STOPPING = dict(name='stop', flags=GUARDED + ['stop'], epochs=3, steps=4, rate=1e-4, overfits_at=2.5e-3, save_every=1,
+                kept=2)
+
+
+def guarded_trainings(folder, *scenarios, ranks=1):
+    """Run them; returns what was said. Warnings are on stderr as well."""
+    done = tiny_trainings(folder, *scenarios, ranks=ranks)
+    warned = re.findall(r'^catastrophic overfitting.*(?:acts on it|from now on)$', done.stderr, re.MULTILINE)
+    assert len(warned) == len(re.findall('WRN.* catastrophic overfitting', done.stdout))
+    return done.stdout
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Return the folder of all trainings' results, and what was said."""
+    folder = tmp_path_factory.mktemp('overfitting')
+    said = guarded_trainings(folder, RESTORING)
+    for again in AGAIN, OTHER_STEP:
+        shutil.copytree(str(folder / 'restore'), str(folder / again['name']))
+    said += guarded_trainings(folder, WARNING, WARNED, WARNED_OTHERWISE, STOPPING, FIRST, ALWAYS, AGAIN, OTHER_STEP,
+                              FREE_RESTORING)
+    return folder, said
+
+
+def check_restored(folder, ranks):
+    """Each rank is back at the good weights after three overfitted epochs; the fourth one ends the training."""
+    for rank in range(ranks):
+        with np.load(str(folder / ('restore-%d.npz' % rank))) as kept:
+            for name in NAMES:
+                good, overfitted, after = kept['epoch/' + name][0], kept[name][3], kept['epoch/' + name]
+                assert (good == kept[name][1]).all() and (overfitted != good).any()
+                assert len(after) == 4 and all((value == good).all() for value in after)
+    records = statistics(folder / 'restore')
+    assert [record['overfitting/found'] for record in records] == [0, 1, 1, 1, 1]
+    good = tf.train.load_checkpoint(str(folder / 'restore' / 'model-2'))
+    for step, factor in (4, 0.5), (6, 0.25), (8, 0.125):
+        reader = tf.train.load_checkpoint(str(folder / 'restore' / ('model-%d' % step)))
+        for name in [*NAMES, 'one/W/Momentum', 'training/ema/one/W']:
+            assert (reader.get_tensor(name) == good.get_tensor(name)).all(), name
+        assert reader.get_tensor('global_step') == step
+        assert reader.get_tensor('training/attack_step_factor') == factor
+        assert reader.get_tensor('training/overfitting/good_step') == step
+        assert reader.get_tensor('training/overfitting/distance') == 0  # as measured anew
+
+
+def test_the_guard_goes_back_to_the_last_good_checkpoint_with_half_of_the_step(trained):
+    folder, said = trained
+    assert re.search(r'catastrophic overfitting in epoch 2: the error on training images is 0.000 under one step and '
+                     r'1.000 under 10 steps.* Going back to the weights of .*model-2; .* 0.5 times', said)
+    assert re.search('RunError: catastrophic overfitting in epoch 5: .*, with 0.125 of the attack\'s step; the last '
+                     'checkpoint before that is .*model-8. Go on from it with more '
+                     'steps, by --method pgd, and with --resume .*/restore$', said, re.MULTILINE)
+    check_restored(folder, ranks=1)
+
+
+def test_a_halved_step_is_of_one_attack(trained):
+    """A training that goes on with the same one goes on with an eighth of its step; with another one it begins anew."""
+    folder, said = trained
+    ends = re.findall(r"RunError: catastrophic overfitting in epoch 5: .*with 0.125 of the attack's step; .*/(\S+)$",
+                      said, re.MULTILINE)
+    assert ends == ['restore', 'again', 'restore-free']
+    assert said.count('0.125 times as long as at the beginning, since the network overfitted\n') == 1
+    assert said.count('the attack is another one now') == 1
+    reader = tf.train.load_checkpoint(str(folder / 'other-step' / 'model-10'))
+    assert reader.get_tensor('training/attack_step_factor') == 0.5
+
+
+def test_free_takes_halved_steps_too(trained):
+    """Of 8 pixels at first, clipped at 8; after three times of 1."""
+    folder, _ = trained
+    assert sum(record['overfitting/found'] for record in statistics(folder / 'restore-free')) == 4
+    with np.load(str(folder / 'restore-free-0.npz')) as kept:
+        first, *_, last = [np.round(np.abs(p) / PIXEL) for p in kept['perturbation']]
+        begin = kept['adversarial'][0]
+    assert set(first.ravel()) <= {0, 8} and 1 in last % 2 and 8 in last
+    # the guard takes one batch for each of its measurements, of ceil(256 / 3) batches, not one for each micro-batch
+    images = worker.stream(0, labelled=True)[0] / 127.5 - 1
+    which = [k for k in range(worker.BATCHES) if np.allclose(images[k], begin, atol=1e-6)]
+    assert which == [(86 + 2 + 2 - 1) % worker.BATCHES]
+
+
+def check_stopped(folder):
+    """The good checkpoint is kept, though 2 are and its epoch had 4; those after it have another name."""
+    good = tf.train.load_checkpoint(str(folder / 'stop' / 'model-4'))
+    assert good.get_tensor('training/overfitting/good_step') == 4
+    last = statistics(folder / 'stop')[-1]
+    assert last['global_step'] == 8 and last['overfitting/found'] == 1
+    assert last['overfitting/error-1step'] == 0 and last['overfitting/error-10step'] == 1
+    assert sorted(path.name for path in (folder / 'stop').glob('*.index')) == ['model-4.index', 'overfitted-7.index']
+    assert tf.train.load_checkpoint(str(folder / 'stop' / 'overfitted-7')).get_tensor('global_step') == 7
+
+
+def test_the_guard_ends_a_training(trained):
+    folder, said = trained
+    assert re.search('RunError: catastrophic overfitting in epoch 2: .*; the last .* before that is .*model-4.', said)
+    check_stopped(folder)
+
+
+def test_the_guard_compares_the_first_epoch_with_the_beginning(trained):
+    folder, said = trained
+    assert re.search('RunError: catastrophic overfitting in epoch 1: .* 0.000 apart before; there is no check', said)
+    assert sorted(path.stem for path in (folder / 'first').glob('*.index')) == ['overfitted-1']
+    assert [record['overfitting/found'] for record in statistics(folder / 'always')] == [0]
+    assert (folder / 'always' / 'model-2.index').exists()
+
+
+def check_warned(folder, name):
+    """The distance is that of before the network overfitted, and the last good checkpoint, though it was resumed since.
+    """
+    assert [record['overfitting/found'] for record in statistics(folder / name)] == [1]
+    reader = tf.train.load_checkpoint(str(folder / name / 'model-6'))
+    assert [reader.get_tensor('training/overfitting/' + what) for what in ('distance', 'good_step')] == [0, 2]
+
+
+@pytest.mark.slow
+def test_the_guard_on_two_ranks(tmp_path):
+    """Both end at once, and go back at once; one says so."""
+    said = guarded_trainings(tmp_path, dict(WARNING, overfits_at=8e-4), dict(WARNED, overfits_at=8e-4),
+                      dict(RESTORING, overfits_at=8e-4), dict(STOPPING, overfits_at=1.7e-3), ranks=2)
+    assert said.count('--on-overfitting stop or restore acts on it') == 2
+    check_warned(tmp_path, 'warned')
+    ends = re.findall('^RunError: catastrophic overfitting in epoch ([0-9])', said, re.MULTILINE)
+    assert sorted(ends) == ['2', '2', '5', '5']
+    check_restored(tmp_path, ranks=2)
+    check_stopped(tmp_path)
+
+
+def test_the_guard_warns_once(trained):
+    folder, said = trained
+    assert said.count('--on-overfitting stop or restore acts on it') == 1 + 2  # WARNED and WARNED_OTHERWISE
+    assert [record['overfitting/found'] for record in statistics(folder / 'warn')] == [0, 1, 1]
+    assert (folder / 'warn' / 'model-6.index').exists()
+
+
+def test_a_resumed_training_knows_that_it_has_overfitted(trained):
+    """Also where it goes on with a smaller step, as the warning says."""
+    folder, said = trained
+    check_warned(folder, 'warned')
+    check_warned(folder, 'warned-otherwise')
+    assert said.count('After step 2 it had not overfitted') == 3
