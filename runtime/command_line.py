@@ -190,11 +190,11 @@ def run_command(program: str, command: Callable[[], int], *, chief_speaks: bool 
     try:
         status = command()
     except InputError as e:
-        # Where all ranks find the same wrong, the first one's line is enough: it ends, and mpirun ends the others.
-        # srun ends none of them, and all would say it.
+        # Where all ranks find the same wrong, the first one's line is enough: it ends, and mpirun ends the others, on a
+        # busy machine seconds later. srun ends none of them, unless slurm is set to, and all would say it.
         silent = chief_speaks and rank() != '0' and isinstance(e, LaunchError) and is_task_of_srun()
         if chief_speaks and rank() != '0':
-            time.sleep(5 if silent else 1)  # slurm can be set to end the others, too
+            time.sleep(5)
         if not silent:
             messages.say(logging.ERROR, str(e))
         status = 2

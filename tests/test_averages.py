@@ -225,3 +225,9 @@ def test_averages_and_the_attacks_step_are_those_of_the_checkpoint(root, tmp_pat
     np.testing.assert_allclose(reader.get_tensor('training/ema/linear/b'), 8 / 4, atol=1e-3)
     assert reader.get_tensor('training/attack_step_factor') == 0.5
     assert all('overfitting/error-1step' in record for record in statistics(log))
+
+    # whoever goes on in this directory by other flags is told what ends
+    others = [*SMALL, '--fake', '--steps-per-epoch', '2', '--max-epoch', '2', '--resume', str(log)]
+    text = Job(root, tmp_path, None, *others).end()
+    assert 'the averages that %s has end here' % (log / 'model-4') in text
+    assert re.search(r'the flags are those of train_log/PGD-ResNet14-\S+ now; the directory keeps its name', text)

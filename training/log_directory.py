@@ -154,14 +154,19 @@ def directory_to_resume(name: LogName, given: str) -> Optional[str]:
     return others[0] if others else None
 
 
-def log_directory_of(options: argparse.Namespace, ranks: int) -> str:
-    """Return the log directory that the flags of a training under so many ranks mean. Raises InputError as
-    `directory_to_resume` does."""
+def log_name_of(options: argparse.Namespace, ranks: int) -> LogName:
+    """Return what the flags of a training under so many ranks make its log directory's name of."""
     method = method_of(options)
     more = [] if options.schedule == 'steps' else [options.schedule]
     more += [] if options.ema is None else ['ema%s' % options.ema]
-    name = LogName(options.arch, options.depth, options.batch, ranks, method.strength, options.logdir,
+    return LogName(options.arch, options.depth, options.batch, ranks, method.strength, options.logdir,
                    network_of(options).variant, '-'.join([method.name()] + more))
+
+
+def log_directory_of(options: argparse.Namespace, ranks: int) -> str:
+    """Return the log directory that the flags of a training under so many ranks mean. Raises InputError as
+    `directory_to_resume` does."""
+    name = log_name_of(options, ranks)
     return (directory_to_resume(name, options.resume) if options.resume is not None else None) or name.path()
 
 

@@ -44,6 +44,7 @@ from training.log_directory import (
     OWN_OF_A_TRAINING,
     Start,
     log_directory_of,
+    log_name_of,
     newest_complete,
     prepare_log_directory,
     saved_checkpoints,
@@ -193,6 +194,11 @@ def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps
     if start.checkpoint:
         logger.info('resuming from %s: %d steps were made, next is step %d of %d in epoch %d' % (
             start.checkpoint, start.global_step, start.step_of_epoch + 1, steps_per_epoch, start.epoch))
+        name = log_name_of(options, ranks)
+        if not name.fits(directory):  # --resume DIR
+            logger.info('the flags are those of %s now; the directory keeps its name' % name.path())
+        if options.ema is None and has_averages(start.checkpoint):
+            logger.info('without --ema, the averages that %s has end here' % start.checkpoint)
     elif resumes:
         logger.info('--resume: there is no checkpoint yet in %s; the training begins anew' % directory)
     return start
