@@ -62,23 +62,26 @@ def is_target(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
 # --- towers ----------------------------------------------------------------------------------------------------------
 
 def adversarial_logits(network: Network, attacker: Attacker, image: tf.Tensor, label: tf.Tensor, *, attack_mode: Mode,
-                       mode: Mode, index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:
+                       mode: Mode) -> Tuple[tf.Tensor, tf.Tensor]:
     """Attack scaled images and classify the result; return logits in `mode`, and target labels.
 
     The attack sees the network in `attack_mode`, which is never training: it leaves no BatchNorm updates. For training
     its result is a constant.
     """
-    adversarial, target = attacked_images(network, attacker, image, label, attack_mode, index)
+    adversarial, target = attacked_images(network, attacker, image, label, attack_mode)
     return network.logits(adversarial, mode), target
 
 
-def attacked_images(network: Network, attacker: Attacker, image: tf.Tensor, label: tf.Tensor, attack_mode: Mode,
-                    index: Optional[tf.Tensor] = None) -> Tuple[tf.Tensor, tf.Tensor]:
-    """Attack scaled images, (N, H, W, 3); return what comes of them, a constant for training, and target labels."""
+def attacked_images(network: Network, attacker: Attacker, image: tf.Tensor, label: tf.Tensor,
+                    attack_mode: Mode) -> Tuple[tf.Tensor, tf.Tensor]:
+    """Attack scaled images, (N, H, W, 3); return what comes of them, a constant for training, and target labels.
+
+    Targets and noise are drawn anew in every run.
+    """
     if attack_mode.training:
         raise ValueError('an attack must not change the BatchNorm statistics')
     with tf.name_scope('attack'):
-        adversarial, target = attacker.attack(image, label, lambda x: network.logits(x, attack_mode), index)
+        adversarial, target = attacker.attack(image, label, lambda x: network.logits(x, attack_mode))
         return tf.stop_gradient(adversarial, name='adversarial'), target
 
 
@@ -103,8 +106,7 @@ class Lesson:
 class AdversarialModel(ModelDesc):
     """The tower that trains: uint8 batch -> [-1, 1] -> attack -> logits -> smoothed loss, weight decay and metrics.
 
-    In a tower that is not training the cost is left out and the attack's randomness is not tied to indices. lesson:
-    what is learnt from a batch, if that is not the paper's.
+    A tower that is not training has no cost. lesson: what is learnt from a batch, if that is not the paper's.
     """
 
     def __init__(self, network: Network, attacker: Attacker, image_size: int, *, mode: Mode, attack_mode: Mode,
@@ -153,7 +155,8 @@ class AttackTower:
     follows from `seed`, an int64 scalar, and the index.
 
     Where `shares_steps` is True the attack can be read off on its way: one of 100 steps of size 1 passes the result of
-    50 of them. Feed `image`, `label`, `current`, `state`, `towards` and `steps` for `advanced`. Elsewhere, where
+    50 of them. Feed `image`, `label`, `current`, `state`, `towards`, `steps` and the attack's strength, `num_iter`,
+    `epsilon` and `step_size`, for `advanced`. Elsewhere, where
     `takes_targets` is True, `result` is the whole attack `towards` what is fed there; `attacked`, images and targets,
     is the whole attack with its own targets.
 

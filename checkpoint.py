@@ -312,7 +312,8 @@ def mistaken_denoising(network: Network, path: str) -> List[str]:
 
 
 def with_denoising(network: Network, weights: Weights, recorded: Optional[Denoising]) -> Network:
-    """Return the network with the denoising blocks that a checkpoint says it has, or else its variables."""
+    """Return the network with the denoising blocks that a checkpoint records, or else those that its variables' names
+    suggest."""
     if network.denoising is None:
         return network
     if recorded is None:

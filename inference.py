@@ -168,8 +168,8 @@ class Classifier:
             attacker, loss, goal: names of attacks/table.py.
             steps: 0 leaves the images as they are. epsilon, step_size: in pixels; the step used is
                 max(step_size, epsilon / steps), but for APGD, which finds its own.
-            indices: (N,) integers from 0 on, which what is random follows from instead of the positions in `images`, as
-                those of a whole set.
+            indices: (N,) integers from 0 on, from which what is random follows; None: the positions in `images`. With
+                those of a whole set its images are attacked the same way in any batches.
         Returns:
             adversarial images, float32 in [0, 255], within epsilon of `images`; (N,) int32 target labels, -1 of an
             untargeted attack.
@@ -268,7 +268,7 @@ class Classifier:
             raise ValueError(CLOSED)
 
     def _warn_once(self, what: str, text: str) -> None:
-        """Warn of a mistake, of which a data set's other batches make the same."""
+        """Warn of a mistake the first time alone: a data set's other batches make it, too."""
         if what not in self._said:
             self._said.add(what)
             log.warning('%s', text)

@@ -62,7 +62,7 @@ TORCHVISION: Dict[str, Dict[str, Any]] = {
 DTYPES = ('float32', 'bfloat16')
 # Of the two tables' networks: the variables whose shapes depend on the number of classes
 LAST_LAYER = ('linear/W', 'linear/b')
-UNLIKELY_NUMBER = 1009  # of classes, channels or anything else: found in a shape, it is there as the number of classes
+UNLIKELY_NUMBER = 1009  # no layer has so many channels: in a shape it can be the number of classes alone
 
 
 class Denoising(NamedTuple):
@@ -113,8 +113,8 @@ class Network(NamedTuple):
                          self.denoise_block or FORMS[0])
 
     def with_denoising(self, operation: str, where: str, form: str) -> 'Network':
-        """Return this network with other denoising blocks. Raises InputError where it has none, or there are none
-        such."""
+        """Return this network with other denoising blocks. Raises InputError where its architecture has none, or an
+        argument is not of OPERATIONS, PLACES or FORMS."""
         return find_network(self.arch, self.depth, self.num_classes, denoise=operation, denoise_where=where,
                             denoise_block=form)._replace(image_size=self.image_size)
 

@@ -2,7 +2,8 @@
 
 Each takes (N, classes) float32 logits, (N,) integer labels and (N,) targets, or None for an untargeted attack, and
 returns (N,). A targeted attack needs labels for difference_of_logits_ratio alone. The loss and its gradient are NaN
-where logits are no finite numbers: an attack that went on would look like one that fails.
+where logits are no finite numbers: an attack that went on would look like one that fails. Cross-entropy alone takes
+-infinity of other classes, which have no probability then.
 """
 from typing import Optional
 

@@ -1,8 +1,8 @@
-"""Attack every validation image with every strength, and say what became of each.
+"""Attack images with every strength, and say what became of each.
 
 An image's target labels and noise depend on the seed and on its position in the sorted validation set alone. Images are
 attacked in the same batches whatever the number of ranks, and come back in the order of their positions, so what was
-finished is always the beginning of the set: an evaluation can be continued where it ended.
+finished is always the beginning of a stage (plan.py): an evaluation can be continued where it ended.
 """
 import contextlib
 import inspect

@@ -1,7 +1,7 @@
 """The journal of an evaluation: what became of the images so far, on disk, so that a run that died can be continued.
 
-A text file. Its first line says which evaluation it is of, every other one holds the outcomes of some images in a
-stage of it (plan.py), in the order of the validation set. Before each line stands the CRC-32 of the rest of it: a line
+A text file. Its first line says which evaluation it is of, each line after it holds the outcomes of some images in
+a stage (plan.py), in the order of the validation set. Before each line stands the CRC-32 of the rest of it: a line
 that a crash cut off is recognised and overwritten.
 
 Each line of outcomes has a digest of every image that it is of, the first line of all images: a file that changed is
@@ -34,10 +34,10 @@ DIGITS = 16  # of the 64 of an image's SHA-256: they tell a file that changed, n
 
 
 def check_usable(path: str, facts: Callable[[], Dict[str, Any]] = dict) -> bool:
-    """Tell whether a journal was begun at `path`. Raises InputError where none can be written, without making one, or
-    it is no journal, of another evaluation or in use.
+    """Tell whether a journal was begun at `path`; none is made.
 
-    facts: returns some of those of this evaluation, where they are needed.
+    facts: returns some facts of this evaluation; called where there is a journal, to compare with its own.
+    Raises InputError where no journal can be written there, or what is there is none, in use, or of another evaluation.
     """
     problem = None
     try:

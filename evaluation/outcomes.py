@@ -7,8 +7,8 @@ from runtime.pixels import effective_step_size
 
 Labels = Union[Sequence[int], np.ndarray]
 
-# Of one image and one strength. Predictions are labels, -1 where the logits were not numbers; the target is -1 where
-# there was no attack. `saved_...` are of the image as it was saved, where it was.
+# Of one image and one strength. Predictions are labels, -1 where the logits were not numbers; the target is -1 without
+# an attack, and of an untargeted one. `saved_...` are of the image as it was saved, where it was.
 OUTCOME = np.dtype([('target', '<i4'), ('prediction', '<i4'), ('top5_correct', '?'),
                     ('saved_prediction', '<i4'), ('saved_top5_correct', '?'), ('seconds', '<f4')])
 OUTCOME_FIELDS = tuple(OUTCOME.names or ())
@@ -27,7 +27,7 @@ class Strength(NamedTuple):
 
     @property
     def epsilon_text(self) -> str:
-        """Write epsilon with all of its digits, and none for nothing: 16, 5.5."""
+        """Write epsilon exactly, whole numbers without a point: 16, 5.5."""
         text = repr(float(self.epsilon))
         return text[:-2] if text.endswith('.0') else text
 
@@ -82,8 +82,8 @@ def effect(labels: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
 
 
 def is_decided(labels: np.ndarray, outcomes: np.ndarray) -> np.ndarray:
-    """Tell where no other start of an attack can change error and success any more: both are so, or there is no target
-    and it is an error."""
+    """Tell of each image, (N,), whether no other start of an attack can do more to it: its target was hit, or it has
+    none and is an error."""
     return effect(labels, outcomes) >= np.where(outcomes['target'] >= 0, 2, 1)
 
 

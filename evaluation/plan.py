@@ -15,9 +15,9 @@ WORST_CASE = 'worst_case'  # the attacker of a record over several
 
 
 class Attack(NamedTuple):
-    """An attack that is reported. The attacker is named as --attacker does it; targets, None for an untargeted one,
-    are RANDOM, LIKELIEST or 'file'; shares_steps tells whether a longer attack passes it on its way, finds_step_size
-    whether the attacker does."""
+    """An attack that is reported. The attacker is named as --attacker does it. targets: RANDOM, LIKELIEST or 'file';
+    None of an untargeted one. shares_steps: a longer attack passes it on its way. finds_step_size: the attacker chooses
+    its step size itself."""
     attacker: str
     strength: Strength
     loss: str = 'ce'
@@ -40,7 +40,7 @@ class Attack(NamedTuple):
 
 
 def how_attacked(attack: Mapping[str, Any]) -> str:
-    """Say in which of the fields of Attack, by name, one is not the paper's, but for its attacker: ", loss dlr"."""
+    """Say where an attack is not the paper's, leaving out its attacker: ', loss dlr'. attack: the fields of Attack."""
     words = dict(loss='loss %s', goal='%s', targets='targets: %s', num_targets='%d targets', restarts='%d restarts')
     usual = Attack('pgd', Strength(0))._asdict()
     return ''.join(', ' + text % attack[name] for name, text in words.items()

@@ -1,4 +1,4 @@
-"""Which preparation of images a network is used to, and that an evaluation says where it gets another one."""
+"""Which preparation of images a network's published figures are of, and the warning where it gets another one."""
 from typing import List
 
 import nets

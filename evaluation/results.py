@@ -108,7 +108,7 @@ class ImageTable:
         prefix = 'saved_' if self._manifest else ''
         worst, first = column.worst[position], column.first[position]
         prediction, target = int(worst[prefix + 'prediction']), int(worst['target'])
-        # empty where there is none: no target without an attack, no prediction of logits that are no numbers
+        # empty where there is none: no target without a targeted attack, no prediction of logits that are no numbers
         row = ['' if target < 0 else target, '' if prediction < 0 else prediction,
                int(worst[prefix + 'top5_correct']), '' if target < 0 else int(prediction == target)]
         succeeded = int(effect(np.array(label), first) == 2)

@@ -26,7 +26,8 @@ log = logging.getLogger(__name__)
 
 
 class Scores(NamedTuple):
-    """How many files were not scored, and what a manifest says about the others: {its strength: Figures}."""
+    """Counts: files without a prediction in the file, and what became of the images that a manifest lists, {strength:
+    Figures}. An image whose logits are no numbers is among both, in the figures as wrong."""
     num_failed: int
     figures: Dict[Tuple[Any, ...], Figures]
     failure: Optional[Exception] = None  # where the file of predictions could not be written
@@ -91,7 +92,7 @@ Image = Tuple[str, Optional[np.ndarray], str]  # path, what the network sees of 
 
 def read_image(path: str, image_size: int, listed: Dict[str, Listed], preparation: Preparation,
                pauses: Sequence[float] = PAUSES) -> Image:
-    """Read an image as the network is to see it: as `preparation` makes it.
+    """Read an image as the network is to see it: a listed one as it is, any other as `preparation` makes it.
 
     A listed image was made for a network, and is what it sees already; resizing it would undo what an attack did.
     Raises RunError where the system refuses to open files, and still does after all `pauses`. One image for which

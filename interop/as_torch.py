@@ -3,7 +3,7 @@
     net = TorchClassifier(load_classifier('R152-Denoise.npz', arch='ResNetDenoise', depth=152))
     adversarial = torchattacks.PGD(net, eps=16 / 255, alpha=1 / 255, steps=100)(images, labels)
 
-Images are as PyTorch has them: (N, 3, S, S), RGB, in [0, 1]. The only module of this project's that needs both
+Images are as PyTorch has them: (N, 3, S, S), RGB, in [0, 1]. The only module of this folder that needs both
 TensorFlow and PyTorch.
 """
 from typing import Any, Tuple

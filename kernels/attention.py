@@ -1,5 +1,7 @@
-"""Attention: by softmax, which never holds the matrix of all pairs of positions (in a 56x56 map it is 39 MB an image),
-and by products of matrices."""
+"""Attention: by softmax, and by products of matrices.
+
+Neither holds the matrix of all pairs of positions where there are many: in a 56x56 map it is 39 MB an image.
+"""
 from typing import Callable, List, Tuple
 
 from runtime.compat import tf

@@ -43,10 +43,10 @@ def convolution(x: tf.Tensor, w: tf.Tensor, mode: Mode, stride: int = 1, *, symm
 
 def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int, *, padding: str = 'SAME',
                         plain: bool = False) -> tf.Tensor:
-    """Convolve NHWC features in groups. TensorFlow's kernels for CPUs have no gradient of it; XLA's and those of GPUs
-    have.
+    """Convolve NHWC features in groups.
 
-    On CPUs TensorFlow does it group by group, but for wide maps that are trained in float32 without being `plain`.
+    On CPUs, of which TensorFlow's kernels have no gradient of it, by cpu_conv where that takes it and not all is to be
+    `plain`, and else group by group.
     """
     strides = [1, stride, stride, 1]
     if not computes_on_cpu():

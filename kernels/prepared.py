@@ -12,8 +12,8 @@ OP = 'FrozenWeights'  # its results follow from variables alone
 
 
 def prepared_weights(outputs: Sequence[tf.Tensor]) -> List[tf.Tensor]:
-    """Return the tensors of frozen_weights from which the rest of the graph makes `outputs`: what they are may be fed
-    to it as long as the weights stay the same."""
+    """Return the tensors of frozen_weights that `outputs` depend on. Their values may be computed once, and fed as long
+    as the weights stay the same."""
     found: List[tf.Tensor] = []
     seen: Set[tf.Operation] = set()
     waiting = [t.op for t in outputs]

@@ -26,7 +26,7 @@ def check_agreement(world: World, flags: Mapping[str, object], *, checkpoint: Se
     """Raise InputError, on all ranks, that names the ranks that differ from rank 0 and in what.
 
     Args:
-        flags: {name: value}. checkpoint: paths of its files. data: what the data set is, of anything with a full text.
+        flags: {name: value}. checkpoint: paths of its files. data: anything whose repr() tells the data set.
         more_code: a digest of code that is not this project's.
     """
     if world.size == 1:

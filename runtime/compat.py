@@ -1,4 +1,4 @@
-"""TensorFlow, as both lanes see it: the only module that knows that 1.15 and 2.18 differ.
+"""TensorFlow, as both lanes see it: the only module that asks which version it is.
 
 Import `tf` from here before anything else of tensorpack's; it is TensorFlow's v1 interface in graph mode.
 """

@@ -13,9 +13,11 @@ TEMPORARY: Set[str] = set()  # files of this process that are to be removed, or 
 
 
 class Content:
-    """What is written of a file, in a temporary one beside it. With `keep` it moves on to another folder where that
-    takes no more, and at last into memory; there it also is where no folder takes a file, but one can be written
-    over."""
+    """Holds what is written of a file until it is whole, in a temporary one beside it.
+
+    With `keep`, where a disk is full it moves on to another folder, and at last into memory. There it begins where no
+    file can be made beside `path`, but the one at `path` can be written over.
+    """
 
     def __init__(self, path: str, *, keep: bool):
         self._path, self._keep, self._moved, self._whole = path, keep, False, False

@@ -70,7 +70,7 @@ class World:
 
 
 class HorovodWorld(World):
-    """The ranks that mpirun started. Raises InputError where Horovod counts others than the launcher."""
+    """The ranks that a launcher such as mpirun started. Raises InputError where Horovod counts others than it."""
 
     def __init__(self) -> None:
         try:

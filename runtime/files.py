@@ -68,8 +68,8 @@ def kept_if_cut_off(path: str, what: str) -> Iterator[Content]:
 def check_writable(path: str) -> None:
     """Raise InputError where no file can be written: better known before the work than after it.
 
-    It is tried, but what is there stays as it is: a file is made beside it, and where the one that is there can't be
-    written over, a folder, which that is asked to replace.
+    It is tried, and what is there stays as it is: it is opened for writing; else a file is made beside it, and removed
+    again, and problem_of_replacing asked.
     """
     path, named = os.path.realpath(path), path
     folder = os.path.dirname(path)
@@ -108,7 +108,8 @@ def check_not_printed_to(path: str, named: str) -> None:
 
 
 def problem_of_replacing(path: str) -> Optional[str]:
-    """Say why the file at `path` can't be removed from its folder, which takes new ones, without doing so."""
+    """Say why the file at `path` can't be removed from its folder, which takes new ones; None where it can. Nothing is
+    changed."""
     try:
         with open('/proc/self/mountinfo', 'rb') as f:
             mount_points = [line.split(b' ')[4] for line in f]

@@ -7,7 +7,8 @@ from typing import Dict, Iterable, List
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SOURCES = ('.py', '.c', '.cc', '.h', '.inc')
-# Folders of the checkout whose code no job runs, or that jobs fill with their output
+# Folders of the checkout whose code is no part of main.py's jobs (what a flag names there has a digest of its own), or
+# that jobs fill with their output
 NOT_IN_JOBS = ('tests', 'tools', 'benchmarks', 'examples', 'train_log', 'demo', 'cifar10-results', 'methods-results')
 
 

@@ -56,8 +56,8 @@ def mistaken_memory() -> List[str]:
 
 
 def check_threads() -> None:
-    """Raise InputError where this process may not have the threads that TensorFlow, which aborts without, and the
-    reading of images take at the least."""
+    """Raise InputError where this process can't start the threads that TensorFlow and the reading of images need:
+    TensorFlow would abort."""
     number = 8 + 2 * usable_cores()
     go_on = threading.Event()
     threads: List[threading.Thread] = []

@@ -62,8 +62,8 @@ def validation_batches(dataset: Dataset, parts: Sequence[Sequence[int]], *, imag
 
 
 class Content(NamedTuple):
-    """What a file holds: the SHA-256 of its bytes, and what would stop a run that decodes it, '' where nothing is seen
-    to."""
+    """What was found in a file: the problem that would stop a run which decodes it, '' where there is none; and the
+    SHA-256 of its bytes, 32 zeros where there is a problem."""
     sha256: bytes
     problem: str
 

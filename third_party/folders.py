@@ -61,8 +61,8 @@ def has_images(path: str) -> bool:
 
 
 def may_be_image(path: str) -> bool:
-    """Tell whether a file may be meant as an image: by its name, or by how it begins, unless it is empty and its name
-    has no ending."""
+    """Tell whether a file may be meant as an image: by its name, or by how it begins; an empty one where its name has
+    no ending."""
     if path.lower().endswith(IMAGE_ENDINGS):
         return True
     if not os.path.isfile(path):  # what is wrong with it is said by those who list it

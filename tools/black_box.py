@@ -113,7 +113,7 @@ def warn_of_labels(attackers: Sequence[Attacker], originals: Originals, predicti
         for shift in (1, -1):
             right, shifted = seen == labels, seen == labels + shift
             if shifted.sum() > right.sum():
-                from evaluation.sanity import more_often  # with TensorFlow, which nothing else here needs
+                from evaluation.sanity import more_often  # with TensorFlow, which files of predictions don't need
                 if more_often(shifted, right, labels):
                     log.warning('the labels of --labels are likely shifted: %s is right on %.0f%% of the images, and '
                                 'on %.0f%% if each label were %+d', attacker.name, 100 * right.mean(),

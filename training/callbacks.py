@@ -147,7 +147,8 @@ class Saver(ModelSaver):
 
 
 class KeepBest(Callback):
-    """Keeps the checkpoint after which a figure was lowest, as the chief; say it after what evaluates."""
+    """Keeps the checkpoint after which a figure was lowest. The chief's alone; a later callback than those that
+    evaluate."""
 
     def __init__(self, directory: str, metric: str):
         self.directory, self.metric = directory, metric

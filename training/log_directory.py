@@ -55,7 +55,8 @@ class Start(NamedTuple):
 
 
 def start_after(checkpoint: str, steps_per_epoch: int) -> Start:
-    """Go on from a checkpoint, under perhaps another number of steps an epoch: at the same fraction of the epoch."""
+    """Return where a training goes on from a checkpoint: at the same fraction of the epoch, where an epoch has another
+    number of steps now."""
     from runtime.compat import tf
     reader = tf.train.load_checkpoint(checkpoint)
 

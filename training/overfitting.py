@@ -114,13 +114,13 @@ class Guard(Callback):
         self.spare()
 
     def remember(self) -> None:
-        """Have the checkpoints to come say what this object does."""
+        """Copy what this object knows to its variables, which the next checkpoints save."""
         for variable, value in zip(self.memory, (self.factor, self.distance, self.good_step)):
             variable.load(value, self.trainer.sess)
         self.spare()
 
     def spare(self) -> None:
-        """Have the last good checkpoint kept, however many an epoch has."""
+        """Ask the saver to keep the last good checkpoint, however many an epoch makes."""
         if self.saver is not None and self.action:
             self.saver.spared = int(self.good_step)
 

@@ -26,7 +26,7 @@ def inputs_of_training(options: argparse.Namespace) -> TrainingData:
     data = TrainingData([], None) if options.fake else training_data(options)
     if options.load:
         check_files(options.load)
-    if rank() == '0':  # as above
+    if rank() == '0':  # the others' machines need not have this place
         check_log(options)
     return data
 

@@ -50,8 +50,8 @@ def has_bfloat16() -> bool:
 def conv2d(x: Any, w: Any, stride: int) -> Any:
     """Convolve, in groups or not, padding SAME. Its derivatives, of any order, are computed alike.
 
-    By this package's ops where they take it: float32, 1x1 or 3x3, channels in multiples of FROZEN_CHANNELS; elsewhere
-    by TensorFlow, group by group, since its kernels for CPUs have no gradient of a convolution in groups.
+    By this package's ops where `takes` says so: 1x1 or 3x3 in float32, by and large. Elsewhere by TensorFlow, group by
+    group, since its kernels for CPUs have no gradient of a convolution in groups.
 
     Args:
         x: (N, height, width, channels) of a float dtype; the number of channels must be known. They are in as many
@@ -174,8 +174,8 @@ def frozen_weights(w: Any, dtype: Any, *, turned: bool = False, stride: int = 1,
 
 
 class Addend(NamedTuple):
-    """What a convolution's result is added to: a tensor like it, or its ReLU; with a stride, one that has only every
-    so-manieth row and column, which 3x3 convolutions of stride 1 don't take."""
+    """What is added to a convolution's result: a tensor like it, or with `relu` its ReLU. With a stride the tensor has
+    every stride-th row and column alone; 3x3 convolutions of stride 1 don't take that."""
     tensor: Any
     relu: bool = False
     stride: int = 1
@@ -185,10 +185,14 @@ def frozen_conv(x: Any, weights: Any, *, stride: int = 1, relu: bool = False, bi
                 addend: Optional[Addend] = None, mask: Optional[Any] = None, symmetric: bool = False) -> Any:
     """Convolve, padding SAME, with constant weights, together with what stands around it in a residual block.
 
-    y = convolution of x + bias + addend, where mask > 0, and 0 elsewhere; of relu(x) if so said. Its gradients reach x
-    and the addend, and have derivatives of any order. They are TensorFlow's own or conv2d's. That to x is faster as
-    frozen_conv(gradient of y, turned weights, mask=x), without the mask if not `relu`; of 3x3 with a stride as
-    frozen_conv_gradient. Of 1x1 with a stride that makes the gradient in the rows and columns that are used alone.
+    y = convolution of x + bias + addend where mask > 0, and 0 elsewhere. With `relu` it is the convolution of relu(x).
+    The gradients that TensorFlow asks for reach x and the addend, and have derivatives of any order; they are computed
+    by TensorFlow or conv2d. Whoever needs speed computes the gradient to x as
+
+        frozen_conv(gradient of y, turned weights, mask=x if relu else None),
+
+    or, 3x3 with a stride, by frozen_conv_gradient. Of 1x1 with a stride this makes the gradient in those rows and
+    columns alone that were read.
 
     Args:
         x: (N, height, width, channels in), float32 or bfloat16; all others are of that dtype.
