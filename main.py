@@ -9,12 +9,13 @@ import argparse
 import logging
 import signal
 import sys
-from typing import Any, Callable, List, Set
+from typing import List, Set
 
 if __name__ == '__main__' and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # while the rest is loaded; run_command changes it back
 
 from attacks.table import ATTACKERS, GOALS, LOSSES
+from checkpoint import WEIGHTS
 from evaluation import attack_flags
 from evaluation.outputs import check_outputs
 from evaluation.preflight import inputs_of_evaluation, inputs_of_scoring
@@ -22,8 +23,8 @@ from evaluation.preparation import default_preprocess
 from nets import DTYPES, OPERATIONS, network_of
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError, LaunchError
+from runtime.flag_values import image_size, natural, positive_float, positive_int, several
 from runtime.limits import check_threads, mistaken_memory
-from runtime.pixels import LARGEST_IMAGE
 from third_party.preparations import PREPARATIONS
 from training.flags import METHOD_FLAGS, add_method_flags, settle_training
 from training.preflight import inputs_of_training
@@ -53,8 +54,6 @@ def main() -> int:
 
 # --- flags -----------------------------------------------------------------------------------------------------------
 
-LARGEST = 2 ** 31 - 1
-LARGEST_FLOAT = 3.4e38  # of float32
 ATTACK_DTYPES = ['float32', 'float16', 'bfloat16']
 
 # Flags that change nothing in a job: what somebody gives them for will not happen
@@ -65,51 +64,6 @@ WITHOUT_EFFECT = {'--eval': OF_TRAINING + ['prediction_file'],
                   '--eval-directory': OF_TRAINING + ['data', 'classes', 'attack_iter', 'attack_epsilon', 'seed',
                                                      'attack_step_size', 'attack_dtype', 'xla', 'use_fp16xla'],
                   'training': ['seed', 'prediction_file']}
-
-
-def number_from(least: int, text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not least <= value <= LARGEST:
-        raise argparse.ArgumentTypeError('%r is not a whole number from %d to %d' % (text, least, LARGEST))
-    return value
-
-
-def positive_int(text: str) -> int:
-    return number_from(1, text)
-
-
-def image_size(text: str) -> int:
-    value = positive_int(text)
-    if value > LARGEST_IMAGE:
-        raise argparse.ArgumentTypeError('%s is more than %d' % (text, LARGEST_IMAGE))
-    return value
-
-
-def natural(text: str) -> int:
-    return number_from(0, text)
-
-
-def positive_float(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < LARGEST_FLOAT:
-        raise argparse.ArgumentTypeError('%r is not a positive number' % text)
-    return value
-
-
-def several(of_one: Callable[[str], Any]) -> Callable[[str], List[Any]]:
-    """Return a parser of values with commas between them, without repetitions."""
-    def parse(text: str) -> List[Any]:
-        try:
-            return list(dict.fromkeys(of_one(part) for part in text.split(',')))
-        except argparse.ArgumentTypeError as e:
-            raise argparse.ArgumentTypeError('%s; several have commas between them' % e if ',' in text else str(e))
-    return parse
 
 
 def parse_options(arguments: List[str]) -> argparse.Namespace:
@@ -165,6 +119,8 @@ def command_line() -> Parser:
     parser.add_argument('--denoise-where', metavar='PLACE', help='of the blocks: after each group or block')
     parser.add_argument('--denoise-block', metavar='FORM', help='of the blocks: full, no-1x1 or no-residual')
     parser.add_argument('--load', metavar='CKPT', help='an .npz file or a TF checkpoint: to evaluate, or to start from')
+    parser.add_argument('--weights', choices=WEIGHTS, help='of --load: raw, or ema, their averages of a training with '
+                        '--ema (raw)')
     parser.add_argument('--batch', type=positive_int, default=32, help='images per GPU or process (32)')
     data = parser.add_argument_group('data')
     data.add_argument('--data', metavar='DIR', help='folder with train/ and val/')
@@ -239,7 +195,7 @@ def command_line() -> Parser:
                           help='evaluations between epochs: those of the paper, clean ones, or none (all)')
     training.add_argument('--data-timeout', type=positive_float, default=300, metavar='SECONDS',
                           help='how long to wait for the data server (300)')
-    add_method_flags(parser, positive_int, positive_float)
+    add_method_flags(parser)
     return parser
 
 

@@ -25,11 +25,11 @@ sys.path.insert(1, os.path.join(sys.path[0], 'benchmarks'))
 from scaling import UPDATE, free, pgd, trades  # noqa: E402
 from turns import take_turns  # noqa: E402
 
-from main import positive_int  # noqa: E402
 from nets import network_named  # noqa: E402
 from runtime.command_line import Parser, run_command, some_of  # noqa: E402
 from runtime.errors import RunError  # noqa: E402
 from runtime.files import WholeFile, check_writable  # noqa: E402
+from runtime.flag_values import positive_int  # noqa: E402
 from tools.cifar10_methods import METHODS, RATE  # noqa: E402
 from tools.commands import log_directory, run  # noqa: E402
 from tools.network_flags import zoo_network  # noqa: E402

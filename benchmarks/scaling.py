@@ -20,8 +20,8 @@ from tabulate import tabulate
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
 
-from main import natural, positive_float, positive_int  # noqa: E402
 from runtime.command_line import Parser, run_command  # noqa: E402
+from runtime.flag_values import natural, positive_float, positive_int  # noqa: E402
 from training.schedule import attack_iters_after, steps_in_epoch  # noqa: E402
 
 IMAGES, VALIDATION, EPOCHS, BATCH, GPUS_PER_NODE = 1281167, 50000, 110, 32, 8

@@ -23,12 +23,12 @@ from evaluation.outcomes import OUTCOME
 from evaluation.outputs import check_outputs
 from evaluation.preparation import default_preprocess, mistaken_preprocess
 from evaluation.results import wilson_interval, write_json
-from main import natural, positive_float
 from nets import find_network
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
 from runtime.files import check_writable
 from runtime.fingerprint import code_sha256, digest, sha256_of_files, versions
+from runtime.flag_values import natural, positive_float
 from runtime.launcher import check_alone
 from runtime.pixels import mistaken_attack
 from runtime.printing import check_stdout, say

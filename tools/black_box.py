@@ -23,10 +23,10 @@ from tabulate import tabulate
 from evaluation.outputs import Named, check_apart, files_of_checkpoint
 from evaluation.preparation import mistaken_preprocess
 from evaluation.results import wilson_interval, write_json
-from main import positive_int
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
 from runtime.files import check_folder, check_writable, kept_if_cut_off
+from runtime.flag_values import positive_int
 from runtime.printing import check_stdout, say
 from third_party.batches import contents
 from third_party.preparations import PREPARATIONS, Preparation

@@ -23,11 +23,11 @@ from tabulate import tabulate
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from main import positive_float, positive_int  # noqa: E402
 from nets import ARCHITECTURES, Network, find_network, network_named  # noqa: E402
 from runtime.command_line import Parser, run_command, some_of  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile  # noqa: E402
+from runtime.flag_values import positive_float, positive_int  # noqa: E402
 from tools.cifar10_folders import BATCH, SHAPE, divergence, finished_checkpoint, served, work_in  # noqa: E402
 from tools.commands import log_directory, run  # noqa: E402
 from tools.report import read_results, write_report  # noqa: E402

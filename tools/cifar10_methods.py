@@ -18,11 +18,11 @@ from tabulate import tabulate
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
-from main import positive_float, positive_int, several  # noqa: E402
 from nets import network_named  # noqa: E402
 from runtime.command_line import Parser, run_command, some_of  # noqa: E402
 from runtime.errors import InputError  # noqa: E402
 from runtime.files import WholeFile, check_writable  # noqa: E402
+from runtime.flag_values import positive_float, positive_int, several  # noqa: E402
 from runtime.launcher import check_alone  # noqa: E402
 from runtime.printing import check_stdout, say  # noqa: E402
 from third_party.imagenet import count_images  # noqa: E402

@@ -19,11 +19,12 @@ from tabulate import tabulate
 from evaluation.attack_flags import evaluated_images
 from evaluation.preflight import check_places
 from evaluation.results import wilson_interval
-from main import natural, parse_options, positive_float, positive_int, several
+from main import parse_options
 from nets import network_of
 from runtime.command_line import Parser, run_command, some_of
 from runtime.errors import InputError
 from runtime.files import WholeFile, check_folder, check_writable
+from runtime.flag_values import natural, positive_float, positive_int, several
 from runtime.launcher import check_alone
 from runtime.pixels import mistaken_attack
 from runtime.printing import check_stdout, say

@@ -18,10 +18,10 @@ from tabulate import tabulate
 from evaluation.outputs import check_apart, files_of_checkpoint
 from evaluation.preparation import default_preprocess, mistaken_preprocess
 from evaluation.results import write_json
-from main import natural, positive_float, positive_int
 from runtime.command_line import Parser, end_on_interrupt, run_command
 from runtime.errors import InputError
 from runtime.files import WholeFile, check_folder, check_writable
+from runtime.flag_values import natural, positive_float, positive_int
 from runtime.printing import check_stdout, say
 from third_party.folders import IMAGE_ENDINGS
 from third_party.preparations import PREPARATIONS

@@ -4,10 +4,10 @@ import os
 from typing import TYPE_CHECKING, Any, Dict
 
 from checkpoint import WEIGHTS, check_files, checkpoint_files
-from main import image_size, positive_int
 from nets import DTYPES, FORMS, OPERATIONS, PLACES, Network, is_own, network_named, network_of
 from runtime.errors import InputError
 from runtime.fingerprint import sha256_of_files
+from runtime.flag_values import image_size, positive_int
 
 if TYPE_CHECKING:
     from inference import Classifier

@@ -1,15 +1,14 @@
 """The flags of how a training learns: its method, averages, what is kept of it. TensorFlow isn't loaded."""
 import argparse
-from typing import Callable, Set
+from typing import Set
 
-from checkpoint import WEIGHTS
 from runtime.errors import InputError
+from runtime.flag_values import decay, positive_float, positive_int
 from training.methods import METHODS, method_of, own_flags, settle_method
 from training.schedule import SCHEDULES, attack_iters_after
 
 IGNORE = 'ignore'
 ACTIONS = (IGNORE, 'stop', 'restore')
-MOST_DECAY = 0.999999  # float32 has 7 digits: a step of 1e-7 of the difference is often lost
 MOST_NOISE = 255  # to each side
 MOST_BETA = 1e4  # a weight of the divergence next to which the clean loss is a rounding error
 MOST_PASSES = 65536  # of batches in a step, which takes no signal before its end
@@ -18,10 +17,8 @@ MOST_PASSES = 65536  # of batches in a step, which takes no signal before its en
 METHOD_FLAGS = ['method', 'schedule', 'ema', 'keep_best', 'on_overfitting'] + own_flags()
 
 
-def add_method_flags(parser: argparse.ArgumentParser, positive_int: Callable, positive_float: Callable) -> None:
-    """Add the flags to a command line, whose parsers of numbers are given."""
-    parser.add_argument('--weights', choices=WEIGHTS, help='of --load: raw, or ema, their averages of a training with '
-                        '--ema (raw)')
+def add_method_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags to a command line."""
     method = parser.add_argument_group('method of training')
     method.add_argument('--method', choices=list(METHODS), default='pgd',
                         help='pgd as published; fast: one step; free: several updates from each batch, which attack it '
@@ -42,18 +39,6 @@ def add_method_flags(parser: argparse.ArgumentParser, positive_int: Callable, po
                         help='when the network becomes robust to one step alone: stop, or restore the last good '
                              'checkpoint and halve the attack\'s steps; ignore: don\'t attack it after each epoch, '
                              'which costs minutes on a CPU; otherwise fast and free warn')
-
-
-def decay(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError('%r is not a number between 0 and 1, such as 0.999' % text)
-    if value > MOST_DECAY:
-        raise argparse.ArgumentTypeError('%s: above %s averages don\'t follow, in float32' % (text, MOST_DECAY))
-    return value
 
 
 def settle_training(options: argparse.Namespace, given: Set[str]) -> None:
