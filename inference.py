@@ -14,6 +14,7 @@ from runtime.compat import seed_where_deterministic, tf, xla_compile
 import numpy as np
 
 import checkpoint
+import fitting
 from adv_model import AttackTower, PGDAttacker, gradient_to
 from attacks.table import address_of
 from kernels.mode import native_mode
@@ -62,9 +63,9 @@ def load_classifier(path: str, arch: str = 'ResNet', depth: Optional[int] = None
     network = find_network(arch, depth, denoise=denoise, denoise_where=denoise_where,
                            denoise_block=denoise_block)._replace(image_size=image_size)
     values = checkpoint.read_checkpoint(path, weights)
-    network = network._replace(num_classes=checkpoint.num_classes(values, path, network))
-    values = checkpoint.fit_checkpoint(values, network, path)
-    for mistake in checkpoint.mistaken_denoising(network, path):
+    network = network._replace(num_classes=fitting.num_classes(values, path, network))
+    values = fitting.fit_checkpoint(values, network, path)
+    for mistake in fitting.mistaken_denoising(network, path):
         log.warning('%s', mistake)
     warn_of_cost(dtype, data_format == 'NCHW', what='classification')
     return Classifier(network, values, image_size=image_size, data_format=data_format, batch=batch, dtype=dtype)

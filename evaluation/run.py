@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterator, List, Sequence, Type
 from runtime.compat import ask_for_determinism, depends_on, seed_where_deterministic, tf
 
 import checkpoint
+import fitting
 from adv_model import Attacker, AttackTower, PGDAttacker
 from attacks.table import ATTACKERS
 from evaluation.attack import Aims, attacker_sha256, check_attack, errors_of_attacker, load_attacker
@@ -53,7 +54,7 @@ def run_evaluation(options: argparse.Namespace, evaluated: Evaluated) -> int:
     if options.dtype != 'float32':
         log.info('the figures are of the network in %s (--dtype), which rounds more than float32', options.dtype)
     warnings = mistaken_attack(options.attack_epsilon, options.attack_step_size) if any(options.attack_iter) else []
-    warnings += checkpoint.mistaken_denoising(inputs.network, options.load)
+    warnings += fitting.mistaken_denoising(inputs.network, options.load)
     warnings += mistaken_preprocess(options.arch, options.preprocess, inputs.network.num_classes)
     for warning in warnings:
         log.warning('%s', warning)
@@ -89,7 +90,7 @@ def find_inputs(options: argparse.Namespace, evaluated: Evaluated) -> Inputs:
     network = network_of(options)._replace(image_size=options.image_size)
     network = network._replace(num_classes=len(dataset.class_names))
     weights = checkpoint.read_checkpoint(options.load, options.weights)
-    weights = checkpoint.fit_checkpoint(weights, network, options.load)
+    weights = fitting.fit_checkpoint(weights, network, options.load)
     attackers = {name: load_attacker(name) for name in options.attacker}
     attacks = [attack._replace(shares_steps=has_pgds_loop(attackers[attack.attacker]),
                                finds_step_size=attackers[attack.attacker].finds_step_size)

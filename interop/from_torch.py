@@ -6,6 +6,7 @@ from typing import Any, Dict, List, NamedTuple, Optional, Tuple
 import torch
 
 import checkpoint
+import fitting
 import nets
 from interop.torch_files import State
 from interop.torch_names import COUNTER, TENSOR, npz_layout, variable_of
@@ -176,7 +177,7 @@ def check_numbers(tensors: State, path: str, notes: List[str]) -> None:
     """Raise InputError for tensors of other numbers than real ones; note those that are not float32."""
     def plain(value: torch.Tensor) -> bool:
         return value.is_floating_point() and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
-    checkpoint.refuse(tensors, path, lambda key, value: not plain(value),
+    fitting.refuse(tensors, path, lambda key, value: not plain(value),
                       'not of plain floating-point numbers, but quantized, sparse, complex, whole or without values')
     kinds: Dict[str, int] = {}
     for value in tensors.values():
@@ -189,9 +190,9 @@ def check_numbers(tensors: State, path: str, notes: List[str]) -> None:
 
 def check_values(tensors: State, path: str) -> None:
     """Raise InputError for values, float32 by now, that no network has."""
-    checkpoint.refuse(tensors, path, lambda key, value: not bool(torch.isfinite(value).all()),
+    fitting.refuse(tensors, path, lambda key, value: not bool(torch.isfinite(value).all()),
                       'infinite, not a number, or beyond float32')
-    checkpoint.refuse(tensors, path, lambda key, value: key.endswith('.running_var') and bool((value < 0).any()),
+    fitting.refuse(tensors, path, lambda key, value: key.endswith('.running_var') and bool((value < 0).any()),
                       'variances below 0, which have no root: give a checkpoint that was not damaged or averaged '
                       'wrongly')
 

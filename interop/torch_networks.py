@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import checkpoint
+import fitting
 import nets
 from interop.torch_names import COUNTER, npz_layout, torch_layout, variable_of
 from nets import find_network
@@ -73,8 +74,8 @@ def load_network(path: str, arch: str, depth: Optional[int] = None) -> 'ResNet':
         raise InputError('%s is of a network with --denoise %s --denoise-where %s --denoise-block %s, which can\'t be '
                          'converted: in PyTorch there are only the blocks that an --arch has by itself'
                          % (path, *recorded))
-    expected = expected._replace(num_classes=checkpoint.num_classes(weights, path, expected))
-    weights = checkpoint.fit_checkpoint(weights, expected, path)
+    expected = expected._replace(num_classes=fitting.num_classes(weights, path, expected))
+    weights = fitting.fit_checkpoint(weights, expected, path)
     net = network(arch, depth, expected.num_classes)
     for key, value in net.state_dict().items():  # its values are the network's own
         if is_variable(key, net):
@@ -248,7 +249,7 @@ class ResNet(nn.Module):
 # --- weights ---------------------------------------------------------------------------------------------------------
 
 class TorchNetwork(nets.Network):
-    """A network of the zoo, of which checkpoint.py knows without TensorFlow what variables it has."""
+    """A network of the zoo, of which fitting.py knows without TensorFlow what variables it has."""
 
     def variable_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Return every variable that a checkpoint of this network holds, {name: shape}."""

@@ -16,6 +16,7 @@ from lanes import once
 from tensorpack.tfutils.tower import TrainTowerContext
 
 import checkpoint
+import fitting
 from adv_model import AdversarialModel, NoOpAttacker
 from inference import load_classifier
 from kernels.mode import Mode
@@ -76,7 +77,7 @@ def test_classes_are_counted_without_reading_all(tmp_path, weights_of, weights_f
 def test_weights_of_another_precision_become_float32(dtype, weights_of, caplog):
     network, expected = Network('ResNet', 14, 10), weights_of('ResNet')
     with caplog.at_level('INFO'):
-        fitted = checkpoint.fit_checkpoint({n: v.astype(dtype) for n, v in expected.items()}, network, 'some.npz')
+        fitted = fitting.fit_checkpoint({n: v.astype(dtype) for n, v in expected.items()}, network, 'some.npz')
     said = 'checkpoint some.npz has float16 numbers: they are converted to float32'
     assert caplog.messages == ([said] if dtype == np.float16 else [])
     for name, value in fitted.items():
@@ -301,7 +302,7 @@ def test_misfits_are_named(weights_of):
     del weights['group2/block0/conv1/W']
     weights['group0/block9/conv1/W'] = np.zeros((1, 1, 64, 64), np.float32)
     weights['conv0/W'] = weights['conv0/W'].transpose(3, 2, 0, 1)
-    text = refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
+    text = refusal(fitting.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
     for part in ['some.npz', '1 missing: group2/block0/conv1/W', '1 extra: group0/block9/conv1/W', 'ResNet',
                  '14', 'conv0/W is (64, 3, 7, 7), not (7, 7, 3, 64)', 'no network of the zoo']:
         assert part in text, part
@@ -311,12 +312,12 @@ def test_misfits_are_named(weights_of):
 def test_a_single_missing_variable_is_enough(name, weights_of):
     weights = weights_of('ResNet')
     del weights[name]
-    assert '1 missing: %s' % name in refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
+    assert '1 missing: %s' % name in refusal(fitting.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
 
 
 def test_many_misfits_stay_one_readable_line(weights_of):
     weights = {name: value for name, value in weights_of('ResNetDenoise').items() if not name.startswith('group')}
-    text = refusal(checkpoint.fit_checkpoint, weights, Network('ResNetDenoise', 14, 10), 'some.npz')
+    text = refusal(fitting.fit_checkpoint, weights, Network('ResNetDenoise', 14, 10), 'some.npz')
     assert '108 missing: ' in text and ', ...' in text and len(text) < 500
 
 
@@ -332,12 +333,12 @@ def test_the_right_flags_are_suggested(arch, weights_file):
 @pytest.mark.parametrize('arch, depth, wrong, wrong_depth', [
     ('ResNet', 50, 'ResNet', 101), ('ResNetDenoise', 50, 'ResNet', 50), ('ResNeXtDenoiseAll', 101, 'ResNet', 50)])
 def test_the_right_depth_is_suggested(arch, depth, wrong, wrong_depth, weights_of):
-    text = refusal(checkpoint.fit_checkpoint, weights_of(arch, depth), Network(wrong, wrong_depth, 10), 'some.npz')
+    text = refusal(fitting.fit_checkpoint, weights_of(arch, depth), Network(wrong, wrong_depth, 10), 'some.npz')
     assert '--arch %s -d %d' % (arch, depth) in text
 
 
 def test_another_number_of_classes_is_said(weights_of):
-    text = refusal(checkpoint.fit_checkpoint, weights_of('ResNet'), Network('ResNet', 14, 12), 'some.npz')
+    text = refusal(fitting.fit_checkpoint, weights_of('ResNet'), Network('ResNet', 14, 12), 'some.npz')
     assert '10 classes' in text and '12' in text and '--arch' not in text
 
 
@@ -357,20 +358,20 @@ def test_weights_that_are_not_numbers(weights_of, value):
     weights = weights_of('ResNet')
     weights['conv0/bn/beta'] = weights['conv0/bn/beta'].copy()
     weights['conv0/bn/beta'][3] = value
-    assert 'conv0/bn/beta' in refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
+    assert 'conv0/bn/beta' in refusal(fitting.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
 
 
 def test_weights_beyond_float32(weights_of):
     """Finite in the file, infinite once loaded."""
     weights = weights_of('ResNet')
     weights['conv0/bn/beta'] = np.full(64, 1e300)
-    assert 'conv0/bn/beta' in refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
+    assert 'conv0/bn/beta' in refusal(fitting.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
 
 
 def test_complex_weights(weights_of):
     weights = weights_of('ResNet')
     weights['conv0/W'] = weights['conv0/W'] + 1j
-    text = refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
+    text = refusal(fitting.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
     assert 'complex' in text and 'conv0/W' in text
 
 
@@ -380,10 +381,10 @@ def test_negative_variances(weights_of, value):
     name = 'group1/block0/conv2/bn/variance/EMA'
     weights[name] = weights[name].copy()
     weights[name][5] = value
-    text = refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
+    text = refusal(fitting.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
     assert 'variances below 0' in text and name in text
     weights[name][5] = 0  # of a dead channel
-    checkpoint.fit_checkpoint(weights, Network('ResNet', 14, 10), 'some.npz')
+    fitting.fit_checkpoint(weights, Network('ResNet', 14, 10), 'some.npz')
 
 
 @pytest.mark.parametrize('prefix', ['tower0/', 'module/net/', 'tower0_'])
@@ -391,7 +392,7 @@ def test_variables_under_a_prefix(tmp_path, weights_of, prefix):
     path = str(tmp_path / 'tower.npz')
     np.savez(path, **{prefix + name: value for name, value in weights_of('ResNet').items()}, global_step=np.int64(3))
     for text in (refusal(load_classifier, path, depth=14), refusal(
-            checkpoint.fit_checkpoint, checkpoint.read_checkpoint(path), Network('ResNet', 14, 10), path)):
+            fitting.fit_checkpoint, checkpoint.read_checkpoint(path), Network('ResNet', 14, 10), path)):
         assert 'under %s,' % prefix in text and 'name[%d:]' % len(prefix) in text
 
 
@@ -426,4 +427,4 @@ def test_a_member_that_is_there_twice(tmp_path, weights_of, member):
 def test_weights_that_are_text(weights_of):
     weights = weights_of('ResNet')
     weights['conv0/bn/beta'] = np.array(['a'] * 64)
-    assert 'conv0/bn/beta' in refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')
+    assert 'conv0/bn/beta' in refusal(fitting.fit_checkpoint, weights, Network('ResNet', 14, 10), 'some.npz')

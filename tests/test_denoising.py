@@ -10,6 +10,7 @@ from lanes import once
 from other_cpus import call_as
 
 import checkpoint
+import fitting
 import nets
 from denoising import OPERATIONS, denoising_block
 from kernels.mode import Mode
@@ -351,20 +352,20 @@ def saved(tmp_path):
 def test_another_operation_with_the_same_variables_is_warned_of(saved):
     mean, median = [network_named('ResNetDenoise-14-' + name)._replace(num_classes=7) for name in ('mean', 'median')]
     path = saved('ResNetDenoise-14-mean', True)
-    checkpoint.fit_checkpoint(checkpoint.read_checkpoint(path), median, path)
-    assert checkpoint.mistaken_denoising(mean, path) == []
-    warning, = checkpoint.mistaken_denoising(median, path)
+    fitting.fit_checkpoint(checkpoint.read_checkpoint(path), median, path)
+    assert fitting.mistaken_denoising(mean, path) == []
+    warning, = fitting.mistaken_denoising(median, path)
     assert '--denoise mean --denoise-where group --denoise-block full' in warning and 'median' in warning
     assert '\n' not in warning
-    assert checkpoint.mistaken_denoising(median, saved('ResNetDenoise-14-mean', False)) == [], 'it does not say'
+    assert fitting.mistaken_denoising(median, saved('ResNetDenoise-14-mean', False)) == [], 'it does not say'
 
 
 def test_blocks_without_variables_are_warned_of_where_nothing_says_that_they_are_there(saved):
     network = network_named('ResNetDenoise-14-median-no-1x1')._replace(num_classes=7)
     for name, record, warned in [('ResNet-14', False, 1), ('ResNetDenoise-14-median-no-1x1', True, 0)]:
         path = saved(name, record)
-        checkpoint.fit_checkpoint(checkpoint.read_checkpoint(path), network, path)
-        said = checkpoint.mistaken_denoising(network, path)
+        fitting.fit_checkpoint(checkpoint.read_checkpoint(path), network, path)
+        said = fitting.mistaken_denoising(network, path)
         assert len(said) == warned and all('those of %s have no variables' % network.name in text for text in said)
 
 
@@ -375,13 +376,13 @@ def test_blocks_without_variables_are_warned_of_where_nothing_says_that_they_are
 def test_advice(name, own, record, saved):
     network, path = network_named('ResNetDenoise-14')._replace(num_classes=7), saved(name, record)
     with pytest.raises(InputError) as e:
-        checkpoint.fit_checkpoint(checkpoint.read_checkpoint(path), network, path)
+        fitting.fit_checkpoint(checkpoint.read_checkpoint(path), network, path)
     advice = str(e.value)[str(e.value).index('It fits'):]
     if record:
         assert advice == 'It fits ' + ' '.join(network_named(name).flags)
     else:
-        fitting = network_named(name)._replace(denoise=own)
-        assert advice.startswith('It fits %s; or it has other blocks with the same variables' % ' '.join(fitting.flags))
+        fits = network_named(name)._replace(denoise=own)
+        assert advice.startswith('It fits %s; or it has other blocks with the same variables' % ' '.join(fits.flags))
         assert network_named(name).denoise in advice
 
 

@@ -11,6 +11,7 @@ from helpers import images
 from photos import write_split
 
 import checkpoint
+import fitting
 from inference import load_classifier
 from kernels.mode import Mode
 from nets import Network, find_network
@@ -107,14 +108,14 @@ def test_logits_gradient_and_attack(tiny, tiny_file):
 def test_what_does_not_fit(tiny, tiny_file, weights_file):
     network = find_network(tiny)
     weights = checkpoint.read_checkpoint(tiny_file)
-    text = refusal(checkpoint.fit_checkpoint, weights, network._replace(num_classes=6), tiny_file)
+    text = refusal(fitting.fit_checkpoint, weights, network._replace(num_classes=6), tiny_file)
     assert 'classes is (8, 10), not (8, 6)' in text and text.endswith('The checkpoint has 10 classes, the data 6')
     del weights['filters']
-    text = refusal(checkpoint.fit_checkpoint, weights, network._replace(num_classes=10), 'x.npz')
+    text = refusal(fitting.fit_checkpoint, weights, network._replace(num_classes=10), 'x.npz')
     assert '1 missing: filters' in text
     text = refusal(load_classifier, weights_file('ResNet', 14), arch=tiny, image_size=32)
     assert 'would tell the number of classes' in text
-    assert set(checkpoint.without_head(checkpoint.read_checkpoint(tiny_file), tiny_file, network)) == {'filters'}
+    assert set(fitting.without_head(checkpoint.read_checkpoint(tiny_file), tiny_file, network)) == {'filters'}
 
 
 @pytest.mark.parametrize('name, words', [

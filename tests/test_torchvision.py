@@ -6,7 +6,7 @@ import pytest
 from helpers import NumpyNetwork, convolution, images, max_pool, random_weights, relu
 from test_networks import NCHW, assert_close_logits, compute
 
-import checkpoint
+import fitting
 from kernels.frozen_layers import fast_stem
 from kernels.mode import Mode
 from nets import TORCHVISION, Network, find_network
@@ -95,23 +95,23 @@ def test_names_and_depths():
 def test_the_two_kinds_of_50_layers_are_told_apart(weights_of_torchvision):
     """They have the same layers: only what they do to the image, and how they pad, differs."""
     weights = weights_of_torchvision('resnet50')
-    text = refusal(checkpoint.fit_checkpoint, weights, Network('ResNet', 50, 10), 'some.npz')
+    text = refusal(fitting.fit_checkpoint, weights, Network('ResNet', 50, 10), 'some.npz')
     assert '2 extra: input/mean, input/std' in text and 'It fits --arch resnet50' in text
     zoo = {name: value for name, value in weights.items() if not name.startswith('input/')}
-    text = refusal(checkpoint.fit_checkpoint, zoo, Network('resnet50', None, 10), 'some.npz')
+    text = refusal(fitting.fit_checkpoint, zoo, Network('resnet50', None, 10), 'some.npz')
     assert '2 missing: input/mean, input/std' in text and 'It fits --arch ResNet -d 50' in text
 
 
 def test_a_background_class_is_recognised(weights_of_torchvision):
     weights = weights_of_torchvision('resnet18')
-    assert 'background class' in refusal(checkpoint.fit_checkpoint, weights, Network('resnet18', None, 9), 'some.npz')
-    text = refusal(checkpoint.fit_checkpoint, weights, Network('resnet18', None, 12), 'some.npz')
+    assert 'background class' in refusal(fitting.fit_checkpoint, weights, Network('resnet18', None, 9), 'some.npz')
+    text = refusal(fitting.fit_checkpoint, weights, Network('resnet18', None, 12), 'some.npz')
     assert text.endswith('The checkpoint has 10 classes, the data 12')
 
 
 def test_no_deviation_is_refused(weights_of_torchvision):
     weights = dict(weights_of_torchvision('resnet18'), **{'input/std': np.array([0.2, 0, 0.2], np.float32)})
-    assert 'input/std' in refusal(checkpoint.fit_checkpoint, weights, Network('resnet18', None, 10), 'some.npz')
+    assert 'input/std' in refusal(fitting.fit_checkpoint, weights, Network('resnet18', None, 10), 'some.npz')
 
 
 # --- the stem --------------------------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ def test_wrong_flags(flags, said):
 
 
 def test_a_head_for_other_classes(weights_of):
-    from checkpoint import without_head
+    from fitting import without_head
     from nets import Network
     from runtime.errors import InputError
     weights = weights_of(classes=10)

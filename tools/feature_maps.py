@@ -220,12 +220,13 @@ def run(options: argparse.Namespace) -> int:
     check_network(options, options.checkpoint)
     images = read_images(options)
     import checkpoint
+    import fitting
     from tools.denoising_blocks import FeatureMaps, names_of_blocks
     chosen = chosen_blocks(names_of_blocks(network_of(options), options.image_size), options.block)
     classifier = load_network(options, options.checkpoint)
     network = classifier.network
     weights = checkpoint.read_checkpoint(options.checkpoint, options.weights)
-    weights = checkpoint.fit_checkpoint(weights, network, options.checkpoint)
+    weights = fitting.fit_checkpoint(weights, network, options.checkpoint)
     maps = FeatureMaps(network, weights, options.image_size)
     for mistake in mistaken_preprocess(options.arch, options.preprocess, network.num_classes):
         log.warning('%s', mistake)

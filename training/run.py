@@ -12,6 +12,7 @@ from tensorpack.callbacks import MergeAllSummaries, MovingAverageSummary, RunUpd
 from tensorpack.tfutils import DictRestore, SaverRestore
 
 import checkpoint
+import fitting
 from adv_model import AdversarialModel
 from evaluation.contents import read_contents
 from evaluation.outcomes import Strength
@@ -138,10 +139,10 @@ def read_initial_weights(options: argparse.Namespace, network: Network) -> check
     """Read the checkpoint of --load: of this network, or with --reset-head of one with other classes."""
     weights = checkpoint.read_checkpoint(options.load, options.weights)
     if options.reset_head:
-        weights = checkpoint.without_head(weights, options.load, network)
+        weights = fitting.without_head(weights, options.load, network)
     else:
-        weights = checkpoint.fit_checkpoint(weights, network, options.load)
-    for mistake in checkpoint.mistaken_denoising(network, options.load):
+        weights = fitting.fit_checkpoint(weights, network, options.load)
+    for mistake in fitting.mistaken_denoising(network, options.load):
         log.warning('%s', mistake)
     return weights
 
@@ -212,8 +213,8 @@ def find_start(options: argparse.Namespace, directory: str, network: Network, st
     """
     newest = newest_complete(directory) if options.resume is not None else None
     if newest:
-        checkpoint.fit_checkpoint(checkpoint.read_checkpoint(newest), network, newest)
-        for mistake in checkpoint.mistaken_denoising(network, newest):
+        fitting.fit_checkpoint(checkpoint.read_checkpoint(newest), network, newest)
+        for mistake in fitting.mistaken_denoising(network, newest):
             log.warning('%s', mistake)
         return start_after(newest, steps_per_epoch)
     if options.resume is not None and saved_checkpoints(directory):
