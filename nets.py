@@ -6,11 +6,12 @@
 TensorFlow is loaded when a network is built: the command line knows the names at once.
 """
 import argparse
+import functools
 import re
 from typing import TYPE_CHECKING, Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Sequence, Tuple
 
 from runtime.errors import InputError
-from runtime.own_code import check_code, files_of, load_code, place_of
+from runtime.own_code import check_code, files_of
 
 if TYPE_CHECKING:
     from runtime.compat import tf
@@ -131,6 +132,7 @@ class Network(NamedTuple):
         from runtime.compat import tf
         with tf.variable_scope(tf.get_variable_scope(), reuse=tf.AUTO_REUSE):
             if is_own(self.arch):
+                from kernels.own_network import logits_of_own
                 return logits_of_own(self, image, mode)
             from resnet_model import backbone
             if self.arch in TORCHVISION:
@@ -139,30 +141,17 @@ class Network(NamedTuple):
             options = {name: value for name, value in ARCHITECTURES[self.arch].items()
                        if name in ('groups', 'width_per_group')}
             if self.denoising:
-                from denoising import OPERATIONS, denoising_block
-                block = denoising_block(OPERATIONS[self.denoising.operation], self.denoising.form)
+                import denoising as blocks
+                block = blocks.denoising_block(blocks.OPERATIONS[self.denoising.operation], self.denoising.form)
                 options['after_' + self.denoising.where] = block
             return backbone(image, self.num_blocks, self.num_classes, mode, **options)
 
     def variable_shapes(self) -> Dict[str, Tuple[int, ...]]:
-        """Return every variable that a checkpoint of this network holds, {name: shape}."""
-        from runtime.compat import seed_where_deterministic, tf
+        """Return every variable that a checkpoint of this network holds, {name: shape}.
 
-        from kernels.mode import Mode
-        made: Dict[str, 'tf.Tensor'] = {}
-
-        def stand_in(getter: Callable, name: str, shape: List[int], dtype: 'tf.DType', **options: Any) -> 'tf.Tensor':
-            """Make a placeholder: most of the time of a variable goes into its initial value."""
-            if name not in made:
-                made[name] = tf.placeholder(dtype, shape)
-            return made[name]
-
-        own = is_own(self.arch)  # what such a network does with its variables is not known
-        with tf.Graph().as_default(), tf.variable_scope('', custom_getter=None if own else stand_in):
-            seed_where_deterministic(0)
-            self.logits(tf.zeros([1, self.image_size, self.image_size, 3]), Mode())
-            variables = {v.op.name: v for v in tf.global_variables()} if own else made
-            return {name: tuple(v.shape.as_list()) for name, v in variables.items()}
+        To list them takes seconds, and is done once of a network of the zoo.
+        """
+        return dict(list_variables(self) if is_own(self.arch) else variables_of_zoo(self))
 
     def files(self) -> List[str]:
         """List the files of a network of one's own, which need not be this project's; nothing else has any."""
@@ -178,11 +167,41 @@ class Network(NamedTuple):
         except InputError as e:
             if str(UNLIKELY_NUMBER) not in str(e):
                 raise
+            from kernels.own_network import OtherClasses
             if not isinstance(e, OtherClasses):
                 self.variable_shapes()  # says the same with the number of classes that was asked for
             raise InputError('--arch %s doesn\'t build a network of as many classes as its function is given, '
                              'num_classes: it must follow that' % self.arch)
         return {name: shape.index(UNLIKELY_NUMBER) for name, shape in shapes.items() if UNLIKELY_NUMBER in shape}
+
+
+def list_variables(network: Network) -> Dict[str, Tuple[int, ...]]:
+    """Build a network, and return its variables, {name: shape}."""
+    from runtime.compat import seed_where_deterministic, tf
+
+    from kernels.mode import Mode
+    made: Dict[str, 'tf.Tensor'] = {}
+
+    def stand_in(getter: Callable, name: str, shape: List[int], dtype: 'tf.DType', **options: Any) -> 'tf.Tensor':
+        """Make a placeholder: most of the time of a variable goes into its initial value."""
+        if name not in made:
+            made[name] = tf.placeholder(dtype, shape)
+        return made[name]
+
+    own = is_own(network.arch)  # what such a network does with its variables is not known
+    with tf.Graph().as_default(), tf.variable_scope('', custom_getter=None if own else stand_in):
+        seed_where_deterministic(0)
+        network.logits(tf.zeros([1, network.image_size, network.image_size, 3]), Mode())
+        variables = {v.op.name: v for v in tf.global_variables()} if own else made
+        return {name: tuple(v.shape.as_list()) for name, v in variables.items()}
+
+
+variables_of_zoo = functools.lru_cache(maxsize=64)(list_variables)
+
+
+def is_own(arch: str) -> bool:
+    """Tell whether a name means a network of one's own: module:function."""
+    return ':' in arch
 
 
 def find_network(arch: str, depth: Optional[int] = None, num_classes: int = 1000, *, denoise: Optional[str] = None,
@@ -262,49 +281,3 @@ def all_networks(num_classes: int) -> Iterator[Tuple[Network, int]]:
     for arch in TORCHVISION:
         network = Network(arch, None, num_classes)
         yield network, sum(network.num_blocks)
-
-
-# --- networks of one's own -------------------------------------------------------------------------------------------
-
-class OtherClasses(InputError):
-    """The function of a network of one's own made logits of another number of classes than it was given."""
-
-
-def is_own(arch: str) -> bool:
-    """Tell whether a name means a network of one's own: module:function."""
-    return ':' in arch
-
-
-def logits_of_own(network: Network, image: 'tf.Tensor', mode: 'Mode') -> 'tf.Tensor':
-    """Compute the logits of a network of one's own by its function of images, number of classes and mode."""
-    from runtime.compat import in_a_tower, in_control_flow, tf
-
-    from kernels.mode import Mode, constant_during_attack
-    function = load_code('--arch', network.arch)
-    if not callable(function):
-        raise InputError('--arch %s is no function, but %r' % (network.arch, type(function).__name__))
-
-    def build(x: tf.Tensor, how: Mode) -> tf.Tensor:
-        try:
-            logits = in_a_tower(lambda: function(x, network.num_classes, how), how.training)
-        except InputError:
-            raise
-        except (Exception, SystemExit) as e:  # whatever somebody else's function does
-            code = getattr(function, '__code__', None)
-            raise InputError('--arch %s failed to build the network: %s: %s%s'
-                             % (network.arch, type(e).__name__, str(e).split('\n')[0],
-                                place_of(e, code.co_filename) if code else ''))
-        if not tf.is_tensor(logits):
-            raise InputError('--arch %s returned %s, not a tensor of logits, (N, %d)'
-                             % (network.arch, type(logits).__name__, network.num_classes))
-        shape = logits.shape.as_list() if logits.shape.rank is not None else []
-        if len(shape) != 2 or shape[1] != network.num_classes:
-            error = OtherClasses if len(shape) == 2 else InputError
-            raise error('--arch %s returned a tensor of shape %s, not logits, (N, %d)'
-                             % (network.arch, shape, network.num_classes))
-        return tf.cast(logits, tf.float32)
-
-    if in_control_flow():  # as in an attack's loop: variables can be used there but not made
-        with constant_during_attack():
-            build(tf.zeros([1] + image.shape[1:].as_list()), mode)
-    return build(image, mode)

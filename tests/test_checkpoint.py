@@ -1,5 +1,4 @@
 """Reading checkpoints, and refusing those that are damaged or of another network."""
-import functools
 import glob
 import io
 import os
@@ -31,15 +30,6 @@ def refusal(function, *arguments, **options):
         function(*arguments, **options)
     assert str(e.value) and '\n' not in str(e.value)
     return str(e.value)
-
-
-# To list a network's variables takes seconds; the tests of this file would do it dozens of times.
-shapes_listed_once = functools.lru_cache(maxsize=None)(Network.variable_shapes)
-
-
-@pytest.fixture(autouse=True)
-def networks_built_once(monkeypatch):
-    monkeypatch.setattr(Network, 'variable_shapes', lambda network: dict(shapes_listed_once(network)))
 
 
 def assert_same(weights, expected):
