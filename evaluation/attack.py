@@ -1,101 +1,25 @@
-"""Attack images with every strength, and say what became of each.
+"""Attack a batch of images with every strength, and say what became of each.
 
-An image's target labels and noise depend on the seed and on its position in the sorted validation set alone. Images are
-attacked in the same batches whatever the number of ranks, and come back in the order of their positions, so what was
-finished is always the beginning of a stage (plan.py): an evaluation can be continued where it ended.
+An image's target labels and noise depend on the seed and on its position in the sorted validation set alone.
 """
-import contextlib
-import inspect
-import os
-import re
-import sys
 import time
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
+from typing import Any, Callable, Dict, Iterator, Mapping, NamedTuple, Optional, Sequence, Tuple, Type
 
 from runtime.compat import tf
 
 import numpy as np
 
-from adv_model import Attacker, AttackTower, PGDAttacker
-from attacks.table import address_of
-from evaluation.outcomes import OUTCOME, Strength, Tally, effect
+from adv_model import Attacker, AttackTower
+from evaluation.attackers import errors_of_attacker
+from evaluation.outcomes import OUTCOME, Strength, effect
 from evaluation.plan import FIRST, LIKELIEST, RANDOM, Start, same_trajectory
-from runtime import compat
-from runtime.bars import tqdm
-from runtime.distributed import World
 from runtime.errors import InputError, RunError
-from runtime.fingerprint import sha256_of_files
-from runtime.own_code import files_of, load_code, place_of
 from runtime.pixels import PIXEL
-from third_party.batches import Batch, validation_batches
-from third_party.imagenet import Dataset
-from third_party.preparations import Preparation
+from third_party.batches import Batch
 
 SEEDS = 2 ** 31  # that --seed can have
 ROUNDING = 1e-5  # of float32, in [-1, 1], where budgets are compared
 
-
-def load_attacker(name: str) -> Type[Attacker]:
-    """Return the class of an attacker of the table, or that `module:Class` names; the module may lie in the current
-    folder.
-
-    Raises InputError where there is none, or it isn't made like PGDAttacker.
-    """
-    sys.modules.setdefault('compat', compat)  # attackers of before there were packages import `tf` from there
-    attacker = load_code('the attacker', address_of(name))
-    try:
-        inspect.signature(attacker).bind(10, 16.0, 1.0, num_classes=1000, seed=0, loss_scale=1.0, xla=False)
-    except (TypeError, ValueError) as e:
-        raise InputError('the attacker %s can\'t be used, a class with the parameters of adv_model.PGDAttacker is '
-                         'expected (%s: %s)' % (name, type(e).__name__, e))
-    if not (inspect.isclass(attacker) and issubclass(attacker, Attacker)):
-        raise InputError('the attacker %s is no subclass of adv_model.Attacker' % name)
-    return attacker
-
-
-def attacker_sha256(attacker: type) -> str:
-    """Return the SHA-256 of the files that an attacker's class is in and uses, which need not be this project's."""
-    files = files_of('%s:%s' % (attacker.__module__, attacker.__name__))
-    return sha256_of_files(sorted({*map(os.path.realpath, files), os.path.realpath(inspect.getfile(attacker))}))
-
-
-@contextlib.contextmanager
-def errors_of_attacker(attacker: Type[Attacker], kind: Type[Exception]) -> Iterator[None]:
-    """Make one line, an error of this `kind`, of what goes wrong in somebody's own attacker: it names the last line of
-    its file that was run."""
-    try:
-        yield
-    except (InputError, RunError):
-        raise
-    except Exception as e:  # whatever somebody else's class does
-        if attacker is PGDAttacker:
-            raise
-        where = place_of(e, inspect.getfile(attacker))
-        text = str(e).strip()
-        of_op = re.search(r'^Node: .*\n(.+)', text, re.MULTILINE)  # TensorFlow 2 puts a page before what an op says
-        raise kind('the attacker %s fails (%s: %s%s)' % (attacker.__name__, type(e).__name__,
-                                                         of_op.group(1) if of_op else text.split('\n')[0], where))
-
-
-def check_attack(tower: AttackTower) -> None:
-    """Raise InputError where an attack does not return attacked images and target labels, as far as a graph tells."""
-    if tower.takes_targets:
-        result = tower.advanced if tower.shares_steps else tower.result
-        returned = [(tower.start, tower.target), (result, tower.target)]
-    else:
-        returned = [tower.attacked]
-    name = type(tower.attacker).__name__
-    for pair in returned:
-        if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(map(tf.is_tensor, pair)):
-            raise InputError('the attacker %s does not return two tensors, attacked images and target labels' % name)
-        for what, tensor, like, fits in (('images', pair[0], tower.clean, pair[0].dtype.is_floating),
-                                         ('target labels', pair[1], tower.label, pair[1].dtype.is_integer)):
-            if not fits or not tensor.shape.is_compatible_with(like.shape):
-                raise InputError('the attacker %s returns %s of %s %s, not of %s %s' % (
-                    name, what, tensor.dtype.name, tensor.shape, like.dtype.name, like.shape))
-
-
-# --- a batch ---------------------------------------------------------------------------------------------------------
 
 class Attacked(NamedTuple):
     """A batch after an attack: images float32 in [-1, 1], (N,) target labels, -1 for none, and what it took."""
@@ -236,60 +160,3 @@ def check_budget(images: np.ndarray, clean: np.ndarray, strength: Strength, atta
     if not (change <= radius + ROUNDING and np.abs(images).max() <= 1 + ROUNDING):
         raise RunError('the attacker %s changed pixels by up to %.3f of 255, or left [0, 255]; its budget was %g'
                        % (attacker.__name__, change / PIXEL, strength.epsilon))
-
-
-# --- the whole set ---------------------------------------------------------------------------------------------------
-
-def parts_of(total: int, batch: int, begin: int = 0) -> List[range]:
-    """Deal the positions from `begin` to `total` into batches.
-
-    They are the batches of the whole set: with another number of ranks, or continued, they hold the same images.
-    """
-    starts = [begin] + list(range(begin - begin % batch + batch, total, batch))
-    return [range(i, min(i + batch - i % batch, total)) for i in starts if i < total]
-
-
-def in_rounds(parts: Sequence[range], shares: Iterable[np.ndarray], world: World,
-              num_strengths: int) -> Iterator[Tuple[range, np.ndarray]]:
-    """Put together what ranks computed, one part of every rank at a time.
-
-    shares: the outcomes of this rank's parts, parts[world.rank::world.size]. Yields the same on all ranks: the next
-    positions, and (N, num_strengths) of OUTCOME.
-    """
-    remaining = iter(shares)
-    for first in range(0, len(parts), world.size):
-        # An attack may take an hour, on some ranks more than on others; in the last round some have nothing to do.
-        share = world.patiently(lambda: next(remaining, None))
-        outcomes = world.gather(np.zeros((0, num_strengths), OUTCOME) if share is None else share)
-        outcomes['seconds'] /= world.size  # ranks work at the same time
-        yield range(parts[first].start, parts[min(first + world.size, len(parts)) - 1].stop), outcomes
-
-
-def evaluate(attack: Callable[[Batch], np.ndarray], num_strengths: int, dataset: Dataset, world: World, *,
-             image_size: int, batch: int, preparation: Preparation,
-             begin: int = 0) -> Iterator[Tuple[range, np.ndarray]]:
-    """Attack the images from position `begin` on, each rank its batches. All ranks must iterate to the end, or to the
-    same round.
-
-    attack: returns (N, num_strengths) of OUTCOME for a batch, as attack_batch does. Yields, on every rank, the next
-    positions and what became of their images on all ranks: one batch of every rank at a time, so that nothing grows
-    with the size of the set.
-    """
-    parts = parts_of(len(dataset), batch, begin)
-    batches = validation_batches(dataset, parts[world.rank::world.size], image_size=image_size,
-                                 preparation=preparation)
-    return in_rounds(parts, map(attack, batches), world, num_strengths)
-
-
-def with_progress(rounds: Iterator[Tuple[range, np.ndarray]], tally: Tally, world: World, *, total: int, begin: int = 0,
-                  description: str = 'evaluation') -> Iterator[Tuple[range, np.ndarray]]:
-    """Pass the rounds on, counted by `tally`, under a bar with the figures of the last strength."""
-    with tqdm(total=total, initial=begin, desc=description, unit='img', disable=not world.is_chief,
-              mininterval=1.0) as bar:
-        for positions, outcomes in rounds:
-            tally.add(positions, outcomes)
-            shown = tally.figures[-1]
-            bar.set_postfix_str('error %s, success %s' % (shown.text('wrong_top1', 4), shown.text('successes', 4)),
-                                refresh=False)
-            bar.update(len(positions))
-            yield positions, outcomes

@@ -9,7 +9,7 @@ from typing import Any, List, Sequence, Tuple
 
 import numpy as np
 
-from evaluation.attack import parts_of
+from evaluation.rounds import parts_of
 from runtime.bars import tqdm
 from runtime.distributed import World
 from runtime.errors import InputError

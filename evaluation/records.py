@@ -9,7 +9,8 @@ import numpy as np
 
 from adv_model import Attacker
 from checkpoint import Weights
-from evaluation.attack import Aims, attacker_sha256
+from evaluation.attack import Aims
+from evaluation.attackers import attacker_sha256
 from evaluation.course import Course
 from evaluation.facts import early_facts
 from evaluation.journal import Journal

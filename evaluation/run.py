@@ -10,8 +10,9 @@ import checkpoint
 import fitting
 from adv_model import Attacker, AttackTower, PGDAttacker
 from attacks.table import ATTACKERS
-from evaluation.attack import Aims, attacker_sha256, check_attack, errors_of_attacker, load_attacker
+from evaluation.attack import Aims
 from evaluation.attack_flags import Evaluated
+from evaluation.attackers import attacker_sha256, check_attack, errors_of_attacker, load_attacker
 from evaluation.contents import read_contents
 from evaluation.course import Column
 from evaluation.outcomes import Figures, count

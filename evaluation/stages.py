@@ -6,10 +6,11 @@ from runtime.compat import tf
 import numpy as np
 
 from adv_model import AttackTower
-from evaluation.attack import Aims, Saver, attack_batch, in_rounds, parts_of
+from evaluation.attack import Aims, Saver, attack_batch
 from evaluation.course import Course, Work
 from evaluation.outcomes import OUTCOME
 from evaluation.plan import Attack, Start, attackers_in, stages_of
+from evaluation.rounds import in_rounds, parts_of
 from runtime.bars import tqdm
 from runtime.distributed import World
 from third_party.batches import Batch, validation_batches

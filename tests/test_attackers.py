@@ -96,7 +96,8 @@ def test_attackers_of_a_wrong_shape(source, kind, said, attacker_of):
     from runtime.compat import tf
 
     from adv_model import AttackTower
-    from evaluation.attack import attack_batch, check_attack, errors_of_attacker
+    from evaluation.attack import attack_batch
+    from evaluation.attackers import check_attack, errors_of_attacker
     from evaluation.outcomes import Strength
     from kernels.mode import Mode
     from runtime.hardware import session_config
@@ -255,7 +256,7 @@ class Attacker(PGDAttacker):
 @pytest.fixture
 def attacker_of(tmp_path, monkeypatch):
     """attacker_of(source) -> the class `Attacker` of a module with that source, loaded as --attacker does."""
-    from evaluation.attack import load_attacker
+    from evaluation.attackers import load_attacker
     monkeypatch.chdir(tmp_path)
 
     def load(source):
@@ -276,7 +277,8 @@ def test_strengths_together_are_those_alone(source, shares, attacker_of, weights
 
     from adv_model import AttackTower, PGDAttacker
     from checkpoint import assign_weights
-    from evaluation.attack import attack_batch, attacks, load_attacker
+    from evaluation.attack import attack_batch, attacks
+    from evaluation.attackers import load_attacker
     from evaluation.outcomes import Strength
     from kernels.mode import Mode
     from nets import Network

@@ -176,7 +176,7 @@ def test_nobody_waits_in_silence(root, slow_rank, fails):
 import time
 import numpy as np
 from runtime.command_line import run_command
-from evaluation.attack import in_rounds
+from evaluation.rounds import in_rounds
 from evaluation.outcomes import OUTCOME
 from runtime.distributed import connect
 from runtime.errors import InputError

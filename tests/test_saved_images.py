@@ -110,7 +110,7 @@ class FakeWorld(World):
 @pytest.mark.parametrize('size', [1, 2, 3, 8])
 @pytest.mark.parametrize('batch, begin', [(1, 0), (7, 0), (32, 0), (64, 0), (7, 14), (7, 15), (5, 36), (7, 37)])
 def test_every_position_once_in_the_same_batches(size, batch, begin):
-    from evaluation.attack import in_rounds, parts_of
+    from evaluation.rounds import in_rounds, parts_of
     count, parts = 37, parts_of(37, batch, begin)
 
     def outcomes(part):

@@ -54,9 +54,9 @@ def measure(classifier: 'Classifier', dataset: Dataset, preparation: Preparation
 
     Goes on from options.journal, which is of these facts, and keeps there what became of each batch under each attack.
     """
-    from evaluation.attack import parts_of
     from evaluation.contents import read_contents
     from evaluation.journal import Journal
+    from evaluation.rounds import parts_of
     from runtime.bars import tqdm
     from runtime.distributed import World
     from third_party.batches import validation_batches

@@ -7,11 +7,14 @@ import runtime.compat  # noqa: F401  before tensorpack
 from tensorpack import Callback
 
 from adv_model import AttackTower
-from evaluation.attack import attack_batch, evaluate, with_progress
+from evaluation.attack import attack_batch
 from evaluation.outcomes import Figures, Strength, Tally
+from evaluation.rounds import in_rounds, parts_of
 from kernels.mode import native_mode
 from nets import Network
+from runtime.bars import tqdm
 from runtime.distributed import World
+from third_party.batches import validation_batches
 from third_party.imagenet import Dataset
 from third_party.preparations import Preparation
 from training.averages import Averages
@@ -76,17 +79,26 @@ class DistributedEvaluation(Callback):
 
     def evaluate(self, strengths: List[Strength], description: str) -> Optional[List[Figures]]:
         """Return the figures of each strength; None when a signal came."""
-        dataset = self.validation.dataset
-        tally = Tally(dataset.labels, len(strengths))
-        attack = functools.partial(attack_batch, self.tower, self.trainer.sess, strengths=strengths)
-        rounds = evaluate(attack, len(strengths), dataset, self.world, image_size=self.validation.image_size,
-                          batch=self.validation.batch, preparation=self.validation.preparation)
+        validation, world = self.validation, self.world
+        dataset, image_size = validation.dataset, validation.image_size
         # When it is stopped, the checkpoint of this epoch is saved, and the training that goes on from it evaluates.
         if self.stopper.agreed():
             return None
-        for positions, _ in with_progress(rounds, tally, self.world, total=len(dataset), description=description):
-            if positions.stop < len(dataset) and self.stopper.agreed():
-                return None
+        parts = parts_of(len(dataset), validation.batch)
+        batches = validation_batches(dataset, parts[world.rank::world.size], image_size=image_size,
+                                     preparation=validation.preparation)
+        attack = functools.partial(attack_batch, self.tower, self.trainer.sess, strengths=strengths)
+        tally = Tally(dataset.labels, len(strengths))
+        with tqdm(total=len(dataset), desc=description, unit='img', disable=not world.is_chief,
+                  mininterval=1.0) as bar:
+            for positions, outcomes in in_rounds(parts, map(attack, batches), world, len(strengths)):
+                tally.add(positions, outcomes)
+                shown = tally.figures[-1]  # of the last strength
+                bar.set_postfix_str('error %s, success %s' % (shown.text('wrong_top1', 4), shown.text('successes', 4)),
+                                    refresh=False)
+                bar.update(len(positions))
+                if positions.stop < len(dataset) and self.stopper.agreed():
+                    return None
         return tally.figures
 
     def report(self, prefix: str, figures: Figures) -> None:
