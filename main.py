@@ -136,7 +136,8 @@ def command_line() -> Parser:
     attack.add_argument('--attack-epsilon', type=several(positive_float), default=[16.0], metavar='E[,E...]',
                         help='budget in pixels, of 255; an evaluation takes several (16)')
     attack.add_argument('--attack-step-size', type=positive_float, default=1.0,
-                        help='in pixels; epsilon / K where that is more (1)')
+                        help='in pixels; epsilon / K where that is more (1). Of --method fast and free the training\'s '
+                             'one step as it is')
     attack.add_argument('--attack-dtype', choices=ATTACK_DTYPES,
                         help='what the attack computes in; not of evaluations during training (float32)')
     attack.add_argument('--xla', action='store_true', help='compile the attack by XLA')

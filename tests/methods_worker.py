@@ -172,9 +172,11 @@ def run(folder, world, name, flags, epochs=1, steps=2, restore=None, rate=0.1, o
     strength = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
     inputs = Inputs(TinyNetwork(dies_in), [], None, first_weights(), strength, method)
     path = os.path.join(folder, restore) if restore else None
+    known = remembered(path, method.attack_name()) if path else Remembered()
+    print(known.text)
     plan = Plan(start_after(path, steps) if path else Start(steps), Constant(rate, BATCH, steps), catch_up=False,
                 averages_begin=not (path and has_averages(path)),
-                remembered=remembered(path, method.attack_name()) if path else Remembered())
+                remembered=known)
     train(options, inputs, plan, world, StopOnSignal(world), data=Stream(*stream(
         world.rank, labelled=overfits_at is not None)), kept=kept,
         more_callbacks=[Recorder(os.path.join(folder, '%s-%d.npz' % (name, world.rank)))])

@@ -54,7 +54,8 @@ def test_flags_that_do_not_go_together(flags, said):
 @pytest.mark.parametrize('flags, guarded', [
     ('', False), ('--method trades', False), ('--method fast', True), ('--method free', True),
     ('--on-overfitting stop', True), ('--method fast --on-overfitting restore', True),
-    ('--method free --on-overfitting ignore', False), ('--on-overfitting ignore', False)])
+    ('--method free --on-overfitting ignore', False), ('--on-overfitting ignore', False),
+    ('--attack-iter 0 --on-overfitting ignore', False)])
 def test_who_is_guarded_against_overfitting(flags, guarded):
     assert is_guarded(parse_options(['--fake'] + flags.split())) == guarded
 

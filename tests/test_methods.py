@@ -111,11 +111,34 @@ def test_a_loss_explodes_beyond_what_the_methods_can_be():
     assert limit('--method', 'trades', '--beta', '5') == pytest.approx(6 * 100 * np.log(10))
 
 
-def test_a_halved_step_is_one_of_half_the_size(session):
-    options = parse_options(['--fake', '--method', 'fast', '--attack-epsilon', '8'])
-    factor = tf.placeholder_with_default(0.5, [])
-    assert session.run(method_of(options).attacker(num_classes=6, step_factor=factor).step_size) == 5.0
-    assert session.run(method_of(options).one_step(num_classes=6, step_factor=factor).step_size) == 5.0
+@pytest.mark.parametrize('flags, goal, trained, guarded', [
+    ('--attack-iter 5', 'targeted', (5, 1.6), 10), ('--attack-iter 5 --attack-step-size 2', 'targeted', (5, 2), 10),
+    ('--attack-iter 5 --attack-goal untargeted', 'untargeted', (5, 1.6), 10),
+    ('--method fast', 'untargeted', (1, 10), 10), ('--method fast --attack-step-size 3', 'untargeted', (1, 3), 3),
+    ('--method fast --noise 2', 'untargeted', (1, 8), 8), ('--method free', 'untargeted', None, 8),
+    ('--method trades --attack-iter 4', 'untargeted', (4, 2), 10)])
+def test_steps_of_trainings_and_of_the_guard(session, flags, goal, trained, guarded):
+    """In pixels, of a budget of 8; halved, they are of half the size, also where PGD would take longer ones, but those
+    of the attack that the guard compares with one step."""
+    method = method_of(parse_options(['--fake', '-d', '14', '--attack-epsilon', '8'] + flags.split()))
+    half = tf.placeholder_with_default(0.5, [])
+    for make, expected in (method.attacker, trained), (method.one_step, (1, guarded)):
+        if expected is not None:  # the attack of free is its replays'
+            whole, halved = make(num_classes=6), make(num_classes=6, step_factor=half)
+            assert (whole.num_iter, whole.step_size) == expected and (whole.epsilon, whole.goal) == (8, goal)
+            assert session.run(halved.step_size) == pytest.approx(expected[1] / 2)
+    several = method.several_steps(num_classes=6)
+    assert type(several) is PGDAttacker and (several.num_iter, several.step_size, several.epsilon, several.goal) == (
+        10, 1, 8, goal)
+
+
+def test_trainings_that_attack_alike_have_attacks_of_the_same_name():
+    """As a budget and a number of steps may ask for longer steps than the flag says."""
+    def name(flags):
+        return method_of(parse_options(['--fake', '--attack-epsilon', '8'] + flags.split())).attack_name()
+    assert name('--attack-iter 2') == name('--attack-iter 2 --attack-step-size 3') != name('--attack-iter 3')
+    assert name('--method trades --attack-iter 2') == name('--method trades --attack-iter 2 --attack-step-size 4')
+    assert name('--method fast') != name('--method fast --attack-step-size 4') != name('--method free')
 
 
 # --- updates ---------------------------------------------------------------------------------------------------------

@@ -10,87 +10,108 @@ import numpy as np
 import pytest
 from jobs import statistics, tiny_trainings
 from methods_worker import NAMES
-from tensorpack import logger
 from test_attack import PIXEL
 
-from training import overfitting
-from training.overfitting import FOUND, NOT_MEASURED, STEP_FACTOR, Guard, Remembered, attack_step_factor, remembered
+from training.overfitting import (
+    FOUND,
+    NOT_MEASURED,
+    STEP_FACTOR,
+    Errors,
+    Guard,
+    Memory,
+    Remembered,
+    attack_step_factor,
+    remembered,
+)
 
 
-def found_in(session, errors, distance=0.0):
-    """Return what a guard finds in epochs of 100 steps and these errors, and the guard."""
-    found = []
-
-    class Measured(Guard):
-        def _setup_graph(self):
-            self.memory = [tf.Variable(value) for value in (1.0, distance, 0)]
-
-        def measure(self):
-            return errors[len(found)]
-
-    def put_scalar(name, value):
-        if name == FOUND:
-            found.append(value)
-    guard = Measured(None, 32, 4, SimpleNamespace(is_chief=True, size=1), one_step=None, several=None, step_factor=None)
-    guard.trainer = SimpleNamespace(monitors=SimpleNamespace(put_scalar=put_scalar), epoch_num=0, global_step=0,
-                                    sess=session)
-    guard._setup_graph()
-    session.run(tf.global_variables_initializer())
-    guard._before_train()
-    for _ in errors:
-        guard.trainer.epoch_num += 1
-        guard.trainer.global_step += 100
-        guard._trigger_epoch()
-    return found, guard
+def found_in(memory, errors):
+    """Return what is found in epochs of 100 steps with these errors."""
+    return [memory.is_overfitted(Errors(*of_epoch), 100 * (k + 1)) for k, of_epoch in enumerate(errors)]
 
 
-def test_overfitting_over_several_epochs_is_found(session):
+def test_overfitting_over_several_epochs_is_found():
     """Errors of a real training, with plain FGSM of budget 32 on two classes of photos: apart by degrees."""
+    memory = Memory(distance=0.05)
     errors = [(0.484, 0.672), (0.293, 0.754), (0.211, 0.875), (0.176, 0.871), (0.125, 0.957)]
-    found, guard = found_in(session, errors, distance=0.05)
-    assert found == [0, 1, 1, 1, 1]
-    assert session.run(guard.memory) == [1, pytest.approx(0.05), 100]
+    assert found_in(memory, errors) == [False, True, True, True, True]
+    assert (memory.distance, memory.good_step) == (0.05, 100)
 
 
-def test_the_smallest_distance_counts_and_is_told_to_checkpoints(session):
-    found, guard = found_in(session, [(0.3, 0.42), (0.3, 0.35), (0.2, 0.54)], distance=0.2)
-    assert found == [0, 0, 0] and session.run(guard.memory) == [1, pytest.approx(0.05), 300]
+def test_the_smallest_distance_counts():
+    memory = Memory(distance=0.2)
+    assert found_in(memory, [(0.3, 0.42), (0.3, 0.35), (0.2, 0.54)]) == [False] * 3
+    assert (memory.distance, memory.good_step) == (pytest.approx(0.05), 300)
 
 
-def test_a_warning_is_said_again_when_the_network_had_recovered(session, monkeypatch):
-    said = []
-    monkeypatch.setattr(overfitting, 'warn', said.append)
-    overfitted, good = (0.1, 0.9), (0.4, 0.5)
-    found, guard = found_in(session, [good, overfitted, overfitted, good, overfitted])
-    assert found == [0, 1, 1, 0, 1] and guard.good_step == 400
-    assert len(said) == 2 and 'in epoch 2:' in said[0] and 'After step 100 it had not overfitted' in said[0]
-    assert 'in epoch 5:' in said[1] and 'After step 400 it had not' in said[1]
-
-
+@pytest.mark.parametrize('before', [0.05, NOT_MEASURED])
 @pytest.mark.parametrize('errors, distance', [
-    ((0.1, 0.3), 0.2),
-    ((0.1, 0.9), 0.05),  # it has overfitted already
-    (None, NOT_MEASURED)])  # a signal came: the distance of before is another attack's
-def test_with_another_attack_it_measures_anew(session, errors, distance):
-    _, guard = found_in(session, [], distance=0.05)
-    guard.batches, guard.anew, guard.measure = [()], True, lambda: errors
-    guard._before_epoch()
-    assert session.run(guard.memory[1]) == pytest.approx(distance)
+    (Errors(0.1, 0.3), 0.2),
+    (Errors(0.1, 0.9), 0.05),  # it has overfitted already
+    (None, 0.05)])  # a signal came
+def test_of_another_attack_the_distance_is_measured_anew(before, errors, distance):
+    memory = Memory(distance=before)
+    memory.begin_with(errors)
+    if before == NOT_MEASURED:
+        distance = NOT_MEASURED if errors is None else errors.distance
+    assert memory.distance == pytest.approx(distance)
 
 
-@pytest.mark.parametrize('factor, attack, expected, words', [
-    (1.0, 'attack', Remembered(1.0, True), []), (0.5, 'attack', Remembered(0.5, True), ['steps are 0.5 times']),
-    (1.0, 'another', Remembered(1.0, False), []),
-    (0.5, 'another', Remembered(1.0, False), ['steps were 0.5 times', 'another one now'])])
-def test_a_halved_step_is_that_of_one_attack(session, tmp_path, monkeypatch, factor, attack, expected, words):
-    said = []
-    monkeypatch.setattr(logger, 'info', said.append)
+class Measured(Guard):
+    """A guard that is told what it measures: `errors` of each time, None where a signal comes."""
+
+    def __init__(self, session, errors, distance, **options):
+        said = self.said = []
+        super().__init__(None, 32, 4, SimpleNamespace(is_chief=True, size=1), one_step=None, several_steps=None,
+                         step_factor=None, advice=['this', 'that'], warn=said.append, **options)
+        self.errors, self.batches, self.found = iter(errors), [()], []
+        self.variables = [tf.Variable(value) for value in (1.0, distance, 0)]
+        session.run(tf.global_variables_initializer())
+        monitors = SimpleNamespace(put_scalar=lambda name, value: name == FOUND and self.found.append(value))
+        self.trainer = SimpleNamespace(monitors=monitors, epoch_num=0, global_step=0, sess=session)
+        self._before_train()
+
+    def measure(self):
+        return next(self.errors)
+
+    def epoch(self):
+        self._before_epoch()
+        self.trainer.epoch_num += 1
+        self.trainer.global_step += 100
+        self._trigger_epoch()
+
+
+def test_a_warning_is_said_again_when_the_network_had_recovered(session):
+    overfitted, good = Errors(0.1, 0.9), Errors(0.4, 0.5)
+    guard = Measured(session, [good, overfitted, overfitted, good, overfitted], 0.0)
+    for _ in range(5):
+        guard.epoch()
+    assert guard.found == [0, 1, 1, 0, 1] and session.run(guard.variables) == [1, 0, 400]
+    first, second = guard.said
+    assert 'in epoch 2:' in first and 'After step 100 it had not overfitted. What may avoid it: this, or that;' in first
+    assert 'in epoch 5:' in second and 'After step 400 it had not' in second
+
+
+def test_a_signal_while_the_guard_measures_is_no_verdict(session):
+    """What checkpoints say stays as it was, also for another attack, of which nothing is known yet."""
+    guard = Measured(session, [None, None, Errors(0.2, 0.8)], 0.05, same_attack=False)
+    guard.epoch()
+    assert guard.found == [] and session.run(guard.variables) == [1, pytest.approx(0.05), 0]
+    guard.epoch()
+    assert guard.found == [1] and session.run(guard.variables) == [1, pytest.approx(0.05), 0]
+
+
+@pytest.mark.parametrize('factor, attack, now, words', [
+    (1.0, 'attack', 1.0, ''), (0.5, 'attack', 0.5, 'steps are 0.5 times'), (1.0, 'another', 1.0, ''),
+    (0.5, 'another', 1.0, 'steps were 0.5 times')])
+def test_a_halved_step_is_that_of_one_attack(session, tmp_path, factor, attack, now, words):
     variable = attack_step_factor('attack')
     session.run(tf.global_variables_initializer())
     variable.load(factor, session)
     path = tf.train.Saver(tf.global_variables()).save(session, str(tmp_path / 'model'), write_meta_graph=False)
-    assert remembered(path, attack) == expected
-    assert len(said) == bool(words) and all(word in said[0] for word in words)
+    known = remembered(path, attack)
+    assert known == Remembered(factor, attack == 'attack') and known.factor == now
+    assert words in known.text and bool(words) == bool(known.text)
 
 
 def test_a_checkpoint_that_does_not_say_which_attack_is_of_the_same(session, tmp_path):
@@ -156,6 +177,9 @@ def check_restored(folder, ranks):
                 assert len(after) == 4 and all((value == good).all() for value in after)
     records = statistics(folder / 'restore')
     assert [record['overfitting/found'] for record in records] == [0, 1, 1, 1, 1]
+    # those within the overfitted epochs have another name; the last one's, too, which ended the training
+    names = sorted(path.stem for path in (folder / 'restore').glob('*.index'))
+    assert names == ['model-%d' % k for k in (1, 2, 4, 6, 8)] + ['overfitted-%d' % k for k in (3, 5, 7, 9)]
     good = tf.train.load_checkpoint(str(folder / 'restore' / 'model-2'))
     for step, factor in (4, 0.5), (6, 0.25), (8, 0.125):
         reader = tf.train.load_checkpoint(str(folder / 'restore' / ('model-%d' % step)))
@@ -172,16 +196,16 @@ def test_the_guard_goes_back_to_the_last_good_checkpoint_with_half_of_the_step(t
     assert re.search(r'catastrophic overfitting in epoch 2: the error on training images is 0.000 under one step and '
                      r'1.000 under 10 steps.* Going back to the weights of .*model-2; .* 0.5 times', said)
     assert re.search('RunError: catastrophic overfitting in epoch 5: .*, with 0.125 of the attack\'s step; the last '
-                     'checkpoint before that is .*model-8. Go on from it with more '
-                     'steps, by --method pgd, and with --resume .*/restore$', said, re.MULTILINE)
+                     'checkpoint before that is .*model-8. Go on from it with '
+                     '--resume .*/restore, and with several steps, by --method pgd$', said, re.MULTILINE)
     check_restored(folder, ranks=1)
 
 
 def test_a_halved_step_is_of_one_attack(trained):
     """A training that goes on with the same one goes on with an eighth of its step; with another one it begins anew."""
     folder, said = trained
-    ends = re.findall(r"RunError: catastrophic overfitting in epoch 5: .*with 0.125 of the attack's step; .*/(\S+)$",
-                      said, re.MULTILINE)
+    ends = re.findall(r"RunError: catastrophic overfitting in epoch 5: .*with 0.125 of the attack's step; .*--resume "
+                      r'\S+/(\S+), and', said)
     assert ends == ['restore', 'again', 'restore-free']
     assert said.count('0.125 times as long as at the beginning, since the network overfitted\n') == 1
     assert said.count('the attack is another one now') == 1
@@ -216,7 +240,9 @@ def check_stopped(folder):
 
 def test_the_guard_ends_a_training(trained):
     folder, said = trained
-    assert re.search('RunError: catastrophic overfitting in epoch 2: .*; the last .* before that is .*model-4.', said)
+    assert re.search('RunError: catastrophic overfitting in epoch 2: .*; the last .* before that is .*model-4\\. Go on '
+                     'from it with --resume .*/stop, and with a smaller --attack-step-size, or --noise 2, or several '
+                     'steps, by --method pgd', said)
     check_stopped(folder)
 
 

@@ -94,7 +94,7 @@ class Saver(ModelSaver):
         super().__init__(max_to_keep=kept, checkpoint_dir=directory)
         self.every_steps, self.offset = every_steps, offset
         self.saved_step: Optional[int] = None
-        self.spared: Optional[int] = None  # the step of a checkpoint that is kept, however many come after it
+        self.kept_step: Optional[int] = None  # of a checkpoint that is kept, however many come after it
 
     def _setup_graph(self) -> None:
         super()._setup_graph()
@@ -102,15 +102,17 @@ class Saver(ModelSaver):
                                      if v.dtype.base_dtype.is_floating])
 
     def _before_train(self) -> None:
-        # those of the training before count among the ones to keep, and the one that it goes on from is saved
-        earlier = saved_checkpoints(self.checkpoint_dir)
-        self.saver.recover_last_checkpoints(earlier[::-1])
-        if any(step_of(path) == self.global_step for path in earlier):
-            self.saved_step = self.global_step
+        self.count_saved()
+        if any(step_of(path) == self.global_step for path in saved_checkpoints(self.checkpoint_dir)):
+            self.saved_step = self.global_step  # the one that it goes on from
         for part in glob.glob(os.path.join(glob.escape(self.checkpoint_dir), 'model-*.tempstate*')):
             os.unlink(part)  # of a save that was cut off
         with errors_of_disk(self.checkpoint_dir):
             super()._before_train()
+
+    def count_saved(self) -> None:
+        """Count the checkpoints that there are, also those of the training before, among the ones to keep."""
+        self.saver.recover_last_checkpoints(saved_checkpoints(self.checkpoint_dir)[::-1])
 
     def _trigger_step(self) -> None:
         # not after an epoch's last step: the epoch's checkpoint comes when the guard has looked at it
@@ -128,7 +130,7 @@ class Saver(ModelSaver):
             raise RunError('the weights are not finite after step %d, and were not saved: %s' % (
                 self.global_step, self.advice()))
         oldest = self.saver.last_checkpoints[:1]
-        if oldest and step_of(oldest[0]) == self.spared:
+        if oldest and step_of(oldest[0]) == self.kept_step:
             self.saver.recover_last_checkpoints(self.saver.last_checkpoints[1:] + oldest)
         try:
             with errors_of_disk(self.checkpoint_dir):

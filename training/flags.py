@@ -56,7 +56,7 @@ def settle_training(options: argparse.Namespace, given: Set[str]) -> None:
                          % (options.noise, options.attack_epsilon[0], MOST_NOISE))
     if options.beta is not None and options.beta > MOST_BETA:
         raise InputError('--beta %g: above %g nothing is learnt of clean images' % (options.beta, MOST_BETA))
-    if options.on_overfitting and not method.attacks:
+    if options.on_overfitting not in (None, IGNORE) and not method.attacks:
         raise InputError('--on-overfitting goes with adversarial training, not with --attack-iter 0')
     if options.keep_best is not None:
         check_metric(options, targeted=method.goal == 'targeted')
@@ -65,7 +65,7 @@ def settle_training(options: argparse.Namespace, given: Set[str]) -> None:
 def is_guarded(options: argparse.Namespace) -> bool:
     """Tell whether the network is attacked after each epoch, to see whether it is robust to one step alone."""
     if options.on_overfitting is None:
-        return method_of(options).overfits_fast
+        return method_of(options).guarded_by_default
     return options.on_overfitting != IGNORE
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from training.replays import Replays
 
 GUARD_STEPS = 10  # of the attack that overfitting is told by
+SEVERAL_STEPS = 'several steps, by --method pgd'
 FAST_STEP = 1.25  # of epsilon: Wong, Rice and Kolter (2020) found more to overfit, and less to be weaker
 
 
@@ -29,9 +30,11 @@ class Method:
     """
     title = 'PGD'  # begins the log directory's name
     own_flags: Dict[str, Any] = {}  # of no other method, and their defaults
-    goals: Tuple[str, ...] = GOALS  # that it can have, its own first
+    goals: Tuple[str, ...] = GOALS  # what --attack-goal can be, the default first
     takes_steps = True  # of --attack-iter; the others take one
-    holds_batches = False  # a step's batch is held and used again; the pass that trains on it attacks it, in float32
+    # A step's batch is held and trained on again; there is no attack apart from the training, whose passes, in float32,
+    # attack it
+    holds_batches = False
 
     def __init__(self, options: argparse.Namespace):
         self.options = options
@@ -54,9 +57,15 @@ class Method:
         return self.attacks and self.goal == 'targeted'
 
     @property
-    def overfits_fast(self) -> bool:
+    def guarded_by_default(self) -> bool:
         """Tell whether the guard against catastrophic overfitting is on without being asked for."""
         return not self.takes_steps
+
+    @property
+    def against_overfitting(self) -> List[str]:
+        """Name what may avoid catastrophic overfitting, the surest last. A step can't be made shorter than epsilon
+        over the number of steps."""
+        return ['a larger --attack-iter']
 
     @property
     def replays(self) -> int:
@@ -71,7 +80,8 @@ class Method:
 
     def attack_name(self) -> str:
         """Name its attack: trainings with the same name attack alike."""
-        return '-'.join([self.name(), *map(str, self.strength)])
+        step = self.strength.step_used if self.takes_steps else self.strength.step_size
+        return '-'.join([self.name(), *map(str, self.strength._replace(step_size=step))])
 
     def settings(self) -> Dict[str, Any]:
         """Return its own flags' values, those that count."""
@@ -126,6 +136,11 @@ class Fast(Method):
     def step_size(cls, options: argparse.Namespace) -> float:
         return options.attack_epsilon[0] * (1.0 if options.noise is not None else FAST_STEP)
 
+    @property
+    def against_overfitting(self) -> List[str]:
+        return ['a smaller --attack-step-size', '--noise 2' if self.options.noise is None else 'more --noise',
+                SEVERAL_STEPS]
+
     def attacker(self, *, num_classes: int, step_factor: Any = 1.0, **computed: Any) -> 'Attacker':
         from training.attackers import FastAttacker
         _, epsilon, step = self.strength
@@ -147,6 +162,10 @@ class Free(Method):
     @classmethod
     def step_size(cls, options: argparse.Namespace) -> float:
         return options.attack_epsilon[0]
+
+    @property
+    def against_overfitting(self) -> List[str]:
+        return ['a smaller --attack-step-size', 'more --replays', SEVERAL_STEPS]
 
     @property
     def replays(self) -> int:

@@ -166,6 +166,8 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
         averages_begin = not (start.checkpoint and has_averages(start.checkpoint))
         if start.checkpoint:
             known = remembered(start.checkpoint, inputs.method.attack_name())
+            if known.text:
+                logger.info(known.text)
         catch_up = bool(start.checkpoint and inputs.validation and start.epoch > 1 and not start.step_of_epoch
                         and start.epoch - 1 not in evaluated_epochs(logger.get_logger_dir()))
         logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
@@ -304,7 +306,8 @@ def guard_of(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: Wor
     return Guard(inputs.network, options.image_size, options.batch, world, step_factor=step_factor,
                  same_attack=plan.remembered.same_attack, action=options.on_overfitting,
                  one_step=lambda: method.one_step(step_factor=step_factor, num_classes=num_classes),
-                 several=lambda: method.several_steps(num_classes=num_classes),
+                 several_steps=lambda: method.several_steps(num_classes=num_classes),
+                 advice=method.against_overfitting,
                  directory=logger.get_logger_dir(), saver=stopper.saver, monitors=monitors, stopped=stopper.agreed)
 
 
