@@ -16,13 +16,19 @@ from photos import write_split
 from test_resume import save
 
 from checkpoint import read_checkpoint
+from evaluation.preflight import inputs_of_scoring
+from evaluation.scoring import run_scoring
 from inference import load_classifier
+from main import parse_options
+from nets import Network
 from runtime.errors import InputError
 from tools.mpi import read_figures
 from training.averages import Averages
 from training.best import best_checkpoint, find_best, keep
 from training.progress import evaluation_table
 from training.records import write_json
+from training.run import read_initial_weights
+from training.schedule import LearningRate
 
 
 @pytest.fixture
@@ -59,6 +65,24 @@ def test_a_classifier_of_averages(averaged_file, weights_file):
     assert np.abs(logits[0] - logits[2]).max() > 0.01
     with pytest.raises(InputError, match='weights are raw or ema'):
         load_classifier(averaged_file, weights='mean', **given)
+
+
+def test_a_training_begins_with_averages(averaged_file, weights_of):
+    options = parse_options([*SMALL, '--fake', '--load', averaged_file, '--weights', 'ema'])
+    weights, averages = read_initial_weights(options, Network('ResNet', 14, 10)), weights_of(seed=1)
+    assert set(weights) == set(averages) and all((weights[n] == averages[n]).all() for n in averages)
+
+
+def test_photos_are_scored_by_averages(averaged_file, weights_file, tmp_path):
+    write_split(tmp_path / 'photos', 12)
+    written = []
+    for path, weights in (averaged_file, 'ema'), (weights_file(seed=1), 'raw'), (averaged_file, 'raw'):
+        out = tmp_path / ('%d.txt' % len(written))
+        options = parse_options([*SMALL, '--eval-directory', str(tmp_path / 'photos'), '--load', path, '--weights',
+                                 weights, '--prediction-file', str(out)])
+        assert run_scoring(options, *inputs_of_scoring(options)) == 0
+        written.append(out.read_text())
+    assert written[0].count('\n') == 12 and written[0] == written[1] != written[2]
 
 
 def test_averages_take_the_networks_place_for_a_while(session):
@@ -113,6 +137,16 @@ def test_the_best_checkpoint_is_found_again(tmp_path):
     records(tmp_path, {1: 0.5})
     assert find_best(str(tmp_path), 'x') == (0.5, 1) and kept(tmp_path)[0].startswith('best-1.')
     assert find_best(str(tmp_path), 'y') is None
+
+
+def test_the_best_by_another_figure_replaces_the_former(tmp_path):
+    for step in (1, 2):
+        save(tmp_path, step)
+    write_json(str(tmp_path / 'stats.json'), [dict(global_step=step, epoch_num=step, x=step, y=-step)
+                                              for step in (1, 2)])
+    assert find_best(str(tmp_path), 'x') == (1, 1) and kept(tmp_path)[0].startswith('best-1.')
+    assert find_best(str(tmp_path), 'y') == (-2, 2)
+    assert [name.split('.')[0] for name in kept(tmp_path)] == ['best-2'] * 2
 
 
 def test_the_best_checkpoint_is_the_one_that_is_there_now(tmp_path):
@@ -184,6 +218,9 @@ def test_a_training_with_averages_is_stopped_and_goes_on(root, tmp_path, python)
         server.terminate()
         server.wait(10)
     assert 'resuming from %s' % os.path.join('train_log', log.name, 'model-%d:' % stopped) in text
+    schedule = LearningRate(0.1, total_batch=4, steps_per_epoch=4, max_epoch=2, kind='cyclic')
+    rates = {r['global_step']: r['learning_rate'] for r in statistics(log) if 'learning_rate' in r}
+    assert rates[8] == pytest.approx(schedule.at(7))
     measured = {r['global_step']: r for r in statistics(log) if 'eval-ema-clean/error-top1' in r}
     assert sorted(measured) == [4, 8] and all('eval-clean/error-top1' in r for r in measured.values())
     best = min(measured, key=lambda step: (measured[step]['eval-ema-clean/error-top1'], step))

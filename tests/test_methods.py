@@ -204,6 +204,7 @@ def free_step(optimizer, held, perturbations, replays, epsilon):
 FREE = ['--method', 'free', '--replays', '3', '--accumulate', '2', '--attack-epsilon', '8', '--ema', '0.9',
         '--on-overfitting', 'ignore']
 # in the second replay of the third step: there are two micro-batches, and three replays
+TRADES = dict(name='trades', flags=['--method', 'trades', '--beta', '3', '--attack-iter', '2'], steps=3)
 KILLED = dict(name='killed', flags=FREE, epochs=2, dies_in=2 * 6 + 3)
 
 @pytest.fixture(scope='module')
@@ -213,7 +214,7 @@ def trained(tmp_path_factory):
     tiny_trainings(folder, KILLED, status=-signal.SIGKILL)
     tiny_trainings(
         folder, dict(name='free', flags=FREE), dict(KILLED, name='resumed', restore='killed/model-2', dies_in=None),
-        dict(name='trades', flags=['--method', 'trades', '--beta', '3', '--attack-iter', '2'], steps=3))
+        TRADES)
     return folder
 
 
@@ -250,10 +251,11 @@ def test_free_updates_weights_and_perturbation_from_one_backward_pass(trained):
 
 
 @pytest.mark.slow
-def test_free_on_two_ranks(tmp_path):
-    """Each has its perturbations, and both the average gradients."""
-    tiny_trainings(tmp_path, dict(name='free', flags=FREE), ranks=2)
+def test_two_ranks_average_gradients(tmp_path):
+    """Of free, each has its perturbations."""
+    tiny_trainings(tmp_path, dict(name='free', flags=FREE), TRADES, ranks=2)
     check_free(tmp_path, 'free', Optimizer(decay=0.9, ranks=2), ranks=2)
+    check_trades(tmp_path, ranks=2)
 
 
 def trades_gradients(weights, clean, x, label, beta):
@@ -269,19 +271,27 @@ def trades_gradients(weights, clean, x, label, beta):
     return loss, {name: of_clean[name] + of_attacked[name] for name in NAMES}, divergence.mean()
 
 
+def check_trades(folder, ranks):
+    optimizer = Optimizer(ranks=ranks)
+    kept = [np.load(str(folder / ('trades-%d.npz' % rank))) for rank in range(ranks)]
+    for step in range(3):
+        sums = {name: 0.0 for name in NAMES}
+        for rank, (images, labels) in enumerate(map(worker.stream, range(ranks))):
+            place = step + 2 * (rank == 0)  # the chief timed the attack with two batches
+            clean, label = images[place] / 127.5 - 1, labels[place]
+            attacked = kept[rank]['adversarial'][step]
+            loss, gradients, divergence = trades_gradients(optimizer.weights, clean, attacked, label, beta=3)
+            assert kept[rank]['loss'][step] == pytest.approx(loss, rel=1e-5) and divergence > 0.1
+            for x in clean, attacked:  # in this order
+                optimizer.track(x, rank)
+            np.testing.assert_allclose(kept[rank][TRACKED][step], optimizer.tracked[rank], atol=2e-6)
+            sums = {name: sums[name] + gradients[name] / ranks for name in NAMES}
+        optimizer.update(sums)
+        for name in NAMES:
+            for of_rank in kept:
+                np.testing.assert_allclose(of_rank[name][step], optimizer.weights[name], atol=2e-5)
+            optimizer.weights[name] = kept[0][name][step].astype(np.float64)  # each step by itself
+
+
 def test_trades_learns_clean_images_and_the_divergence(trained):
-    optimizer = Optimizer()
-    images, labels = worker.stream(0)
-    with np.load(str(trained / 'trades-0.npz')) as kept:
-        for step in range(3):
-            clean, label = images[2 + step] / 127.5 - 1, labels[2 + step]  # the attack was timed with two batches
-            loss, gradients, divergence = trades_gradients(optimizer.weights, clean, kept['adversarial'][step], label,
-                                                           beta=3)
-            assert kept['loss'][step] == pytest.approx(loss, rel=1e-5) and divergence > 0.1
-            for x in clean, kept['adversarial'][step]:  # in this order
-                optimizer.track(x)
-            np.testing.assert_allclose(kept[TRACKED][step], optimizer.tracked[0], atol=2e-6)
-            optimizer.update(gradients)
-            for name in NAMES:
-                np.testing.assert_allclose(kept[name][step], optimizer.weights[name], atol=2e-5)
-                optimizer.weights[name] = kept[name][step].astype(np.float64)  # each step by itself
+    check_trades(trained, ranks=1)
