@@ -20,12 +20,13 @@ from main import parse_options
 from runtime.distributed import HorovodWorld
 from runtime.errors import RunError
 from training.averages import has_averages
+from training.beginning import Inputs, Plan
 from training.callbacks import StopOnSignal
 from training.input import TimedInput
 from training.log_directory import Start, start_after
 from training.methods import METHODS
 from training.overfitting import Remembered, remembered
-from training.run import Inputs, Plan, train
+from training.run import train
 from training.schedule import LearningRate
 
 CLASSES, SIZE, BATCH, HIDDEN, BATCHES = 4, 4, 3, 5, 40

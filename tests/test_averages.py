@@ -24,10 +24,10 @@ from nets import Network
 from runtime.errors import InputError
 from tools.mpi import read_figures
 from training.averages import Averages
+from training.beginning import read_initial_weights
 from training.best import best_checkpoint, find_best, keep
 from training.progress import evaluation_table
 from training.records import write_json
-from training.run import read_initial_weights
 from training.schedule import LearningRate
 
 

@@ -2,7 +2,7 @@
 import argparse
 import logging
 import shlex
-from typing import Any, List, NamedTuple, Optional, Sequence
+from typing import Any, List, Optional, Sequence
 
 from runtime.compat import is_deterministic  # before tensorpack
 
@@ -12,21 +12,20 @@ from tensorpack.callbacks import MergeAllSummaries, MovingAverageSummary, RunUpd
 from tensorpack.tfutils import DictRestore, SaverRestore
 
 import checkpoint
-import fitting
 from adv_model import AdversarialModel
 from evaluation.contents import read_contents
-from evaluation.outcomes import Strength
 from kernels.mode import attack_settings, native_mode
-from nets import Network, network_of
 from runtime.agreement import check_agreement
 from runtime.distributed import HorovodWorld, World
 from runtime.errors import InputError
 from runtime.fingerprint import sha256_of_files
 from runtime.hardware import warn_of_cost
 from runtime.pixels import mistaken_attack
-from third_party.imagenet import Dataset, count_images
+from runtime.printing import say
+from third_party.imagenet import Dataset
 from third_party.preparations import PREPARATIONS
-from training.averages import Averages, has_averages
+from training.averages import Averages
+from training.beginning import Inputs, Plan, find_inputs, make_plan
 from training.best import best_checkpoint, find_best
 from training.callbacks import (
     CHECKPOINTS_KEPT,
@@ -41,49 +40,18 @@ from training.callbacks import (
 )
 from training.flags import is_guarded
 from training.input import TimedInput, errors_of_input, training_input
-from training.log_directory import (
-    OWN_OF_A_TRAINING,
-    Start,
-    log_directory_of,
-    log_name_of,
-    newest_complete,
-    prepare_log_directory,
-    saved_checkpoints,
-    start_after,
-)
-from training.methods import Method, method_of
-from training.overfitting import STEP_FACTOR, Guard, Remembered, attack_step_factor, remembered
+from training.log_directory import OWN_OF_A_TRAINING, saved_checkpoints
+from training.overfitting import STEP_FACTOR, Guard, attack_step_factor
 from training.progress import Events, Progress, evaluation_table
-from training.records import Statistics, evaluated_epochs, forget_after
+from training.records import Statistics
 from training.replays import HeldInput, Replays
-from training.schedule import LearningRate, attack_iters_after, steps_in_epoch
+from training.schedule import attack_iters_after
 from training.trainer import AccumulatingTrainer, SessionCreator
 from training.validation import DistributedEvaluation, Validation
 
 log = logging.getLogger(__name__)
 
-IMAGENET_CLASSES = 1000
-IMAGENET_TRAINING_IMAGES = 1281167  # the length of a --fake epoch
 SUMMARY_STEPS = 100
-
-
-class Inputs(NamedTuple):
-    """What the flags of a training name."""
-    network: Network
-    classes: List[str]
-    validation: Optional[Dataset]
-    weights: Optional[checkpoint.Weights]
-    attack: Strength  # of evaluations between epochs; a method may have steps of its own
-    method: Method
-
-
-class Plan(NamedTuple):
-    """Where a training begins, and its learning rate: the same on every rank."""
-    start: Start
-    schedule: LearningRate
-    catch_up: bool  # with the evaluation of the epoch before
-    averages_begin: bool  # with the weights that there are
-    remembered: Remembered  # of overfitting
 
 
 def run_training(options: argparse.Namespace, classes: List[str], validation: Optional[Dataset]) -> int:
@@ -124,109 +92,6 @@ def run_training(options: argparse.Namespace, classes: List[str], validation: Op
         report_end(options, inputs, stopper)
     return 0
 
-
-def find_inputs(options: argparse.Namespace, classes: List[str], validation: Optional[Dataset]) -> Inputs:
-    """Find what the flags name. Raises InputError where something is missing or does not fit."""
-    network = network_of(options)._replace(image_size=options.image_size)
-    classes = [str(k) for k in range(IMAGENET_CLASSES)] if options.fake else classes
-    network = network._replace(num_classes=len(classes))
-    weights = read_initial_weights(options, network) if options.load else None
-    attack = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
-    return Inputs(network, classes, validation, weights, attack, method_of(options))
-
-
-def read_initial_weights(options: argparse.Namespace, network: Network) -> checkpoint.Weights:
-    """Read the checkpoint of --load: of this network, or with --reset-head of one with other classes."""
-    weights = checkpoint.read_checkpoint(options.load, options.weights)
-    if options.reset_head:
-        weights = fitting.without_head(weights, options.load, network)
-    else:
-        weights = fitting.fit_checkpoint(weights, network, options.load)
-    for mistake in fitting.mistaken_denoising(network, options.load):
-        log.warning('%s', mistake)
-    return weights
-
-
-# --- where it begins -------------------------------------------------------------------------------------------------
-
-def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan:
-    """Create or find the log directory, as the chief, and tell all ranks where in the schedule the training begins."""
-    # one rank lists the training images: a hundred ranks would keep a file server busy
-    images = IMAGENET_TRAINING_IMAGES if options.fake else \
-        world.from_chief(world.patiently(lambda: count_images(options.data, 'train') if world.is_chief else None))
-    total_batch = options.batch * world.size * options.accumulate
-    steps_per_epoch = options.steps_per_epoch or steps_in_epoch(images, total_batch)
-    schedule = LearningRate(options.base_lr, total_batch, steps_per_epoch, options.max_epoch, options.schedule)
-    start, catch_up, averages_begin, known = Start(steps_per_epoch), False, True, Remembered()
-    # reading its checkpoints may take the chief minutes
-    prepared = world.patiently(lambda: prepare_chief(options, inputs, world.size, steps_per_epoch)
-                               if world.is_chief else None)
-    if prepared:
-        start = prepared
-        averages_begin = not (start.checkpoint and has_averages(start.checkpoint))
-        if start.checkpoint:
-            known = remembered(start.checkpoint, inputs.method.attack_name())
-            if known.text:
-                logger.info(known.text)
-        catch_up = bool(start.checkpoint and inputs.validation and start.epoch > 1 and not start.step_of_epoch
-                        and start.epoch - 1 not in evaluated_epochs(logger.get_logger_dir()))
-        logger.info('%d classes, %d training images, %d ranks, total batch %d, %d steps an epoch, peak learning '
-                    'rate %g' % (len(inputs.classes), images, world.size, total_batch, steps_per_epoch, schedule.peak))
-        if inputs.validation:
-            logger.info('evaluations prepare their images as --preprocess %s' % options.preprocess)
-        if start.former_batch not in (None, total_batch):
-            logger.info('the total batch was %d and is %d now: the learning rate follows it' % (
-                start.former_batch, total_batch))
-    else:
-        logger.setLevel('WARNING')
-    # the chief alone knows its disk
-    global_step, offset, catch_up, averages_begin, known = world.from_chief(
-        [start.global_step, start.offset, catch_up, averages_begin, known])
-    return Plan(start._replace(global_step=global_step, offset=offset), schedule, catch_up, averages_begin,
-                Remembered(*known))
-
-
-def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps_per_epoch: int) -> Start:
-    """Create or find the log directory; return where in the schedule the training begins."""
-    resumes = options.resume is not None
-    directory = log_directory_of(options, ranks)
-    prepare_log_directory(directory, resume=resumes, overwrite=options.overwrite, keep=options.load)
-    start = find_start(options, directory, inputs.network, steps_per_epoch)
-    if resumes:
-        forget_after(directory, start.global_step)
-    if start.checkpoint:
-        logger.info('resuming from %s: %d steps were made, next is step %d of %d in epoch %d' % (
-            start.checkpoint, start.global_step, start.step_of_epoch + 1, steps_per_epoch, start.epoch))
-        name = log_name_of(options, ranks)
-        if not name.fits(directory):  # --resume DIR
-            logger.info('the flags are those of %s now; the directory keeps its name' % name.path())
-        if options.ema is None and has_averages(start.checkpoint):
-            logger.info('without --ema, the averages that %s has end here' % start.checkpoint)
-    elif resumes:
-        logger.info('--resume: there is no checkpoint yet in %s; the training begins anew' % directory)
-    return start
-
-
-def find_start(options: argparse.Namespace, directory: str, network: Network, steps_per_epoch: int) -> Start:
-    """Return where the chief begins: after the newest complete checkpoint with --resume, else where --starting-epoch
-    says.
-
-    Raises InputError where that checkpoint is of another network.
-    """
-    newest = newest_complete(directory) if options.resume is not None else None
-    if newest:
-        fitting.fit_checkpoint(checkpoint.read_checkpoint(newest), network, newest)
-        for mistake in fitting.mistaken_denoising(network, newest):
-            log.warning('%s', mistake)
-        return start_after(newest, steps_per_epoch)
-    if options.resume is not None and saved_checkpoints(directory):
-        raise InputError('none of the checkpoints in %s is complete: restore one, or delete them to begin anew'
-                         % directory)
-    # so that checkpoints and summaries of a training that goes on continue its count of steps
-    return Start(steps_per_epoch, (options.starting_epoch - 1) * steps_per_epoch)
-
-
-# --- its epochs, and its end -----------------------------------------------------------------------------------------
 
 def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World, stopper: StopOnSignal, *,
           data: Optional[TimedInput] = None, kept: int = CHECKPOINTS_KEPT,
@@ -319,11 +184,11 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
                     % saved_checkpoints(directory)[0])
         return
     for line in evaluation_table(directory):
-        print(line)
+        say(line)
     if options.keep_best:
         with errors_of_disk(directory):
             best = find_best(directory, options.keep_best)
-        print('The best checkpoint by %s: %s' % (options.keep_best, best_checkpoint(directory) if best else 'none'))
+        say('The best checkpoint by %s: %s' % (options.keep_best, best_checkpoint(directory) if best else 'none'))
     if options.data and not options.fake and options.training_eval != 'none':
         iters = [0] if options.training_eval == 'clean' else attack_iters_after(options.max_epoch, options.max_epoch)
         command = ['python', 'main.py', '--eval', '--load', saved_checkpoints(directory)[0], *inputs.network.flags,
@@ -333,5 +198,5 @@ def report_end(options: argparse.Namespace, inputs: Inputs, stopper: StopOnSigna
         command += ['--classes', options.classes] if options.classes else []
         command += ['--preprocess', options.preprocess]
         command += ['--attack-goal', inputs.method.goal] if inputs.method.goal != 'targeted' else []
-        print('To repeat it%s: %s' % (', with --weights ema for the averages' if options.ema is not None else '',
-                                      ' '.join(shlex.quote(word) for word in command)), flush=True)
+        say('To repeat it%s: %s' % (', with --weights ema for the averages' if options.ema is not None else '',
+                                    ' '.join(shlex.quote(word) for word in command)))
