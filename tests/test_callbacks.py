@@ -6,7 +6,7 @@ import time
 from runtime.compat import tf
 
 import pytest
-from tensorpack import InputSource, logger
+from tensorpack import InputSource
 from tensorpack.train import Trainer
 
 from training.input import TimedInput
@@ -22,11 +22,10 @@ class SlowGraph(Events):
 
 
 @pytest.mark.parametrize('begins', [True, False])
-def test_a_training_ends_while_its_graph_is_still_being_written(tmp_path, monkeypatch, begins):
-    monkeypatch.setattr(logger, 'get_logger_dir', lambda: str(tmp_path))
+def test_a_training_ends_while_its_graph_is_still_being_written(tmp_path, begins):
     with tf.Graph().as_default():
         tf.constant(1., name='in_the_graph')
-        events = SlowGraph(0)
+        events = SlowGraph(str(tmp_path), 0)
         events.setup_graph(Trainer())
         if begins:
             events.before_train()

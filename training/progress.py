@@ -19,13 +19,14 @@ IMAGES_SHOWN = 4
 
 
 class Events(TFEventWriter):
-    """Writes TensorBoard's events; tells it to forget what an earlier process wrote of the steps to come."""
+    """Writes TensorBoard's events to a directory; tells it to forget what an earlier process wrote of the steps to
+    come."""
 
-    def __new__(cls, global_step: int) -> 'Events':
-        return super().__new__(cls)
+    def __new__(cls, directory: str, global_step: int) -> 'Events':
+        return super().__new__(cls, directory)
 
-    def __init__(self, global_step: int):
-        super().__init__()
+    def __init__(self, directory: str, global_step: int):
+        super().__init__(directory)
         self.first_step = global_step + 1
 
     def _setup_graph(self) -> None:

@@ -5,20 +5,26 @@ from typing import Any, Dict, List
 
 import runtime.compat  # noqa: F401  before tensorpack
 
-from tensorpack import logger
 from tensorpack.callbacks import JSONWriter
 
 from runtime.files import WholeFile
 
 
 class Statistics(JSONWriter):
-    """Writes stats.json; goes on in the file of a training that is resumed, and fails where it can't be written."""
+    """Writes a directory's stats.json; goes on in that of a training that is resumed, and fails where it can't be
+    written."""
 
     _stat_now: Dict[str, Any]
 
+    def __new__(cls, directory: str) -> 'Statistics':
+        return object.__new__(cls)
+
+    def __init__(self, directory: str):
+        self.directory = directory
+
     def _before_train(self) -> None:
-        self._fname = os.path.join(logger.get_logger_dir(), self.FILENAME)
-        self._stats = read_statistics(logger.get_logger_dir())
+        self._fname = os.path.join(self.directory, self.FILENAME)
+        self._stats = read_statistics(self.directory)
         if self._stat_now and self._stats and self._stats[-1].get('global_step') == self.global_step:
             # the evaluation of an epoch whose other figures an earlier process wrote
             self._stat_now = dict(self._stats.pop(), **self._stat_now)

@@ -110,7 +110,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
         callbacks.append(averages)
     if world.is_chief:
         stopper.saver = Saver(directory, options.save_every_steps, start.offset, kept=kept)
-    monitors = [Events(start.global_step), Statistics(), ScalarPrinter()] if world.is_chief else []
+    monitors = [Events(directory, start.global_step), Statistics(directory), ScalarPrinter()] if world.is_chief else []
     step_factor: Any = 1.0
     if is_guarded(options) or plan.remembered.factor != 1.0:
         step_factor = attack_step_factor(method.attack_name())
