@@ -150,15 +150,15 @@ class AdversarialModel(ModelDesc):
 class AttackTower:
     """The tower that measures: placeholders, and the tensors of an attack.
 
-    `image`, (N, S, S, 3) in [0, 255], makes `clean`; with `label` and `index` it makes `targets`, (N, num_targets)
-    distinct wrong labels of which `target` is the first (-1 of an untargeted attack), and `start`. What is random
-    follows from `seed`, an int64 scalar, and the index.
+    `image`, (N, S, S, 3) in [0, 255], makes `clean`. All of an attack also needs its strength, `num_iter`, `epsilon`
+    and `step_size`, and `label` and `index`: these make `targets`, (N, num_targets) distinct wrong labels of which
+    `target` is the first (-1 of an untargeted attack), and `start`. What is random follows from `seed`, an int64
+    scalar, and the index.
 
     Where `shares_steps` is True the attack can be read off on its way: one of 100 steps of size 1 passes the result of
-    50 of them. Feed `image`, `label`, `current`, `state`, `towards`, `steps` and the attack's strength, `num_iter`,
-    `epsilon` and `step_size`, for `advanced`. Elsewhere, where
-    `takes_targets` is True, `result` is the whole attack `towards` what is fed there; `attacked`, images and targets,
-    is the whole attack with its own targets.
+    50 of them. Feed `current`, `state`, `towards` and `steps` for `advanced`. Elsewhere, where `takes_targets` is True,
+    `result` is the whole attack `towards` what is fed there; `attacked`, images and targets, is the whole attack with
+    its own targets.
 
     `logits`, `prediction` and `in_top5` are of `current`, in [-1, 1], or else of the clean images. Build it in the
     graph that has, or will get, the network's variables.

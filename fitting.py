@@ -46,7 +46,8 @@ def fit_checkpoint(weights: Weights, network: Network, path: str) -> Weights:
 
 
 def without_head(weights: Weights, path: str, network: Network) -> Weights:
-    """Return all weights but those of the last layer, which depends on the classes. Raises InputError, as below."""
+    """Return all weights but those of the last layer, which depends on the classes. Raises InputError as fit_checkpoint
+    does."""
     fit_checkpoint(weights, network._replace(num_classes=num_classes(weights, path, network)), path)
     last = network.class_axes()
     return {name: value for name, value in weights.items() if name not in last}

@@ -149,9 +149,9 @@ class Network(NamedTuple):
     def variable_shapes(self) -> Dict[str, Tuple[int, ...]]:
         """Return every variable that a checkpoint of this network holds, {name: shape}.
 
-        To list them takes seconds, and is done once of a network of the zoo.
+        To list them takes seconds, and is done once of a network of the zoo, whatever its image_size.
         """
-        return dict(list_variables(self) if is_own(self.arch) else variables_of_zoo(self))
+        return dict(list_variables(self) if is_own(self.arch) else variables_of_zoo(self._replace(image_size=32)))
 
     def files(self) -> List[str]:
         """List the files of a network of one's own, which need not be this project's; nothing else has any."""

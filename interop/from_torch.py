@@ -178,7 +178,7 @@ def check_numbers(tensors: State, path: str, notes: List[str]) -> None:
     def plain(value: torch.Tensor) -> bool:
         return value.is_floating_point() and value.layout == torch.strided and not (value.is_quantized or value.is_meta)
     fitting.refuse(tensors, path, lambda key, value: not plain(value),
-                      'not of plain floating-point numbers, but quantized, sparse, complex, whole or without values')
+                   'not of plain floating-point numbers, but quantized, sparse, complex, whole or without values')
     kinds: Dict[str, int] = {}
     for value in tensors.values():
         if value.dtype != torch.float32:
@@ -191,10 +191,10 @@ def check_numbers(tensors: State, path: str, notes: List[str]) -> None:
 def check_values(tensors: State, path: str) -> None:
     """Raise InputError for values, float32 by now, that no network has."""
     fitting.refuse(tensors, path, lambda key, value: not bool(torch.isfinite(value).all()),
-                      'infinite, not a number, or beyond float32')
+                   'infinite, not a number, or beyond float32')
     fitting.refuse(tensors, path, lambda key, value: key.endswith('.running_var') and bool((value < 0).any()),
-                      'variances below 0, which have no root: give a checkpoint that was not damaged or averaged '
-                      'wrongly')
+                   'variances below 0, which have no root: give a checkpoint that was not damaged or averaged '
+                   'wrongly')
 
 
 def normalisation(means: State, stds: State, path: str, notes: List[str]) -> State:

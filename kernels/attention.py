@@ -1,6 +1,7 @@
 """Attention: by softmax, and by products of matrices.
 
-Neither holds the matrix of all pairs of positions where there are many: in a 56x56 map it is 39 MB an image.
+The matrix of all pairs of positions in a 56x56 map is 39 MB an image. Where there are many positions, the softmax never
+holds all of it; the products do where the caller asks for that order.
 """
 from typing import Callable, List, Tuple
 

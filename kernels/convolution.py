@@ -45,8 +45,8 @@ def grouped_convolution(x: tf.Tensor, w: tf.Tensor, groups: int, stride: int, *,
                         plain: bool = False) -> tf.Tensor:
     """Convolve NHWC features in groups.
 
-    On CPUs, of which TensorFlow's kernels have no gradient of it, by cpu_conv where that takes it and not all is to be
-    `plain`, and else group by group.
+    TensorFlow's kernels for CPUs have no gradient of it: there cpu_conv computes it where it can and `plain` is False,
+    and else it is done group by group.
     """
     strides = [1, stride, stride, 1]
     if not computes_on_cpu():

@@ -161,9 +161,10 @@ def overfitting(kind, distance):
 
 
 def run(folder, world, name, flags, epochs=1, steps=2, restore=None, rate=0.1, overfits_at=None, save_every=None,
-        kept=100, dies_in=None):
+        kept=100, dies_in=None, signalled=False):
     """Train by the method that the flags say. restore: a checkpoint to go on from. overfits_at: how far from the first
-    weights. save_every: steps between checkpoints, of which `kept` are kept. dies_in: as of TinyNetwork."""
+    weights. save_every: steps between checkpoints, of which `kept` are kept. dies_in: as of TinyNetwork.
+    signalled: a signal comes before the first epoch."""
     more = ['--save-every-steps', str(save_every)] if save_every else []
     options = parse_options(['--fake', '--image-size', str(SIZE), '--batch', str(BATCH), '--max-epoch', str(epochs)]
                             + more + flags)
@@ -174,11 +175,13 @@ def run(folder, world, name, flags, epochs=1, steps=2, restore=None, rate=0.1, o
     inputs = Inputs(TinyNetwork(dies_in), [], None, first_weights(), strength, method)
     path = os.path.join(folder, restore) if restore else None
     known = remembered(path, method.attack_name()) if path else Remembered()
-    print(known.text)
     plan = Plan(start_after(path, steps) if path else Start(steps), Constant(rate, BATCH, steps), catch_up=False,
                 averages_begin=not (path and has_averages(path)),
                 remembered=known)
-    train(options, inputs, plan, world, StopOnSignal(world), data=Stream(*stream(
+    stopper = StopOnSignal(world)
+    if signalled:
+        os.kill(os.getpid(), signal.SIGTERM)
+    train(options, inputs, plan, world, stopper, data=Stream(*stream(
         world.rank, labelled=overfits_at is not None)), kept=kept,
         more_callbacks=[Recorder(os.path.join(folder, '%s-%d.npz' % (name, world.rank)))])
 

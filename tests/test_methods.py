@@ -203,9 +203,10 @@ def free_step(optimizer, held, perturbations, replays, epsilon):
 
 FREE = ['--method', 'free', '--replays', '3', '--accumulate', '2', '--attack-epsilon', '8', '--ema', '0.9',
         '--on-overfitting', 'ignore']
-# in the second replay of the third step: there are two micro-batches, and three replays
 TRADES = dict(name='trades', flags=['--method', 'trades', '--beta', '3', '--attack-iter', '2'], steps=3)
+# in the second replay of the third step: there are two micro-batches, and three replays
 KILLED = dict(name='killed', flags=FREE, epochs=2, dies_in=2 * 6 + 3)
+
 
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):

@@ -57,6 +57,15 @@ def test_variables_of_the_small_networks(arch):
 
 
 @slow
+def test_whoever_gets_the_list_of_variables_may_change_it():
+    network = Network('ResNetDenoise', 14, 7)
+    shapes = network.variable_shapes()
+    expected = dict(shapes)
+    shapes.clear()
+    assert network.variable_shapes() == network._replace(image_size=64).variable_shapes() == expected != {}
+    assert network._replace(num_classes=8).variable_shapes()['linear/b'] == (8,)
+
+
 @pytest.mark.parametrize('depth', [50, 101, 152])
 @pytest.mark.parametrize('arch', ARCHITECTURES)
 def test_variables_of_the_published_networks(arch, depth):

@@ -126,7 +126,7 @@ def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps
             start.checkpoint, start.global_step, start.step_of_epoch + 1, steps_per_epoch, start.epoch))
         name = log_name_of(options, ranks)
         if not name.fits(directory):  # --resume DIR
-            logger.info('the flags are those of %s now; the directory keeps its name' % name.path())
+            logger.info('this directory keeps its name; that of these flags would be %s' % name.path())
         if options.ema is None and has_averages(start.checkpoint):
             logger.info('without --ema, the averages that %s has end here' % start.checkpoint)
     elif resumes:

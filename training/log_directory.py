@@ -136,7 +136,7 @@ class LogName(NamedTuple):
         """Tell whether a directory's name is this one, but for batch and ranks."""
         # nothing in a name is a NUL; it is compared as a whole: a --logdir may begin as another one does
         parts = os.path.basename(self._replace(batch='\0', ranks='\0').path()).split('\0')
-        return re.match(r'\d+'.join(map(re.escape, parts)) + '$', os.path.basename(path)) is not None
+        return re.match(r'\d+'.join(map(re.escape, parts)) + '$', os.path.basename(os.path.normpath(path))) is not None
 
 
 def directory_to_resume(name: LogName, given: str) -> Optional[str]:

@@ -20,7 +20,7 @@ from kernels.mode import native_mode
 from nets import Network
 from runtime.distributed import World
 from runtime.errors import RunError
-from training.callbacks import Saver
+from training.callbacks import Saver, errors_of_disk
 from training.log_directory import ATTACK, OWN_OF_A_TRAINING, damage, saved_checkpoints, step_of, warn
 from training.methods import GUARD_STEPS
 
@@ -43,9 +43,9 @@ def attack_step_factor(attack: str) -> tf.Variable:
 
 
 class Remembered(NamedTuple):
-    """What a checkpoint says of the attack, with which a training goes on."""
+    """What a checkpoint, from which a training goes on, says of the attack."""
     former_factor: float = 1.0  # times which its steps were
-    same_attack: bool = True  # the training's is the one of which it says so
+    same_attack: bool = True  # it is the attack of the training that goes on
 
     @property
     def factor(self) -> float:
@@ -93,10 +93,10 @@ class Memory:
     def __init__(self, step_factor: float = 1.0, distance: float = NOT_MEASURED, good_step: int = 0):
         self.step_factor, self.distance, self.good_step = step_factor, distance, good_step
 
-    def begin_with(self, errors: Optional[Errors]) -> None:
+    def begin_with(self, errors: Errors) -> None:
         """Take these errors' distance for the smallest one, of another attack than before; not where it shows that the
-        network has overfitted already, and not where they weren't measured."""
-        if errors is not None and errors.distance <= self.distance + LEAP:
+        network has overfitted already."""
+        if errors.distance <= self.distance + LEAP:
             self.distance = errors.distance
 
     def is_overfitted(self, errors: Errors, step: int) -> bool:
@@ -173,12 +173,16 @@ class Guard(Callback):
             self.saver.kept_step = int(self.memory.good_step)
 
     def _before_epoch(self) -> None:
+        if self.stopped():  # the training ends before the epoch's first step
+            return
         if not self.batches:  # a training that only makes up for an evaluation needs no data
             self.batches = [self.trainer.draw() for _ in range(self.num_batches)]
         if self.attack_changed or self.memory.distance == NOT_MEASURED:
-            self.memory.begin_with(self.measure())
-            self.attack_changed = False
-            self.remember()
+            errors = self.measure()
+            if errors is not None:
+                self.memory.begin_with(errors)
+                self.attack_changed = False
+                self.remember()
 
     def measure(self) -> Optional[Errors]:
         """Return the errors on all ranks' images; None when the training ends."""
@@ -230,7 +234,7 @@ class Guard(Callback):
         restored; None where there is none."""
         good = next((path for path in saved_checkpoints(self.directory or '')
                      if step_of(path) <= self.memory.good_step and damage(path) is None), None)
-        if good and self.action == 'restore':
+        if good and self.action == 'restore' and self.memory.step_factor > LEAST_FACTOR:
             self.good_values = read_variables(good, but=(STEP_FACTOR, DISTANCE, GOOD_STEP, 'global_step',
                                                          'learning_rate', *OWN_OF_A_TRAINING))
         return good
@@ -241,7 +245,7 @@ class Guard(Callback):
         for monitor in self.monitors:
             monitor.trigger_epoch()  # what was measured is in stats.json all the same
         if self.world.is_chief:
-            set_aside_after(step_of(good) if good else self.memory.good_step, self.directory or '')
+            self.set_aside_after(step_of(good) if good else self.memory.good_step)
         else:
             time.sleep(3)  # all ranks see it: one of them should say so
         if good is None:
@@ -250,29 +254,33 @@ class Guard(Callback):
         raise RunError('%s; the last checkpoint before that is %s. Go on from it with --resume %s, and with %s'
                        % (said, good, os.path.dirname(good), ', or '.join(advice)))
 
+    def set_aside_after(self, step: int) -> None:
+        """Rename the checkpoints that are newer, to overfitted-STEP, as the chief: --resume doesn't go on from them."""
+        directory = self.directory or ''
+        with errors_of_disk(directory):
+            for path in saved_checkpoints(directory):
+                if step_of(path) > step:
+                    for file in reversed(checkpoint_files(path)):  # the index first, which makes them a checkpoint
+                        other = os.path.basename(file).replace('model-', 'overfitted-', 1)
+                        os.rename(file, os.path.join(directory, other))
+
     def restore(self, said: str, good: str) -> None:
         """Go back to a checkpoint on all ranks, halve the attack's steps, and measure anew: one step is weaker now."""
         self.memory = Memory(self.memory.step_factor / 2, good_step=self.global_step)
         if self.world.is_chief:
             load_variables(self.trainer.sess, self.good_values)
             self.good_values = {}
-            set_aside_after(step_of(good), self.directory or '')
+            self.set_aside_after(step_of(good))
             if self.saver is not None:
                 self.saver.count_saved()
             self.warn('%s. Going back to the weights of %s; the attack\'s steps are %g times as long as at the '
                       'beginning from now on' % (said, good, self.memory.step_factor))
         self.trainer.broadcast(None)
         self.remember()  # before it measures, with steps of half the length
-        self.memory.begin_with(self.measure())
-        self.remember()
-
-
-def set_aside_after(step: int, directory: str) -> None:
-    """Rename the checkpoints that are newer, to overfitted-STEP: --resume doesn't go on from them."""
-    for path in saved_checkpoints(directory):
-        if step_of(path) > step:
-            for file in reversed(checkpoint_files(path)):  # the index first, which makes them a checkpoint
-                os.rename(file, os.path.join(directory, os.path.basename(file).replace('model-', 'overfitted-', 1)))
+        measured = self.measure()
+        if measured is not None:
+            self.memory.begin_with(measured)
+            self.remember()
 
 
 def read_variables(path: str, but: Sequence[str]) -> Dict[str, np.ndarray]:

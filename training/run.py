@@ -103,7 +103,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
     callbacks: List[Callback] = [
         position, RecordedDenoising(checkpoint.denoising_record(inputs.network)),
         ScheduledLearningRate(plan.schedule, start.offset),
-        LossGuard(inputs.network.num_classes, world.rank, directory, method.largest_loss), stopper]
+        LossGuard(inputs.network.num_classes, world.rank, directory, method.largest_loss)]
     averages = None
     if options.ema is not None:
         averages = Averages(options.ema, inputs.network.variable_shapes(), begin=plan.averages_begin)
@@ -116,6 +116,7 @@ def train(options: argparse.Namespace, inputs: Inputs, plan: Plan, world: World,
         step_factor = attack_step_factor(method.attack_name())
     if is_guarded(options):
         callbacks.append(guard_of(options, inputs, plan, world, step_factor, stopper, monitors))
+    callbacks.append(stopper)  # it ends what a signal kept the guard from measuring, before the epoch's first step
     if world.is_chief:
         callbacks += [stopper.saver, Progress(start, total_batch=total_batch, max_epoch=options.max_epoch,
                                               micro_batches=options.accumulate, targeted=method.targeted,
