@@ -20,10 +20,11 @@ from attacks.table import address_of
 from kernels.mode import native_mode
 from kernels.prepared import prepared_weights
 from nets import DTYPES, Network, find_network
+from runtime.arguments import check_sizes, checked_cotangents, checked_images, checked_indices, checked_labels
 from runtime.errors import InputError
 from runtime.hardware import has_gpu, session_config, warn_of_cost
 from runtime.own_code import load_code
-from runtime.pixels import LARGEST_IMAGE, PIXEL, mistaken_attack, mistaken_images, unscale_pixels
+from runtime.pixels import PIXEL, mistaken_attack, mistaken_images, unscale_pixels
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +79,6 @@ def check_dtype(dtype: str) -> None:
                                                     ', for which CPUs have no kernels' * (dtype == 'float16')))
 
 
-def check_sizes(image_size: int, batch: int) -> None:
-    """Raise InputError where these are no whole numbers, or out of range."""
-    for name, value, largest in (('image_size', image_size, LARGEST_IMAGE), ('batch', batch, 2 ** 31 - 1)):
-        if not isinstance(value, (int, np.integer)) or not 1 <= value <= largest:
-            raise InputError('%s is a whole number from 1 to %d, not %r' % (name, largest, value))
-
-
 class Classifier:
     """Made by `load_classifier`. Images are (N, image_size, image_size, 3), BGR, uint8 or float, in [0, 255]."""
 
@@ -125,7 +119,7 @@ class Classifier:
         """Return the (N,) int32 predictions of images, -1 where logits are no numbers, and whether (N,) labels are in
         the top 5."""
         images = self._checked(images)
-        feed = {self._tower.image: images, self._tower.label: self._checked_labels(labels, len(images))}
+        feed = {self._tower.image: images, self._tower.label: self._labels(labels, len(images))}
         prediction, in_top5 = self._pass([self._tower.prediction, self._tower.in_top5], feed)
         return prediction, in_top5
 
@@ -133,7 +127,7 @@ class Classifier:
         """Compute d CE(f(x), label) / d x of each image, x in [0, 255]: float32 like `images`."""
         images = self._checked(images)
         return self._pass([self._gradient], {self._tower.image: images,
-                                             self._tower.label: self._checked_labels(labels, len(images))})[0]
+                                             self._tower.label: self._labels(labels, len(images))})[0]
 
     def vjp(self, images: np.ndarray, cotangents: np.ndarray) -> np.ndarray:
         """Compute d sum(v * logits) / d x of each image, x in [0, 255] and v its cotangent: float32 like `images`.
@@ -145,8 +139,8 @@ class Classifier:
             ValueError: an argument is not as above.
         """
         images = self._checked(images)
-        return self._pass([self._vjp], {self._tower.image: images,
-                                        self._cotangent: self._checked_cotangents(cotangents, len(images))})[0]
+        cotangents = checked_cotangents(cotangents, len(images), self.network.num_classes)
+        return self._pass([self._vjp], {self._tower.image: images, self._cotangent: cotangents})[0]
 
     def pgd(self, images: np.ndarray, labels: np.ndarray, targets: Optional[np.ndarray] = None, steps: int = 10,
             epsilon: float = 16., step_size: float = 1., start_from_noise: bool = True,
@@ -178,7 +172,7 @@ class Classifier:
             ValueError: an argument is not as above.
         """
         images = self._checked(images)
-        labels = self._checked_labels(labels, len(images))
+        labels = self._labels(labels, len(images))
         if not isinstance(steps, (int, np.integer)):
             raise ValueError('steps is a whole number, not %r' % (steps,))
         if not (steps >= 0 and 0 <= epsilon < np.inf and 0 <= step_size < np.inf):
@@ -188,7 +182,7 @@ class Classifier:
         if goal == 'untargeted' and targets is not None:
             raise ValueError('an untargeted attack has no targets: leave them out, or give goal=\'targeted\'')
         self._require_open()
-        targets = None if targets is None else self._checked_labels(targets, len(images))
+        targets = None if targets is None else self._labels(targets, len(images))
         if targets is not None and (targets == labels).any():
             self._warn_once('targets', 'some images\' targets are their labels: attacked towards these, any network is '
                             'robust')
@@ -275,44 +269,10 @@ class Classifier:
             log.warning('%s', text)
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
-        images = np.asarray(images)
-        if images.dtype.kind not in 'uif':
-            raise ValueError('images are numbers, uint8 or float, not %s' % images.dtype)
-        if images.ndim != 4 or images.shape[1:] != (self.image_size, self.image_size, 3):
-            raise ValueError('images have the shape %s, not (N, %d, %d, 3)'
-                             % (images.shape, self.image_size, self.image_size))
-        mistakes = mistaken_images(images)
-        images = images.astype(np.float32)
-        if images.size and not (images.min() >= 0 and images.max() <= 255):
-            raise ValueError('images are in [0, 255]; these go from %s to %s' % (images.min(), images.max()))
-        for mistake in mistakes:
+        checked = checked_images(images, self.image_size)
+        for mistake in mistaken_images(np.asarray(images)):
             self._warn_once('images', mistake)
-        return images
+        return checked
 
-    def _checked_labels(self, labels: np.ndarray, count: int) -> np.ndarray:
-        labels = np.asarray(labels)
-        if labels.shape != (count,) or not np.issubdtype(labels.dtype, np.integer):
-            raise ValueError('labels are %d integers, not %s of shape %s' % (count, labels.dtype, labels.shape))
-        if count and not (labels.min() >= 0 and labels.max() < self.network.num_classes):
-            raise ValueError('labels are in 0..%d' % (self.network.num_classes - 1))
-        return labels.astype(np.int32)
-
-    def _checked_cotangents(self, cotangents: np.ndarray, count: int) -> np.ndarray:
-        cotangents = np.asarray(cotangents)
-        shape = (count, self.network.num_classes)
-        if cotangents.shape != shape or cotangents.dtype.kind not in 'fiu':
-            raise ValueError('cotangents are numbers of shape %s, not %s of shape %s'
-                             % (shape, cotangents.dtype, cotangents.shape))
-        with np.errstate(over='ignore'):
-            cotangents = cotangents.astype(np.float32)
-        if not np.isfinite(cotangents).all():
-            raise ValueError('cotangents are finite numbers of float32; some of these are not')
-        return cotangents
-
-
-def checked_indices(indices: Optional[np.ndarray], count: int) -> np.ndarray:
-    """Return indices as (count,) int64, which by default are 0, 1, ... Raises ValueError for others."""
-    checked = np.arange(count) if indices is None else np.asarray(indices)
-    if checked.shape != (count,) or checked.size and not (checked.dtype.kind in 'iu' and checked.min() >= 0):
-        raise ValueError('indices are %d whole numbers from 0 on' % count)
-    return checked.astype(np.int64)
+    def _labels(self, labels: np.ndarray, count: int) -> np.ndarray:
+        return checked_labels(labels, count, self.network.num_classes)
