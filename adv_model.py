@@ -58,7 +58,6 @@ def is_target(logits: tf.Tensor, target: tf.Tensor) -> tf.Tensor:
     return tf.logical_and(tf.equal(most_likely(logits), target), target >= 0)
 
 
-
 # --- towers ----------------------------------------------------------------------------------------------------------
 
 def adversarial_logits(network: Network, attacker: Attacker, image: tf.Tensor, label: tf.Tensor, *, attack_mode: Mode,

@@ -4,12 +4,13 @@ from typing import Optional
 import numpy as np
 
 from runtime.errors import InputError
+from runtime.flag_values import LARGEST
 from runtime.pixels import LARGEST_IMAGE
 
 
 def check_sizes(image_size: int, batch: int) -> None:
     """Raise InputError where these are no whole numbers, or out of range."""
-    for name, value, largest in (('image_size', image_size, LARGEST_IMAGE), ('batch', batch, 2 ** 31 - 1)):
+    for name, value, largest in (('image_size', image_size, LARGEST_IMAGE), ('batch', batch, LARGEST)):
         if not isinstance(value, (int, np.integer)) or not 1 <= value <= largest:
             raise InputError('%s is a whole number from 1 to %d, not %r' % (name, largest, value))
 

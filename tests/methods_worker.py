@@ -174,10 +174,9 @@ def run(folder, world, name, flags, epochs=1, steps=2, restore=None, rate=0.1, o
     strength = Strength(options.attack_iter[0], options.attack_epsilon[0], options.attack_step_size)
     inputs = Inputs(TinyNetwork(dies_in), [], None, first_weights(), strength, method)
     path = os.path.join(folder, restore) if restore else None
-    known = remembered(path, method.attack_name()) if path else Remembered()
     plan = Plan(start_after(path, steps) if path else Start(steps), Constant(rate, BATCH, steps), catch_up=False,
                 averages_begin=not (path and has_averages(path)),
-                remembered=known)
+                remembered=remembered(path, method.attack_name()) if path else Remembered())
     stopper = StopOnSignal(world)
     if signalled:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -56,7 +56,6 @@ def test_variables_of_the_small_networks(arch):
     assert Network(arch, 14, 7).variable_shapes() == helpers.expected_shapes(arch, 14, 7)
 
 
-@slow
 def test_whoever_gets_the_list_of_variables_may_change_it():
     network = Network('ResNetDenoise', 14, 7)
     shapes = network.variable_shapes()
@@ -66,6 +65,7 @@ def test_whoever_gets_the_list_of_variables_may_change_it():
     assert network._replace(num_classes=8).variable_shapes()['linear/b'] == (8,)
 
 
+@slow
 @pytest.mark.parametrize('depth', [50, 101, 152])
 @pytest.mark.parametrize('arch', ARCHITECTURES)
 def test_variables_of_the_published_networks(arch, depth):

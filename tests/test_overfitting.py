@@ -44,15 +44,12 @@ def test_the_smallest_distance_counts():
     assert (memory.distance, memory.good_step) == (pytest.approx(0.05), 300)
 
 
-@pytest.mark.parametrize('before', [0.05, NOT_MEASURED])
-@pytest.mark.parametrize('errors, distance', [
-    (Errors(0.1, 0.3), 0.2),
-    (Errors(0.1, 0.9), 0.05)])  # it has overfitted already
+@pytest.mark.parametrize('before, errors, distance', [
+    (0.05, Errors(0.1, 0.3), 0.2), (0.05, Errors(0.1, 0.9), 0.05),  # it has overfitted already
+    (NOT_MEASURED, Errors(0.1, 0.3), 0.2), (NOT_MEASURED, Errors(0.1, 0.9), 0.8)])
 def test_of_another_attack_the_distance_is_measured_anew(before, errors, distance):
     memory = Memory(distance=before)
     memory.begin_with(errors)
-    if before == NOT_MEASURED:
-        distance = errors.distance
     assert memory.distance == pytest.approx(distance)
 
 

@@ -90,8 +90,10 @@ def make_plan(options: argparse.Namespace, inputs: Inputs, world: World) -> Plan
                                if world.is_chief else None)
     if prepared:
         start = prepared
-        averages_begin = not (start.checkpoint and has_averages(start.checkpoint))
         if start.checkpoint:
+            averages_begin = not has_averages(start.checkpoint)
+            if options.ema is None and not averages_begin:
+                logger.info('without --ema, the averages that %s has end here' % start.checkpoint)
             known = remembered(start.checkpoint, inputs.method.attack_name())
             if known.text:
                 logger.info(known.text)
@@ -127,8 +129,6 @@ def prepare_chief(options: argparse.Namespace, inputs: Inputs, ranks: int, steps
         name = log_name_of(options, ranks)
         if not name.fits(directory):  # --resume DIR
             logger.info('this directory keeps its name; that of these flags would be %s' % name.path())
-        if options.ema is None and has_averages(start.checkpoint):
-            logger.info('without --ema, the averages that %s has end here' % start.checkpoint)
     elif resumes:
         logger.info('--resume: there is no checkpoint yet in %s; the training begins anew' % directory)
     return start

@@ -103,7 +103,7 @@ class Saver(ModelSaver):
 
     def _before_train(self) -> None:
         self.count_saved()
-        if any(step_of(path) == self.global_step for path in saved_checkpoints(self.checkpoint_dir)):
+        if any(step_of(path) == self.global_step for path in self.saver.last_checkpoints):
             self.saved_step = self.global_step  # the one that it goes on from
         for part in glob.glob(os.path.join(glob.escape(self.checkpoint_dir), 'model-*.tempstate*')):
             os.unlink(part)  # of a save that was cut off

@@ -27,6 +27,8 @@ from training.methods import GUARD_STEPS
 # In checkpoints: times which the attack's steps are; the smallest distance; the step of the last good checkpoint
 STEP_FACTOR = 'training/attack_step_factor'
 DISTANCE, GOOD_STEP = 'training/overfitting/distance', 'training/overfitting/good_step'
+# What stays as it is when a checkpoint is gone back to
+NOT_RESTORED = (STEP_FACTOR, DISTANCE, GOOD_STEP, 'global_step', 'learning_rate', *OWN_OF_A_TRAINING)
 LEAP = 0.3  # by how much the errors' distance may be above its smallest: where epochs are short, it grows over several
 IMAGES = 256  # that are attacked, on all ranks together; the errors' standard deviation is 3 points or less
 LEAST_FACTOR = 1 / 8  # where an eighth of the step overfits as well, less is hardly an attack
@@ -134,7 +136,6 @@ class Guard(Callback):
         self.step_factor, self.attack_changed = step_factor, not same_attack
         self.directory, self.saver, self.monitors, self.stopped, self.warn = directory, saver, monitors, stopped, warn
         self.batches: List[List[np.ndarray]] = []
-        self.good_values: Dict[str, np.ndarray] = {}  # of the last good checkpoint, while it is restored
         self.warned = False
         self.num_batches = math.ceil(IMAGES / (batch * world.size))
 
@@ -178,11 +179,15 @@ class Guard(Callback):
         if not self.batches:  # a training that only makes up for an evaluation needs no data
             self.batches = [self.trainer.draw() for _ in range(self.num_batches)]
         if self.attack_changed or self.memory.distance == NOT_MEASURED:
-            errors = self.measure()
-            if errors is not None:
-                self.memory.begin_with(errors)
-                self.attack_changed = False
-                self.remember()
+            self.measure_anew()
+
+    def measure_anew(self) -> None:
+        """Measure and remember how far apart the errors are at first under this attack, unless the training ends."""
+        errors = self.measure()
+        if errors is not None:
+            self.memory.begin_with(errors)
+            self.attack_changed = False
+            self.remember()
 
     def measure(self) -> Optional[Errors]:
         """Return the errors on all ranks' images; None when the training ends."""
@@ -222,22 +227,17 @@ class Guard(Callback):
             self.warned = True
             return
         good = self.world.from_chief(self.world.patiently(
-            lambda: self.find_good() if self.world.is_chief else None))
+            lambda: self.last_good() if self.world.is_chief else None))
         if self.action == 'restore' and self.memory.step_factor <= LEAST_FACTOR:  # another step would be longer
             self.end('%s, with %g of the attack\'s step' % (said, self.memory.step_factor), good, self.advice[-1:])
         if self.action == 'stop' or good is None:
             self.end(said, good, self.advice)
         self.restore(said, good)
 
-    def find_good(self) -> Optional[str]:
-        """Return the newest complete checkpoint of before the epoch, as the chief, and read it where it will be
-        restored; None where there is none."""
-        good = next((path for path in saved_checkpoints(self.directory or '')
+    def last_good(self) -> Optional[str]:
+        """Return the newest complete checkpoint of before the epoch, as the chief; None where there is none."""
+        return next((path for path in saved_checkpoints(self.directory or '')
                      if step_of(path) <= self.memory.good_step and damage(path) is None), None)
-        if good and self.action == 'restore' and self.memory.step_factor > LEAST_FACTOR:
-            self.good_values = read_variables(good, but=(STEP_FACTOR, DISTANCE, GOOD_STEP, 'global_step',
-                                                         'learning_rate', *OWN_OF_A_TRAINING))
-        return good
 
     def end(self, said: str, good: Optional[str], advice: Sequence[str]) -> None:
         """End the training by a RunError, on all ranks, that says how to go on; the epoch's checkpoints get another
@@ -267,9 +267,9 @@ class Guard(Callback):
     def restore(self, said: str, good: str) -> None:
         """Go back to a checkpoint on all ranks, halve the attack's steps, and measure anew: one step is weaker now."""
         self.memory = Memory(self.memory.step_factor / 2, good_step=self.global_step)
+        values = self.world.patiently(lambda: read_variables(good, but=NOT_RESTORED) if self.world.is_chief else {})
         if self.world.is_chief:
-            load_variables(self.trainer.sess, self.good_values)
-            self.good_values = {}
+            load_variables(self.trainer.sess, values)
             self.set_aside_after(step_of(good))
             if self.saver is not None:
                 self.saver.count_saved()
@@ -277,10 +277,7 @@ class Guard(Callback):
                       'beginning from now on' % (said, good, self.memory.step_factor))
         self.trainer.broadcast(None)
         self.remember()  # before it measures, with steps of half the length
-        measured = self.measure()
-        if measured is not None:
-            self.memory.begin_with(measured)
-            self.remember()
+        self.measure_anew()
 
 
 def read_variables(path: str, but: Sequence[str]) -> Dict[str, np.ndarray]:
